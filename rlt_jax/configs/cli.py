@@ -1,0 +1,108 @@
+"""The command line: every field of a configuration is a flag, over the defaults of a preset or a file.
+
+A mistake ends in a `UserError` (values) or in tyro's own message and exit code 2 (spelling, types), never a traceback.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
+
+import tyro
+
+from rlt_jax.configs.check import check_config
+from rlt_jax.configs.files import load_config, load_settings, unknown_preset
+from rlt_jax.configs.presets import PRESETS, SUMMARIES
+from rlt_jax.configs.schema import TrainConfig
+from rlt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CommandLine(Generic[Config]):
+    config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """YAML file with the defaults of all flags below, such as the config.yaml of a run folder."""
+    print_config: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print the resolved configuration as YAML and exit."""
+    settings: Annotated[Config, tyro.conf.arg(name="")]  # no name: its flags have no prefix
+
+
+def parse_train_args(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
+    """The training run that a command line asks for, checked, and whether to print it instead of running it.
+
+    Defaults come from `--config FILE` or from `--preset NAME` (else tiny); every other flag replaces one value.
+
+    Args:
+      argv: arguments without the program's name.
+    Raises:
+      UserError: unknown preset, unusable file, inconsistent values.
+      SystemExit: code 2 with a message for an unknown flag or a value of the wrong type, 0 after `--help`.
+    """
+    preset, file = _defaults_from(argv)
+    if preset is not None and file is not None:
+        raise UserError(f"--preset {preset} and --config {file}: give one, a file names the preset it starts from")
+    if preset is not None and preset not in PRESETS:
+        raise UserError(unknown_preset(preset))
+    default = PRESETS["tiny"] if preset is None else PRESETS[preset]  # type: ignore[index]  # known since the line above
+    if file is not None:
+        default = load_config(file)
+    presets = "\n".join(f"  {name}: {summary}" for name, summary in SUMMARIES.items())
+    config, print_config = _parse(
+        TrainConfig,
+        argv,
+        prog="python -m rlt_jax.train",
+        description="Train a teacher with GRPO on the RLT reward (arXiv 2506.08388). The defaults shown are those of "
+        f"--preset or --config.\n\nPresets:\n{presets}",
+        default=default,
+    )
+    check_config(config)
+    return config, print_config
+
+
+def parse_command(
+    config_class: type[Config], argv: Sequence[str], *, prog: str, description: str
+) -> tuple[Config, bool]:
+    """The same front for a command without presets: its configuration, and whether to print it instead of running it.
+
+    Values are not checked against each other; that is the command's part.
+
+    Args:
+      config_class: a frozen dataclass; its fields are the flags, fields without a default are required.
+      argv: arguments without the program's name.
+      prog: the command as a user types it, such as `python -m rlt_jax.score`.
+      description: what it does, the first lines of `--help`.
+    Raises:
+      UserError: unusable `--config` file.
+      SystemExit: code 2 with a message for an unknown or missing flag or a value of the wrong type, 0 after `--help`.
+    """
+    _, file = _defaults_from(argv)
+    default = None if file is None else load_settings(file, config_class)
+    return _parse(config_class, argv, prog=prog, description=description, default=default)
+
+
+def _defaults_from(argv: Sequence[str]) -> tuple[str | None, str | None]:
+    """The values of --preset and --config, which must be known before tyro runs; all else is left to tyro."""
+    front = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    front.add_argument("--preset", nargs="?")  # without a value: tyro says what is missing
+    front.add_argument("--config", nargs="?")
+    known, _ = front.parse_known_args(list(argv))
+    return known.preset, known.config
+
+
+def _parse(
+    config_class: type[Config], argv: Sequence[str], *, prog: str, description: str, default: Config | None
+) -> tuple[Config, bool]:
+    line_class = _CommandLine[config_class]  # type: ignore[valid-type]  # the class is known only at run time
+    no_default = tyro.MISSING_NONPROP  # then the class's own defaults hold, and the rest is required
+    line = tyro.cli(
+        line_class,
+        args=list(argv),
+        prog=prog,
+        description=description,
+        default=no_default if default is None else _CommandLine(settings=default),
+    )
+    return line.settings, line.print_config

@@ -1,0 +1,236 @@
+"""Configurations as YAML files, read strictly: every key must exist and every value must have its field's type.
+
+The scalars are those of YAML 1.2, so that `1e-6` is a number and `no` a word; PyYAML alone reads YAML 1.1, where they
+are not. Nothing in a file is evaluated.
+"""
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pydantic
+import yaml
+
+from rlt_jax.configs.presets import PRESETS
+from rlt_jax.configs.schema import TrainConfig
+from rlt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
+
+_SCALARS = [  # YAML 1.2, core schema: (tag, pattern, first characters)
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("tag:yaml.org,2002:int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    (
+        "tag:yaml.org,2002:float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+]
+
+_EXPECTED = {  # pydantic's words -> ours
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "a text",
+    "a valid boolean": "true or false",
+    "a valid array": "a list",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML 1.2 scalars, no alias, no key twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As the base class, but an alias is an error: a configuration that refers to itself has no end."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "an alias (`*name`): write its value out", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """As the base class, but a key that stands twice is an error: one of its values would be lost."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for i, key in enumerate(keys):
+            if key in keys[:i]:
+                mark = node.value[i][0].start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Equal values are written out each time: `&id001` means nothing to a reader."""
+        return True
+
+
+for _class in (_Loader, _Dumper):
+    _class.yaml_implicit_resolvers = {}  # without YAML 1.1's
+    for _tag, _pattern, _first in _SCALARS:
+        _class.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
+_Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, True))
+
+
+def config_yaml(config: "DataclassInstance") -> str:
+    """A configuration (a dataclass of this package) as YAML with every field, in the order of the schema."""
+    return yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def save_config(config: "DataclassInstance", path: str | Path) -> None:
+    """Write a configuration with every field to a YAML file; `load_config` gives back an equal one.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    try:
+        Path(path).write_text(config_yaml(config), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the configuration to {path} ({error.strerror}): choose another folder") from None
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Read a training run from a YAML file; what it leaves out comes from the preset that it names (else from tiny).
+
+    Raises:
+      UserError: no such file, not YAML, an unknown preset or key, a value of the wrong type.
+    """
+    values = read_yaml(path)
+    name = values.get("preset", "tiny")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise UserError(f"{path}: {unknown_preset(name)}")
+    return build(TrainConfig, values, source=str(path), base=PRESETS[name])
+
+
+def load_settings(path: str | Path, config_class: type[Config]) -> Config:
+    """Read a configuration of any class from a YAML file; what it leaves out has the class's default.
+
+    Raises:
+      UserError: no such file, not YAML, an unknown or missing key, a value of the wrong type.
+    """
+    return build(config_class, read_yaml(path), source=str(path))
+
+
+def unknown_preset(name: object) -> str:
+    """The message for a preset that does not exist."""
+    near = difflib.get_close_matches(str(name), PRESETS, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"preset={name}: no such preset: {hint}use one of {', '.join(PRESETS)}"
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping of keys to values in a YAML file.
+
+    Raises:
+      UserError: the file cannot be read, is not YAML, or holds something else than a mapping.
+    """
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # a subclass of SafeLoader
+    except OSError as error:
+        raise UserError(
+            f"cannot read the configuration file {path} ({error.strerror}): "
+            "expected a YAML file, such as the config.yaml of a run folder"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected YAML text in UTF-8, found another byte at {error.start}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: not YAML: {error.problem}") from None
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError) as error:
+        # control characters, absurd nesting or numbers, a value that does not fit its explicit `!!tag`
+        raise UserError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        came = "nothing" if values is None else f"a {type(values).__name__}"
+        raise UserError(f"{path}: expected lines `key: value`, found {came}: see --print-config for an example")
+    return values
+
+
+def build(config_class: type[Config], values: Mapping[str, Any], *, source: str, base: Config | None = None) -> Config:
+    """A configuration from plain nested values, strictly typed; what they leave out comes from `base`, else the class.
+
+    Args:
+      source: where the values came from, for messages.
+    Raises:
+      UserError: all unknown keys, missing keys and values of the wrong type, one per line.
+    """
+    problems = list(_unknown_keys(config_class, values))
+    defaults = _class_defaults(config_class) if base is None else dataclasses.asdict(base)
+    merged = _merged(defaults, values)
+    try:
+        config = pydantic.TypeAdapter(config_class).validate_json(json.dumps(merged, default=_no_json), strict=True)
+    except pydantic.ValidationError as error:
+        problems += map(_explain, error.errors(include_url=False))
+    if problems:
+        raise UserError("\n".join(f"{source}: {problem}" for problem in problems))
+    return config
+
+
+def type_problems(config: "DataclassInstance") -> list[str]:
+    """Fields of a configuration whose values are not of the field's type; a dataclass itself does not look."""
+    text = json.dumps(dataclasses.asdict(config), default=_no_json)
+    try:
+        pydantic.TypeAdapter(type(config)).validate_json(text, strict=True)
+    except pydantic.ValidationError as error:
+        return [_explain(problem) for problem in error.errors(include_url=False)]
+    return []
+
+
+def _class_defaults(config_class: "type[DataclassInstance]") -> dict[str, Any]:
+    """Default values of a class, sections as a class sets them up and not as the section's own class would."""
+    values = {}
+    for field in dataclasses.fields(config_class):
+        if field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+    return {
+        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in values.items()
+    }
+
+
+def _merged(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    sections = {
+        key: _merged(base[key], value)
+        for key, value in values.items()
+        if isinstance(value, dict) and isinstance(base.get(key), dict)
+    }
+    return {**base, **values, **sections}
+
+
+def _unknown_keys(
+    config_class: "type[DataclassInstance]", values: Mapping[str, Any], section: str = ""
+) -> Iterator[str]:
+    fields = {field.name: field.type for field in dataclasses.fields(config_class)}
+    for key, value in values.items():
+        kind = fields.get(key)
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {section}{near[0]}?" if near else "--help lists all fields"
+            yield f"{section}{key}: no such field: {hint}"
+        elif isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            yield from _unknown_keys(kind, value, f"{section}{key}.")
+
+
+def _explain(error: Any) -> str:
+    """One pydantic error in this project's words."""
+    where = ".".join(map(str, error["loc"]))
+    if error["type"] == "missing":
+        return f"{where}: missing: give it a value"
+    if error["type"] == "dataclass_type":
+        return f"{where}: expected a section (indented lines `key: value`), came {error['input']!r}"
+    expected = error["msg"].removeprefix("Input should be ")
+    expected = _EXPECTED.get(expected, expected)
+    return f"{where}={error['input']!r}: expected {expected}"
+
+
+def _no_json(value: object) -> list[str]:
+    """Stand-in for a value that no field can have (a Path, an array): a list, which its field's type refuses."""
+    return [repr(value)]

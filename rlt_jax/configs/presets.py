@@ -1,0 +1,182 @@
+"""Ready-made runs. `python -m rlt_jax.train --preset NAME` starts one; any flag after it changes a value.
+
+The mono presets are full-parameter 7B runs for one card of the named memory, `paper` is the run of the RLT paper
+(arXiv 2506.08388), `tiny` shows on two CPU cores that everything works. Shared by all but `tiny`: the defaults of
+`schema.py` (AdamW at 1e-6, KL weight 0.04, temperature 0.7, bf16, 125 steps, a checkpoint every 25) and the paper's
+models, data and reward weights.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from rlt_jax.configs.schema import DataConfig, LogConfig, LossConfig, PresetName, SamplerConfig, TrainConfig
+
+_TINY_ASSETS = Path(__file__).resolve().parents[1] / "assets" / "tiny"
+
+TINY = TrainConfig(
+    preset="tiny",
+    teacher=str(_TINY_ASSETS / "teacher"),
+    student=str(_TINY_ASSETS / "student"),
+    output_dir="runs/tiny",
+    dtype="float32",
+    max_steps=40,
+    train_batch_size=64,
+    per_device_train_batch_size=32,
+    num_generations=8,
+    score_batch_size=64,
+    max_prompt_length=96,
+    max_completion_length=64,
+    temperature=1.0,
+    learning_rate=3e-4,
+    save_steps=20,
+    eval_steps=20,
+    data=DataConfig(
+        path=str(_TINY_ASSETS / "train.jsonl"),
+        eval_path=str(_TINY_ASSETS / "eval.jsonl"),
+        eval_rows=64,
+        teacher_prompt_file=str(_TINY_ASSETS / "teacher_prompt.txt"),
+    ),
+    sampler=SamplerConfig(max_batch=64),
+    loss=LossConfig(remat=False),
+    log=LogConfig(sample_probability=0.1),
+)
+"""Two small checkpoints that come with the package, on synthetic arithmetic.
+
+    python -m rlt_jax.train --preset tiny
+
+Hardware: two CPU cores. Time, memory, expected numbers: not measured yet.
+"""
+
+MONO85 = TrainConfig(
+    preset="mono85",
+    teacher="Qwen/Qwen2.5-7B-Instruct",
+    student="bespokelabs/Bespoke-Stratos-7B",
+    output_dir="runs/mono85",
+    train_batch_size=96,
+    per_device_train_batch_size=3,
+    num_generations=24,
+    generation_aggregation_steps=3,
+    score_batch_size=3,
+    max_prompt_length=6144,
+    max_completion_length=6144,
+    eval_steps=25,
+    budget_gb=85.0,
+    planned_gb=77.0,
+    vllm_gpu_memory_utilization=0.55,
+    data=DataConfig(path="bespokelabs/Bespoke-Stratos-17k", eval_rows=32),
+)
+"""A 7B teacher on one 80 GiB card (85 GB): 96 completions of up to 6144 tokens per step, 24 per question.
+
+    python -m rlt_jax.train --preset mono85 --teacher FOLDER
+
+FOLDER is the teacher after its supervised warm-up; without the flag it is the plain Qwen2.5-7B-Instruct.
+The last 32 rows are held out for evaluation. Hardware: meant for one A100 or H100 80 GB. Hours, memory, expected
+numbers: not measured yet.
+"""
+
+MONO85_FALLBACK = replace(
+    MONO85,
+    preset="mono85_fallback",
+    output_dir="runs/mono85_fallback",
+    train_batch_size=64,
+    per_device_train_batch_size=2,
+    num_generations=16,
+    score_batch_size=2,
+    max_prompt_length=4096,
+    max_completion_length=6144,
+    planned_gb=None,
+    vllm_gpu_memory_utilization=0.5,
+)
+"""mono85 for a card on which that does not fit: shorter prompts, smaller batches and groups. No planned use is set.
+
+    python -m rlt_jax.train --preset mono85_fallback --teacher FOLDER
+
+Hardware: meant for one A100 or H100 80 GB. Hours, memory, expected numbers: not measured yet.
+"""
+
+MONO_BASIC = replace(
+    MONO85,
+    preset="mono_basic",
+    output_dir="runs/mono_basic",
+    train_batch_size=32,
+    num_generations=8,
+    max_prompt_length=2048,
+    max_completion_length=2048,
+    budget_gb=40.0,
+    planned_gb=None,
+    vllm_gpu_memory_utilization=0.7,
+)
+"""The smallest 7B run, for a first look: 32 completions of up to 2048 tokens per step, 40 GB. No planned use is set.
+
+    python -m rlt_jax.train --preset mono_basic --teacher FOLDER
+
+Rows whose question and solution do not fit are skipped and counted. Hardware: meant for one 40 GB card. Hours,
+memory, expected numbers: not measured yet.
+"""
+
+MONO96 = replace(
+    MONO85,
+    preset="mono96",
+    output_dir="runs/mono96",
+    train_batch_size=128,
+    per_device_train_batch_size=4,
+    num_generations=32,
+    generation_aggregation_steps=4,
+    score_batch_size=4,
+    max_prompt_length=8192,
+    max_completion_length=8192,
+    budget_gb=96.0,
+    planned_gb=89.0,
+    vllm_gpu_memory_utilization=0.6,
+)
+"""A 7B teacher on one 96 GB card: 128 completions of up to 8192 tokens per step, 32 per question.
+
+    python -m rlt_jax.train --preset mono96 --teacher FOLDER
+
+Hardware: meant for one GH200 96 GB. Hours, memory, expected numbers: not measured yet.
+"""
+
+PAPER = replace(
+    MONO85,
+    preset="paper",
+    output_dir="runs/paper",
+    train_batch_size=1024,
+    per_device_train_batch_size=1,
+    num_generations=64,
+    generation_aggregation_steps=256,
+    score_batch_size=1,
+    max_prompt_length=16384,
+    max_completion_length=16384,
+    eval_steps=0,
+    budget_gb=640.0,
+    planned_gb=None,
+    data=replace(MONO85.data, eval_rows=0),
+    sampler=replace(MONO85.sampler, max_batch=8),
+)
+"""The paper's run: 1024 completions of up to 16384 tokens per step, 64 per question. Nothing is held out.
+
+    python -m rlt_jax.train --preset paper --teacher FOLDER
+
+Hardware: 8 cards of 80 GB (640 GB in all). Hours, memory: not measured yet. The paper's numbers after distilling a 7B
+student on this teacher's traces: AIME24 23.3, MATH500 82.8, GPQA-D 42.4; Bespoke-Stratos-7B has 20.0, 82.0, 37.8.
+"""
+
+PRESETS: dict[PresetName, TrainConfig] = {
+    "tiny": TINY,
+    "mono_basic": MONO_BASIC,
+    "mono85": MONO85,
+    "mono85_fallback": MONO85_FALLBACK,
+    "mono96": MONO96,
+    "paper": PAPER,
+}
+"""Preset name -> the run it stands for."""
+
+SUMMARIES: dict[PresetName, str] = {
+    "tiny": "small models that come with the package, on two CPU cores: see it work",
+    "mono_basic": "7B teacher on one 40 GB card, completions of up to 2048 tokens",
+    "mono85": "7B teacher on one 80 GiB card (85 GB), up to 6144 tokens",
+    "mono85_fallback": "mono85 with smaller batches and shorter prompts, where that does not fit",
+    "mono96": "7B teacher on one 96 GB card, up to 8192 tokens",
+    "paper": "the paper's run on 8 cards of 80 GB, up to 16384 tokens",
+}
+"""Preset name -> one line for `--help`."""

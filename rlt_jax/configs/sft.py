@@ -1,0 +1,109 @@
+"""What supervised fine-tuning can be told. Defaults are the paper's warm-up of the teacher."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rlt_jax.configs.check import data_problems, optimizer_problems
+from rlt_jax.configs.files import type_problems
+from rlt_jax.configs.schema import CheckpointConfig, DataConfig, LogConfig, OptimizerConfig
+from rlt_jax.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """One supervised run: of a teacher (it writes the explanation), or of a student (thought and solution)."""
+
+    target: Literal["teacher", "student"] = "teacher"
+    """Which texts to train on: teacher: explanation after question and solution; student: thought and solution."""
+    student_gap: Literal["as-row", "blank-line"] = "as-row"
+    """Between a student's thought and solution: as-row follows the row as the original does, a blank line where its
+    solution is padded with one, else nothing; blank-line is what the student reads when it scores explanations."""
+    model: str
+    """Model to train: a local Hugging Face folder or a hub name."""
+    output_dir: str
+    """Run folder: resolved configuration, metrics, logs, checkpoints, exported model."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """auto: continue if the folder has a checkpoint; never: refuse a folder with files; must: refuse to start anew."""
+    seed: int = 42
+    """Seed of the data order."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Number format of weights and activations; losses are float32."""
+    max_steps: int | None = None
+    """Gradient steps, steps. None: num_train_epochs of the data."""
+    num_train_epochs: int = 10
+    """Passes over the data when max_steps is not given, epochs."""
+    train_batch_size: int = 16
+    """Rows per gradient step."""
+    per_device_train_batch_size: int = 1
+    """Micro-batch: rows per forward and backward pass on a device. Changes memory, not results."""
+    max_length: int = 16384
+    """Longest example, tokens; longer ones are skipped and counted."""
+    learning_rate: float = 1e-5
+    """Peak learning rate of AdamW, per step."""
+    logging_steps: int = 1
+    """Steps between two lines of metrics, steps."""
+    save_steps: int = 0
+    """Steps between two checkpoints, steps. 0: only at the end."""
+    eval_steps: int = 0
+    """Steps between two measurements of the held-out loss, steps. 0: none."""
+    logprob_chunk: int = 1024
+    """Tokens whose logits over the vocabulary are held at once, tokens. Changes memory, not results."""
+    remat: bool = True
+    """Recompute each layer in the backward pass: about a third more compute for far less memory."""
+    data: DataConfig
+    """Rows to train and evaluate on; each needs a reasoning_trace."""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            adam_beta2=0.95, weight_decay=1e-4, lr_scheduler="cosine", warmup_ratio=0.05
+        )
+    )
+    """AdamW and its schedule; the peak rate is --learning-rate."""
+    log: LogConfig = LogConfig()
+    """What the run writes besides metrics.jsonl and logs/training.log."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """What is kept of the run."""
+
+
+def check_sft_config(config: SftConfig) -> None:
+    """Stop if the run cannot be what the user wants.
+
+    Raises:
+      UserError: every inconsistency, one per line: what was expected, what came, what to do.
+    """
+    problems = type_problems(config)
+    if not problems:
+        problems = [
+            *_sft_problems(config),
+            *data_problems(config.data, eval_steps=config.eval_steps),
+            *optimizer_problems(config.optimizer, learning_rate=config.learning_rate),
+        ]
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _sft_problems(config: SftConfig) -> Iterator[str]:
+    positive = {
+        "max_steps": 1 if config.max_steps is None else config.max_steps,
+        "num_train_epochs": config.num_train_epochs,
+        "train_batch_size": config.train_batch_size,
+        "per_device_train_batch_size": config.per_device_train_batch_size,
+        "max_length": config.max_length,
+        "logging_steps": config.logging_steps,
+        "logprob_chunk": config.logprob_chunk,
+        "checkpoint.keep": config.checkpoint.keep,
+    }
+    for name, count in positive.items():
+        if count < 1:
+            yield f"{name}={count}: expected a positive whole number"
+    for name, count in {"save_steps": config.save_steps, "eval_steps": config.eval_steps}.items():
+        if count < 0:
+            yield f"{name}={count}: expected a positive whole number, or 0 for none"
+    if config.per_device_train_batch_size > config.train_batch_size >= 1:
+        yield (
+            f"per_device_train_batch_size={config.per_device_train_batch_size} is more than "
+            f"train_batch_size={config.train_batch_size}: a micro-batch is a part of the batch, "
+            f"use {config.train_batch_size} or less"
+        )
+    if not 0 <= config.seed < 2**31:
+        yield f"seed={config.seed}: expected a whole number from 0 to {2**31 - 1}"

@@ -1,0 +1,78 @@
+"""Text to token ids, with or without character offsets, and token ids to the bytes they stand for.
+
+Nothing here adds special tokens: the chat template has already written every token that belongs into the text.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def encode(tokenizer: "PreTrainedTokenizerFast", text: str) -> np.ndarray:
+    """Token ids of `text`, i32[T]."""
+    return encode_batch(tokenizer, [text])[0]
+
+
+def encode_batch(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of each text, i32[T_i]; one call of the tokenizer, which spreads it over the cores."""
+    if not texts:
+        return []
+    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+    return [np.asarray(ids, np.int32) for ids in encoded["input_ids"]]
+
+
+def encode_with_offsets(tokenizer: "PreTrainedTokenizerFast", text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids i32[T] and the characters [start, end) each token touches, i64[T, 2].
+
+    The tokens of a character that is split over several all carry that character's range.
+    """
+    encoded = tokenizer(
+        text, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
+    )
+    return np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+
+
+def ids_to_bytes(tokenizer: "PreTrainedTokenizerFast", ids: Iterable[int]) -> list[bytes]:
+    """The UTF-8 bytes of each token; an id outside the vocabulary (a padded embedding row) has none.
+
+    Raises:
+      UserError: the vocabulary is not byte-level BPE.
+    """
+    table = _token_bytes(tokenizer)
+    return [table[i] if i < len(table) else b"" for i in map(int, ids)]
+
+
+@lru_cache(maxsize=8)
+def _token_bytes(tokenizer: "PreTrainedTokenizerFast") -> tuple[bytes, ...]:
+    """Bytes of every id of the vocabulary. Added tokens stand for their own text, all others are byte-level."""
+    byte_of = _byte_of_char()
+    added = {i: token.content.encode() for i, token in tokenizer.added_tokens_decoder.items()}
+    vocab = tokenizer.get_vocab()
+    table = [b""] * (max(vocab.values()) + 1)
+    for token, i in vocab.items():
+        if i in added:
+            table[i] = added[i]
+            continue
+        try:
+            table[i] = bytes(byte_of[char] for char in token)
+        except KeyError:
+            raise UserError(
+                f"expected a byte-level BPE tokenizer (as Qwen's), but its token {i} is {token!r}: "
+                "use a model with such a tokenizer"
+            ) from None
+    return tuple(table)
+
+
+def _byte_of_char() -> dict[str, int]:
+    """Inverse of the printable alphabet that byte-level BPE writes bytes in (GPT-2): the 68 unprintable bytes, in
+    order, stand at U+0100 and up."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(hidden)}

@@ -1,0 +1,63 @@
+"""Rows that already have an explanation, as text: what `rlt_jax.score` reads."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from rlt_jax.data.layout import Layout, teacher_prompt_text
+from rlt_jax.data.rows import BadRow, optional_text, read_rows, row_from
+from rlt_jax.data.spans import explanation_to_completion, score_row_from_text
+from rlt_jax.data.tags import Tags
+from rlt_jax.errors import UserError
+from rlt_jax.types import Row, ScoreRow
+
+
+@dataclass(frozen=True)
+class ExplainedRow:
+    """A row and the explanation somebody wrote for it, as a teacher's raw output after its prompt, tags and all."""
+
+    row: Row
+    completion: str
+
+
+def load_explained_rows(
+    source: str, tags: Tags, *, on_bad_row: Literal["skip", "stop"] = "skip"
+) -> tuple[tuple[ExplainedRow, ...], tuple[tuple[int, str], ...]]:
+    """Read rows with `completion` (raw output) or `explanation` (bare text, which is given its tags).
+
+    Returns:
+      The usable rows, and (row number, reason) of the others.
+    Raises:
+      UserError: nothing readable there, no usable row, or a bad row when `on_bad_row` is "stop".
+    """
+    return read_rows(source, partial(_explained, tags=tags), on_bad_row=on_bad_row)
+
+
+def explained_score_row(explained: ExplainedRow, layout: Layout) -> ScoreRow:
+    """Both sequences and the spans of a row (see `score_row_from_text`)."""
+    row = explained.row
+    return score_row_from_text(
+        teacher_prompt_text(row.question, row.solution, layout),
+        explained.completion,
+        question=row.question,
+        solution=row.solution,
+        layout=layout,
+        row_system=row.system,
+    )
+
+
+def _explained(number: int, raw: object, *, tags: Tags) -> ExplainedRow:
+    row = row_from(number, raw)
+    assert isinstance(raw, Mapping)  # row_from refuses all else
+    completion, explanation = optional_text(raw, "completion"), optional_text(raw, "explanation")
+    if completion is not None and explanation is not None:
+        raise BadRow("both completion and explanation: keep one")
+    if completion is not None:
+        return ExplainedRow(row, completion)
+    if explanation is None:
+        raise BadRow(f"neither completion nor explanation (columns: {', '.join(map(str, raw))})")
+    try:
+        return ExplainedRow(row, explanation_to_completion(explanation, tags))
+    except UserError as error:
+        raise BadRow(str(error)) from None

@@ -1,0 +1,28 @@
+"""A system prompt from a text file."""
+
+from pathlib import Path
+
+from rlt_jax.errors import UserError
+
+
+def read_prompt_file(path: str | Path) -> str:
+    """The file's text without the newlines at its end.
+
+    Raises:
+      UserError: the file is missing, unreadable, not UTF-8 or empty.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(
+            f"expected a prompt file at {path}, but it cannot be read ({error.strerror}): check the path"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"expected UTF-8 text in the prompt file {path}, but byte {error.start} is not: save it as UTF-8"
+        ) from None
+    if not text.strip():
+        raise UserError(
+            f"expected a prompt in {path}, but the file is empty: write one, or leave the flag out for the default"
+        )
+    return text.rstrip("\r\n")

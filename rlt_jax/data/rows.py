@@ -1,0 +1,183 @@
+"""Raw rows to `Row`s: Stratos conversations, or question / solution / reasoning_trace columns.
+
+Departures from the original:
+- `question` and `prompt` both name the question: the original reads `prompt` where its documentation says `question`.
+- A row that cannot be used is skipped with its number, a reason and a count, or stops the run: the original crashes on
+  it, or trains on nothing.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from rlt_jax.data.sources import Unreadable, read_source
+from rlt_jax.data.tags import BESPOKE, R1
+from rlt_jax.errors import UserError
+from rlt_jax.types import Row
+
+_log = logging.getLogger("rlt_jax")
+Parsed = TypeVar("Parsed")
+
+_SHOWN = 5  # row numbers, or reasons, in one message
+
+
+@dataclass(frozen=True)
+class LoadedRows:
+    """The usable rows of a data set, and why the others are not."""
+
+    rows: tuple[Row, ...]
+    skipped: tuple[tuple[int, str], ...]  # (row number, reason)
+
+
+class BadRow(Exception):
+    """Why a row cannot be used; details stand in brackets, so that reasons can be counted without them."""
+
+
+def load_rows(
+    source: str,
+    *,
+    split: str = "train",
+    on_bad_row: Literal["skip", "stop"] = "skip",
+    log: Callable[[str], None] = _log.warning,
+) -> LoadedRows:
+    """Read a data set: hub name, folder (saved by `datasets`, or with jsonl / json / parquet files), or such a file.
+
+    Rows are {"conversations": [user, assistant]} with tagged thought and solution, or {"question" (or "prompt"),
+    "solution", "reasoning_trace" (optional)}; both may carry "system", the student's prompt. Texts are kept exactly as
+    they stand. `log` gets one line when rows were skipped.
+
+    Raises:
+      UserError: nothing readable there, no usable row, or a bad row when `on_bad_row` is "stop".
+    """
+    return LoadedRows(*read_rows(source, row_from, split=split, on_bad_row=on_bad_row, log=log))
+
+
+def read_rows(
+    source: str,
+    parse: Callable[[int, object], Parsed],
+    *,
+    split: str = "train",
+    on_bad_row: Literal["skip", "stop"] = "skip",
+    log: Callable[[str], None] = _log.warning,
+) -> tuple[tuple[Parsed, ...], tuple[tuple[int, str], ...]]:
+    """`load_rows` for rows of any kind: `parse` turns (number, raw row) into one, or raises BadRow.
+
+    Returns:
+      The usable rows, and (row number, reason) of the others.
+    """
+    rows, skipped = [], []
+    for number, raw in read_source(source, split):
+        try:
+            rows.append(parse(number, raw))
+        except BadRow as bad:
+            if on_bad_row == "stop":
+                raise UserError(
+                    f"{source}, row {number}: {bad}: mend the row, or skip such rows with on_bad_row skip"
+                ) from None
+            skipped.append((number, str(bad)))
+    if not rows:
+        reasons = "; ".join(f"row {number}: {reason}" for number, reason in skipped[:_SHOWN])
+        raise UserError(
+            f"expected rows in {source} (split {split}), but none of {len(skipped)} can be used"
+            + (f": {reasons}" if reasons else "")
+            + ": give rows with question and solution, or conversations with tagged thought and solution"
+        )
+    if skipped:
+        log(f"{source}: {len(rows)} rows, {len(skipped)} skipped: {describe_skipped(skipped)}")
+    return tuple(rows), tuple(skipped)
+
+
+def describe_skipped(skipped: list[tuple[int, str]] | tuple[tuple[int, str], ...]) -> str:
+    """Skipped rows by reason, the most frequent first: `2 x solution is empty (rows 4, 9)`."""
+    counts = Counter(reason.partition(" (")[0] for _, reason in skipped)
+    parts = []
+    for reason, count in counts.most_common():
+        numbers = [str(number) for number, why in skipped if why.partition(" (")[0] == reason][:_SHOWN]
+        more = ", ..." if count > _SHOWN else ""
+        parts.append(f"{count} x {reason} (row{'s' if count > 1 else ''} {', '.join(numbers)}{more})")
+    return "; ".join(parts)
+
+
+def row_from(number: int, raw: object) -> Row:
+    """A raw row as `Row`; raises BadRow with the reason when it cannot be one."""
+    if isinstance(raw, Unreadable):
+        raise BadRow(raw.reason)
+    if not isinstance(raw, Mapping):
+        raise BadRow(f"not an object with columns (came {type(raw).__name__})")
+    if raw.get("conversations") is not None:
+        question, answer = _turns(raw["conversations"])
+        solution, trace = _tagged_parts(answer)
+    else:
+        question_column = "question" if raw.get("question") is not None else "prompt"
+        question = _required(raw, question_column, name="question")
+        solution = _required(raw, "solution", name="solution")
+        trace = optional_text(raw, "reasoning_trace")
+    if not question.strip():
+        raise BadRow("question is empty")
+    if not solution.strip():
+        raise BadRow("solution is empty")
+    if trace is not None and not trace.strip():
+        trace = None
+    return Row(number, question, solution, trace, optional_text(raw, "system") or None)
+
+
+def _turns(conversations: object) -> tuple[str, str]:
+    """Texts of the user's and the assistant's turn."""
+    if not isinstance(conversations, list) or not all(isinstance(turn, Mapping) for turn in conversations):
+        raise BadRow(f"conversations is not a list of turns (came {type(conversations).__name__})")
+    turns = [_turn(turn) for turn in conversations]
+    speakers = [speaker for speaker, _ in turns]
+    if speakers != ["user", "assistant"]:
+        raise BadRow(f"conversations is not [user, assistant] (came [{', '.join(speakers)}])")
+    return turns[0][1], turns[1][1]
+
+
+def _turn(turn: Mapping) -> tuple[str, str]:
+    """Speaker and text, in the names of either common convention."""
+    speaker = _required(turn, "from" if "from" in turn else "role")
+    return speaker, _required(turn, "value" if "value" in turn else "content")
+
+
+def _tagged_parts(answer: str) -> tuple[str, str | None]:
+    """Solution and thought of a tagged answer, exactly as they stand between their tags, in either tag format."""
+    for tags in (BESPOKE, R1):
+        names = (tags.thought_start, tags.thought_end, tags.solution_start, tags.solution_end)
+        if any(name in answer for name in names):
+            break
+    else:
+        raise BadRow("the assistant's turn has no tags")
+    missing = [name for name in names if name not in answer]
+    if missing:
+        raise BadRow(f"the assistant's turn lacks a tag ({', '.join(missing)})")
+    places, place = [], 0
+    for name in names:
+        place = answer.find(name, place)
+        if place < 0:
+            raise BadRow(f"the tags are out of order (no {name} after the one before it)")
+        places.append((place, place + len(name)))
+        place += len(name)
+    (_, thought), (thought_end, _), (_, solution), (solution_end, _) = places
+    return answer[solution:solution_end], answer[thought:thought_end]
+
+
+def _required(raw: Mapping, column: str, *, name: str | None = None) -> str:
+    text = optional_text(raw, column)
+    if text is None:
+        raise BadRow(f"no {name or column} (columns: {', '.join(map(str, raw))})")
+    return text
+
+
+def optional_text(raw: Mapping, column: str) -> str | None:
+    """A column's text; None when it is missing or null. Raises BadRow when it is something else than text."""
+    text = raw.get(column)
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise BadRow(f"{column} is not text (came {type(text).__name__})")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRow(f"{column} is not valid Unicode (half a character pair at {error.start})") from None
+    return text

@@ -1,0 +1,89 @@
+"""Examples for supervised fine-tuning: token ids and which of them are trained.
+
+Departures from the original:
+- The trained part is known from how the text is built, not searched for in the ids: the original finds nothing, and
+  trains on nothing, where the start tag's newlines merge with the trace's or the solution's end tag with the solution.
+- Prompt and answer are tokenised apart, as they are when the model writes the answer itself.
+- A row without a trace is refused (the original puts the solution in its place); a text that is too long is skipped,
+  not cut.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from rlt_jax.data.encoding import encode, encode_batch
+from rlt_jax.data.layout import Layout, student_sft_pieces, teacher_sft_pieces
+from rlt_jax.errors import UserError
+from rlt_jax.types import Row
+
+Target = Literal["teacher", "student"]
+
+
+class SftExample(NamedTuple):
+    """One text and the tokens whose loss counts."""
+
+    ids: np.ndarray  # i32[T] token ids
+    trained: np.ndarray  # bool[T]
+
+
+@dataclass(frozen=True)
+class BuiltSftExamples:
+    """The examples of a run, and why the other rows gave none."""
+
+    examples: tuple[SftExample, ...]
+    skipped: tuple[tuple[int, str], ...]  # (row number, reason)
+
+
+def sft_example(row: Row, layout: Layout, target: Target) -> SftExample:
+    """The row as the teacher's or the student's chat.
+
+    Trained are, for the teacher, the tokens after the explanation's start tag and its two newlines (explanation, end
+    tag, end of turn); for the student everything after the assistant's header.
+
+    Raises:
+      UserError: the row has no trace.
+    """
+    prompt, answer = _pieces(row, layout, target)
+    return _example(encode(layout.tokenizer, prompt), encode(layout.tokenizer, answer))
+
+
+def build_sft_examples(rows: Sequence[Row], layout: Layout, *, target: Target, max_length: int) -> BuiltSftExamples:
+    """`sft_example` of every row that has a trace and at most `max_length` tokens.
+
+    Raises:
+      UserError: no row gives an example.
+    """
+    skipped = [(row.number, "no reasoning trace") for row in rows if row.reasoning_trace is None]
+    usable = [row for row in rows if row.reasoning_trace is not None]
+    pieces = [_pieces(row, layout, target) for row in usable]
+    prompts = encode_batch(layout.tokenizer, [prompt for prompt, _ in pieces])
+    answers = encode_batch(layout.tokenizer, [answer for _, answer in pieces])
+    examples = []
+    for row, prompt, answer in zip(usable, prompts, answers, strict=True):
+        length = len(prompt) + len(answer)
+        if length > max_length:
+            skipped.append((row.number, f"text is too long ({length} tokens, at most {max_length})"))
+            continue
+        examples.append(_example(prompt, answer))
+    if not examples:
+        reasons = "; ".join(f"row {number}: {reason}" for number, reason in skipped[:5]) or "there are no rows"
+        raise UserError(
+            f"expected rows with a reasoning trace and at most {max_length} tokens, but none of {len(rows)} can "
+            f"be used ({reasons}): give rows with traces, or raise max_length"
+        )
+    return BuiltSftExamples(tuple(examples), tuple(sorted(skipped)))
+
+
+def _pieces(row: Row, layout: Layout, target: Target) -> tuple[str, str]:
+    match target:
+        case "teacher":
+            return teacher_sft_pieces(row, layout)
+        case "student":
+            return student_sft_pieces(row, layout)
+
+
+def _example(prompt: np.ndarray, answer: np.ndarray) -> SftExample:
+    return SftExample(np.concatenate([prompt, answer]), np.arange(len(prompt) + len(answer)) >= len(prompt))

@@ -1,0 +1,23 @@
+"""User errors: a message to act on, an exit code, no traceback. Anything else is our bug and keeps its traceback."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake the user can mend. The message says what was expected, what came, and what to do."""
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command's `main`; a UserError ends the process with exit code 2 and its message on stderr.
+
+    Ctrl-C exits with 130, as shells expect.
+    """
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,74 @@
+"""Evaluation while training: fixed held-out prompts and seeds, so that two evaluations differ by the weights alone."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rlt_jax.metrics import completion_metrics, eval_metrics, reward_metrics
+from rlt_jax.report.paired import PairedChange, paired_change
+from rlt_jax.rewards import Judged
+from rlt_jax.sampling.base import Sampler
+from rlt_jax.types import Completion, Prompt, Request, SamplingParams
+
+SOLUTION_LOGP = "solution_logp/mean"  # the component that says whether the student got to know the solution
+EVAL_FILE = "eval.jsonl"
+
+Judge = Callable[[Sequence[Prompt], Sequence[Completion]], Judged]
+
+
+def evaluate_policy(
+    sampler: Sampler, prompts: Sequence[Prompt], params: SamplingParams, judge: Judge, *, seed: int
+) -> tuple[dict[str, float], list[dict[str, float]]]:
+    """One completion per held-out prompt.
+
+    Args:
+      seed: prompt i is drawn with seed + i, whatever the step.
+    Returns:
+      The means, named as the training metrics with "eval/" in front, and one record per prompt for EVAL_FILE.
+    """
+    requests = [Request(prompt.teacher_ids, (seed + i,)) for i, prompt in enumerate(prompts)]
+    completions = [drawn for (drawn,) in sampler.generate(requests, params)]
+    judged = judge(prompts, completions)
+    metrics = reward_metrics(judged.rewards.reward, judged.rewards.components, num_generations=1)
+    metrics |= completion_metrics(
+        lengths=np.array([len(c.token_ids) for c in completions]),
+        finished=np.array([c.finished for c in completions]),
+        matched=np.array([row.matched for row in judged.rows]),
+        copy_rates=np.array([row.copy_rate for row in judged.rows]),
+    )
+    values = {"reward": judged.rewards.reward, **judged.rewards.components}
+    records = [
+        {"row": prompt.row.number, **{name: float(value[i]) for name, value in values.items()}}
+        for i, prompt in enumerate(prompts)
+    ]
+    return eval_metrics(metrics), records
+
+
+def write_records(run_dir: Path, step: int, records: Sequence[Mapping[str, float]]) -> None:
+    """Append one evaluation to EVAL_FILE. A resumed run may repeat a step: `read_changes` takes the last of each."""
+    with (run_dir / EVAL_FILE).open("a") as file:
+        file.writelines(json.dumps({"step": step, **record}) + "\n" for record in records)
+
+
+def read_changes(run_dir: Path, names: Sequence[str], *, first: int, last: int) -> dict[str, PairedChange]:
+    """Paired change of each named quantity from the evaluation at step `first` to that at `last`, by prompt.
+
+    Names that the reward did not report, and steps without an evaluation of two prompts or more, give nothing.
+    """
+    records: dict[tuple[int, int], dict[str, float]] = {}
+    path = run_dir / EVAL_FILE
+    for line in path.read_text().splitlines() if path.exists() else []:
+        record = json.loads(line)
+        records[record["step"], record["row"]] = record
+    rows = sorted({row for step, row in records if step == first} & {row for step, row in records if step == last})
+    if len(rows) < 2 or first == last:
+        return {}
+    return {
+        name: paired_change(
+            np.array([records[first, row][name] for row in rows]), np.array([records[last, row][name] for row in rows])
+        )
+        for name in names
+        if all(name in records[step, row] for step in (first, last) for row in rows)
+    }

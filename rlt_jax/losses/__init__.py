@@ -1,0 +1,30 @@
+"""Objectives and rewards as pure functions of arrays: nothing here knows a model, a tokeniser or a config.
+
+Log-probs are natural logs (nats). An array of log-probs is aligned with its tokens: slot t holds the log-prob of
+token t. What stands in a slot that its mask switches off changes nothing, be it NaN.
+"""
+
+from rlt_jax.losses.component_names import ORIGINAL_NAMES
+from rlt_jax.losses.grpo import completion_mask, group_advantages, grpo_loss
+from rlt_jax.losses.kl import KLKind, kl_estimate
+from rlt_jax.losses.logprobs import linear_token_logprobs, token_logprobs
+from rlt_jax.losses.reference import mix_reference
+from rlt_jax.losses.sft import sft_loss
+from rlt_jax.losses.teacher_reward import Normalize, Reduction, TeacherReward, teacher_reward
+
+__all__ = [
+    "ORIGINAL_NAMES",
+    "KLKind",
+    "Normalize",
+    "Reduction",
+    "TeacherReward",
+    "completion_mask",
+    "group_advantages",
+    "grpo_loss",
+    "kl_estimate",
+    "linear_token_logprobs",
+    "mix_reference",
+    "sft_loss",
+    "teacher_reward",
+    "token_logprobs",
+]

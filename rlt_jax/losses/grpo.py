@@ -1,0 +1,129 @@
+"""Group-relative policy optimisation: completion mask, advantages, loss.
+
+Departures from the original:
+- A group whose rewards are all equal gets advantages of exactly 0; there, float32 rounding can leave tiny ones.
+- With `lengths`, the padding of a completion without EOS is masked; there, it is trained on.
+- `token_weights` (importance weights of the sampler's mismatch) do not exist there; None leaves them out.
+"""
+
+from collections.abc import Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from rlt_jax.losses._arrays import at_least_f32, masked_mean
+from rlt_jax.losses.kl import kl_estimate
+
+
+def completion_mask(
+    completion_ids: jax.Array, eos_id: int | Sequence[int] | jax.Array, *, lengths: jax.Array | None = None
+) -> jax.Array:
+    """True on the tokens of each completion up to and including its first EOS.
+
+    Args:
+      completion_ids: i32[B, T] right-padded completions.
+      eos_id: the id, or several, any of which ends a completion.
+      lengths: i32[B] tokens really sampled, EOS included; nothing beyond is True. None: a row without EOS is all True,
+        its padding included, as in the original.
+    Returns:
+      bool[B, T].
+    """
+    completion_ids = jnp.asarray(completion_ids)
+    chex.assert_rank(completion_ids, 2)
+    is_eos = jnp.isin(completion_ids, jnp.atleast_1d(jnp.asarray(eos_id, completion_ids.dtype)))
+    eos_before = jnp.cumsum(is_eos, axis=1) - is_eos
+    mask = eos_before == 0
+    if lengths is None:
+        return mask
+    lengths = jnp.asarray(lengths)
+    chex.assert_shape(lengths, completion_ids.shape[:1])
+    return mask & (jnp.arange(completion_ids.shape[1]) < lengths[:, None])
+
+
+def group_advantages(rewards: jax.Array, num_generations: int, *, eps: float = 1e-4) -> jax.Array:
+    """Rewards normalised inside their group (DeepSeekMath, arXiv 2402.03300, sec. 4.1.2):
+
+        A_i = (r_i - mean(group)) / (std(group) + eps),   std unbiased (n - 1)
+
+    Args:
+      rewards: f32[B]; the completions of one prompt stand in a row, num_generations of them.
+      num_generations: size of a group, divides B. A group of 1 has nothing to compare with: its advantage is 0.
+      eps: in the reward's unit; keeps a group of nearly equal rewards finite.
+    Returns:
+      f32[B]; exactly 0 in a group whose rewards are all equal.
+    Raises:
+      ValueError: num_generations < 1, or it does not divide B.
+    """
+    rewards = at_least_f32(rewards)
+    chex.assert_rank(rewards, 1)
+    if num_generations < 1:
+        raise ValueError(f"num_generations={num_generations}: expected at least 1")
+    if rewards.shape[0] % num_generations:
+        raise ValueError(
+            f"num_generations={num_generations} does not divide the {rewards.shape[0]} rewards: "
+            f"give every prompt {num_generations} completions"
+        )
+    groups = rewards.reshape(-1, num_generations)
+    all_equal = jnp.all(groups == groups[:, :1], axis=1, keepdims=True)
+    centred = groups - jnp.mean(groups, axis=1, keepdims=True)
+    # Squares of a k3 reward (up to 1e30) overflow, so the spread is measured in units of the largest deviation.
+    scale = jnp.where(all_equal, 1.0, jnp.max(jnp.abs(centred), axis=1, keepdims=True))
+    variance = jnp.sum(jnp.square(centred / scale), axis=1, keepdims=True) / max(num_generations - 1, 1)
+    return jnp.where(all_equal, 0.0, centred / (scale * jnp.sqrt(variance) + eps)).reshape(-1)
+
+
+def grpo_loss(
+    logps: jax.Array,
+    old_logps: jax.Array,
+    ref_logps: jax.Array,
+    advantages: jax.Array,
+    mask: jax.Array,
+    *,
+    beta: jax.typing.ArrayLike,
+    token_weights: jax.Array | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """GRPO objective (DeepSeekMath, arXiv 2402.03300, eq. 3 and 4, without the clip, which never binds on-policy):
+
+        L = mean_{i of B}  mean_{t in mask_i} [ beta * k3_it - w_it * ratio_it * A_i ]
+        ratio = exp(logp - old_logp),   k3 = exp(ref - logp) - (ref - logp) - 1
+
+    The outer mean runs over all B rows: a row without any mask contributes 0 and counts in B, so that micro-batches of
+    equal size average to the full batch. The gradient flows through `logps` alone; the other arrays are constants.
+
+    Args:
+      logps: f32[B, T] nats, log-probs of the tokens under the policy.
+      old_logps: f32[B, T] nats, under the policy that the ratio starts from. On-policy: the policy's own (ratio 1 in
+        value); the sampler's log-probs belong in `token_weights`.
+      ref_logps: f32[B, T] nats, under the reference.
+      advantages: f32[B].
+      mask: bool[B, T], True on completion tokens up to and including EOS.
+      beta: weight of the KL term.
+      token_weights: f32[B, T], truncated importance weights min(exp(old_logp - sampler_logp), cap), or None for 1. They
+        correct the policy term for tokens drawn by a slightly different sampler. The KL term is not weighted: it holds
+        the policy near the reference on every token, down-weighted ones too.
+    Returns:
+      f32[] loss, and f32[] diagnostics: `kl` (nats per token, averaged as the loss is), `policy_loss` (the loss without
+      its KL term) and `ratio` (mean over all masked tokens).
+    """
+    logps, mask = at_least_f32(logps), jnp.asarray(mask).astype(bool)
+    old_logps, ref_logps, advantages, weights = (
+        jax.lax.stop_gradient(at_least_f32(x))
+        for x in (old_logps, ref_logps, advantages, jnp.ones_like(logps) if token_weights is None else token_weights)
+    )
+    chex.assert_rank([logps, advantages], [2, 1])
+    chex.assert_equal_shape([logps, old_logps, ref_logps, mask, weights])
+    chex.assert_equal_shape_prefix([logps, advantages], 1)
+
+    def keep(x: jax.Array) -> jax.Array:
+        # Before exp and before every product: a pad's inf or NaN must not reach the gradient, where 0 * inf is NaN.
+        return jnp.where(mask, x, 0.0)
+
+    logps = keep(logps)
+    ratio = jnp.exp(logps - keep(old_logps))
+    gain = keep(weights) * ratio * keep(advantages[:, None])
+    kl = kl_estimate(logps, keep(ref_logps), kind="k3")
+    policy_loss = -jnp.mean(masked_mean(gain, mask, axis=1))
+    mean_kl = jnp.mean(masked_mean(kl, mask, axis=1))
+    aux = {"kl": mean_kl, "policy_loss": policy_loss, "ratio": masked_mean(ratio, mask)}
+    return policy_loss + beta * mean_kl, jax.lax.stop_gradient(aux)

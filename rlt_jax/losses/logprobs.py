@@ -1,0 +1,137 @@
+"""Log-probs of given tokens, from logits or straight from hidden states and the output head.
+
+Departures from the original:
+- Always float32; the original returns bf16 log-probs for bf16 logits, 0.03 nats off at -8.
+- `linear_token_logprobs` has no counterpart there: float32 logits of one 8k row over 152k words alone take 5 GB.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rlt_jax.losses._arrays import at_least_f32
+
+
+def token_logprobs(logits: jax.Array, labels: jax.Array, *, temperature: jax.typing.ArrayLike = 1.0) -> jax.Array:
+    """log softmax(logits / temperature)[label].
+
+    Args:
+      logits: [..., V] any float dtype; computed in float32.
+      labels: i32[...] token ids in [0, V), aligned with the logits: no shift happens here.
+      temperature: > 0, divides the logits.
+    Returns:
+      f32[...] nats.
+    """
+    labels = jnp.asarray(labels)
+    logits = at_least_f32(logits) / temperature
+    chex.assert_shape(labels, logits.shape[:-1])
+    return _pick(logits, labels) - jax.nn.logsumexp(logits, axis=-1)
+
+
+def linear_token_logprobs(
+    hidden: jax.Array,
+    head: jax.Array,
+    labels: jax.Array,
+    *,
+    temperature: jax.typing.ArrayLike = 1.0,
+    chunk: int = 1024,
+) -> jax.Array:
+    """token_logprobs(hidden @ head.T, labels), without ever holding the logits of more than `chunk` tokens.
+
+    The backward pass recomputes each chunk's logits. Products of bf16 arrays accumulate in float32, and so does the
+    head's gradient over the chunks; the logits' gradient is rounded to the dtype of hidden and head before its two
+    products. Reverse mode only: gradients flow to hidden and head, none to the temperature.
+
+    Args:
+      hidden: [..., D] float, after the final norm ([B, T, D] in a model).
+      head: [V, D] float, the output head, (out, in).
+      labels: i32[...] token ids in [0, V), aligned with hidden: no shift happens here.
+      temperature: > 0, divides the logits.
+      chunk: >= 1, tokens of the flattened batch per step; memory grows with chunk * V floats.
+    Returns:
+      f32[...] nats.
+    Raises:
+      ValueError: chunk < 1.
+    """
+    hidden, head, labels = jnp.asarray(hidden), jnp.asarray(head), jnp.asarray(labels)
+    chex.assert_rank(head, 2)
+    chex.assert_shape(hidden, (*labels.shape, head.shape[1]))
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk}: expected a number of tokens >= 1")
+    tokens = labels.size
+    pieces = max(1, -(-tokens // chunk))
+    size = -(-tokens // pieces)  # pieces of equal size: less padding than `chunk` tokens each
+    pad = pieces * size - tokens
+    flat_hidden = jnp.pad(hidden.reshape(tokens, head.shape[1]), ((0, pad), (0, 0)))
+    flat_labels = jnp.pad(labels.reshape(tokens), (0, pad))
+    logps = _scan_logps(
+        flat_hidden.reshape(pieces, size, head.shape[1]),
+        head,
+        flat_labels.reshape(pieces, size),
+        at_least_f32(temperature),
+    )
+    return logps.reshape(-1)[:tokens].reshape(labels.shape)
+
+
+@jax.custom_vjp
+def _scan_logps(hidden: jax.Array, head: jax.Array, labels: jax.Array, temperature: jax.Array) -> jax.Array:
+    """hidden [N, C, D], head [V, D], labels [N, C] -> f32[N, C], one [C, V] block of logits at a time."""
+    return _scan_forward(hidden, head, labels, temperature)[0]
+
+
+def _scan_forward(hidden, head, labels, temperature):
+    def step(_, piece):
+        h, label = piece
+        logits = _logits(h, head) / temperature
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        return None, (_pick(logits, label) - normaliser, normaliser)
+
+    _, (logps, normalisers) = lax.scan(step, None, (hidden, labels))
+    return logps, (hidden, head, labels, temperature, normalisers)
+
+
+def _scan_backward(residuals, d_logps):
+    """d logits = (onehot(label) - softmax) * d_logp / temperature.
+
+    Written out rather than left to jax.checkpoint, whose transposed products of a bf16 model mix float32 with bf16
+    (which makes a float32 copy of the head) and whose scan would sum the head's gradient in bf16.
+    """
+    hidden, head, labels, temperature, normalisers = residuals
+    common = jnp.promote_types(hidden.dtype, head.dtype)
+    accumulator = jnp.promote_types(common, jnp.float32)
+
+    def step(d_head, piece):
+        h, label, normaliser, d_logp = piece
+        probs = jnp.exp(_logits(h, head) / temperature - normaliser[:, None])
+        is_label = jnp.arange(head.shape[0]) == label[:, None]
+        d_logits = ((is_label - probs) * (d_logp / temperature)[:, None]).astype(common)
+        d_h = _dot(d_logits, head.astype(common), contract=(1, 0))
+        d_head += _dot(d_logits, h.astype(common), contract=(0, 0))
+        return d_head, d_h.astype(hidden.dtype)
+
+    d_head, d_hidden = lax.scan(step, jnp.zeros(head.shape, accumulator), (hidden, labels, normalisers, d_logps))
+    return d_hidden, d_head.astype(head.dtype), None, None
+
+
+_scan_logps.defvjp(_scan_forward, _scan_backward)
+
+
+def _logits(h: jax.Array, head: jax.Array) -> jax.Array:
+    common = jnp.promote_types(h.dtype, head.dtype)
+    return _dot(h.astype(common), head.astype(common), contract=(1, 1))
+
+
+def _dot(a: jax.Array, b: jax.Array, *, contract: tuple[int, int]) -> jax.Array:
+    """Matrix product with a float32 result."""
+    return lax.dot_general(
+        a,
+        b,
+        (((contract[0],), (contract[1],)), ((), ())),
+        precision=lax.Precision.HIGHEST if a.dtype == jnp.float32 else None,  # a GPU's TF32 would err by 1e-3 nats
+        preferred_element_type=jnp.promote_types(a.dtype, jnp.float32),
+    )
+
+
+def _pick(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]

@@ -1,0 +1,164 @@
+"""The curves of a run as one picture: curves.png beside metrics.jsonl."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from rlt_jax.errors import UserError
+from rlt_jax.report.writer import METRICS_FILE, read_lines
+
+CURVES_FILE = "curves.png"
+TRAIN, EVAL, INK, FAINT = "#2f6db3", "#d9541e", "#222222", "#8a8a8a"
+COLUMNS = 3
+SMOOTH_FROM = 16  # points from which a running mean is drawn over the raw line
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small picture: a metric over the steps."""
+
+    title: str
+    unit: str
+    metric: str  # as written to metrics.jsonl; held-out prompts have it under "eval/"
+    low: str | None = None  # metrics that bound the band behind the line
+    high: str | None = None
+    level: str | None = None  # a metric drawn as a dashed line to compare with
+    level_label: str = ""
+
+
+PANELS = (
+    Panel("Reward", "nats, weighted", "reward"),
+    Panel("Solution log-prob", "nats per token", "component/solution_logp/mean"),
+    Panel("Explanation KL, teacher to student", "nats per token", "component/thought_kl/mean"),
+    Panel("KL to the reference", "nats per token", "kl"),
+    Panel(
+        "Completion length",
+        "tokens: mean, and min to max",
+        "completion_length/mean",
+        low="completion_length/min",
+        high="completion_length/max",
+    ),
+    Panel(
+        "Copy rate",
+        "share of the explanation",
+        "copy_rate",
+        level="trace_copy_rate",
+        level_label="true traces",
+    ),
+)
+
+
+def draw_curves(run_dir: Path, *, panels: Sequence[Panel] = PANELS) -> Path:
+    """Draw the curves of a run from its metrics.jsonl into curves.png; a panel without values is left out.
+
+    Training is a line (from 16 points on: a running mean over the faint raw values), held-out prompts are points.
+
+    Returns:
+      The path of the picture.
+    Raises:
+      UserError: the folder holds no values of any panel.
+    """
+    run_dir = Path(run_dir)
+    records = read_lines(run_dir / METRICS_FILE)
+    shown = [panel for panel in panels if any(_series(records, name)[0].size for name in _names(panel))]
+    if not shown:
+        raise UserError(
+            f"expected metrics to draw in {run_dir / METRICS_FILE}, found none: "
+            "give the folder of a run that has logged at least one step"
+        )
+    columns = min(COLUMNS, len(shown))
+    rows = -(-len(shown) // columns)
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)  # inches
+    figure = Figure(figsize=(4.1 * columns, 2.75 * rows + 0.55), dpi=150, layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)  # no pyplot: its global state is the researcher's
+    # one scale of steps for all, so that panels compare and a panel with evaluations alone does not stretch
+    last = max(int(record["step"]) for record in records)
+    for index, panel in enumerate(shown):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        _draw_panel(axes, panel, records)
+        axes.set_xlim(-0.02 * max(last, 1), 1.02 * max(last, 1))
+        if index + columns >= len(shown):
+            axes.set_xlabel("step", color=INK, fontsize=9)
+    _draw_legend(figure, shown, records)
+    path = run_dir / CURVES_FILE
+    figure.savefig(path)
+    return path
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean of each value and its neighbours, f64[N] -> f64[N]; at the ends, of those that are there."""
+    kernel = np.ones(window)
+    return np.convolve(values, kernel, mode="same") / np.convolve(np.ones_like(values), kernel, mode="same")
+
+
+def _draw_panel(axes: Axes, panel: Panel, records: Sequence[Mapping[str, Any]]) -> None:
+    steps, values = _series(records, panel.metric)
+    if panel.low and panel.high:
+        (low_steps, low), (high_steps, high) = _series(records, panel.low), _series(records, panel.high)
+        if low.size and np.array_equal(low_steps, high_steps):
+            axes.fill_between(low_steps, low, high, color=TRAIN, alpha=0.12, linewidth=0)
+    if values.size >= SMOOTH_FROM:
+        window = max(3, values.size // 12) | 1  # odd, so that the mean is centred
+        axes.plot(steps, values, color=TRAIN, alpha=0.28, linewidth=0.9)
+        axes.plot(steps, running_mean(values, window), color=TRAIN, linewidth=1.9)
+    elif values.size:
+        axes.plot(steps, values, color=TRAIN, linewidth=1.6, marker="o", markersize=3)
+    if panel.level:
+        level = _series(records, panel.level)[1]
+        if level.size:
+            axes.axhline(float(level.mean()), color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2)
+            axes.annotate(
+                panel.level_label,
+                (1.0, float(level.mean())),
+                xycoords=("axes fraction", "data"),
+                xytext=(-2, 3),
+                textcoords="offset points",
+                ha="right",
+                color=FAINT,
+                fontsize=8,
+            )
+    eval_steps, eval_values = _series(records, f"eval/{panel.metric}")
+    if eval_values.size:
+        axes.plot(eval_steps, eval_values, color=EVAL, linestyle=(0, (1, 2)), linewidth=1.0)
+        axes.scatter(eval_steps, eval_values, s=30, color=EVAL, edgecolor="white", linewidth=0.8, zorder=5)
+    axes.set_title(panel.title, loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=16)
+    axes.text(0, 1.025, panel.unit, transform=axes.transAxes, fontsize=8, color=FAINT)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color("#bdbdbd")
+    axes.tick_params(colors="#555555", labelsize=8.5, length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.margins(y=0.12)
+
+
+def _draw_legend(figure: Figure, panels: Sequence[Panel], records: Sequence[Mapping[str, Any]]) -> None:
+    """One legend for all panels, of what there is."""
+    entries = []
+    points = max(_series(records, panel.metric)[0].size for panel in panels)
+    if points:
+        label = "training batches (running mean)" if points >= SMOOTH_FROM else "training batches"
+        entries.append(Line2D([], [], color=TRAIN, linewidth=1.9, label=label))
+    if any(_series(records, f"eval/{panel.metric}")[0].size for panel in panels):
+        entries.append(Line2D([], [], color=EVAL, linestyle="", marker="o", markersize=5.5, label="held-out prompts"))
+    figure.legend(handles=entries, loc="outside upper left", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
+
+
+def _names(panel: Panel) -> tuple[str, str]:
+    return panel.metric, f"eval/{panel.metric}"
+
+
+def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(steps i64[N], values f64[N]) of the lines that hold a value of this metric."""
+    points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+    return np.array([step for step, _ in points], dtype=np.int64), np.array([value for _, value in points], dtype=float)

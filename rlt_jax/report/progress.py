@@ -1,0 +1,123 @@
+"""What a run shows while it works: a bar with phase, reward, speed and time left, or plain lines in a pipe."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+
+from rich import get_console
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+
+from rlt_jax.report.log import is_live, print_plain
+
+WINDOW = 20  # steps that the time left is judged by: the first ones compile, and should soon count no more
+
+
+class ProgressDisplay:
+    """Progress of a run, live in a terminal. Made by `open_progress`; use it in a `with`.
+
+    A terminal shows one line that is redrawn. Anything else (a pipe, a CI log) gets one plain line per `log`, without
+    control characters.
+    """
+
+    def __init__(
+        self, total_steps: int, start_step: int, console: Console, bar: Progress | None, now: Callable[[], float]
+    ) -> None:
+        self._total = total_steps
+        self._console = console
+        self._bar = bar
+        self._now = now
+        self._phase = ""
+        self._ends = deque([(start_step, now())], maxlen=WINDOW + 1)  # (step, seconds) at which steps ended
+        self._task: TaskID | None = None
+        if bar is not None:
+            self._task = bar.add_task(
+                "train", total=total_steps, completed=start_step, phase="starting", numbers="", left=_duration(None)
+            )
+
+    def phase(self, name: str, detail: str = "") -> None:
+        """Say what the step is doing now, with how far it is when known ("32/96"). Plain output shows no phases."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, phase=f"{name} {detail}".rstrip())
+
+    def step(self, step: int) -> None:
+        """Say that `step` (counted from 1) is done."""
+        self._ends.append((step, self._now()))
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step, left=_duration(self.seconds_left()))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Show the metrics of a step: reward, generated tokens per second, seconds per step, time left."""
+        numbers = _numbers(metrics)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, numbers=" ".join(numbers))
+            return
+        width = len(str(self._total))
+        parts = [f"step {step:>{width}}/{self._total}", *numbers, f"ETA {_duration(self.seconds_left())}"]
+        print_plain(self._console, "  ".join(parts))
+
+    def seconds_left(self) -> float | None:
+        """Steps left times the mean of the last steps' seconds; None before the first step is done."""
+        (first, start), (last, end) = self._ends[0], self._ends[-1]
+        if last <= first:
+            return None
+        return (self._total - last) * (end - start) / (last - first)
+
+    def __enter__(self) -> "ProgressDisplay":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def open_progress(
+    total_steps: int,
+    *,
+    start_step: int = 0,
+    console: Console | None = None,
+    now: Callable[[], float] = time.perf_counter,
+) -> ProgressDisplay:
+    """The progress display of a run.
+
+    Args:
+      total_steps: the step at which the run ends.
+      start_step: steps done before (a resumed run).
+      console: rich's global one when None, which the log shares.
+      now: seconds from any fixed point.
+    """
+    console = console or get_console()
+    bar = None
+    if is_live(console):
+        bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.fields[phase]:<16}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}", markup=False),
+            TextColumn("ETA {task.fields[left]}", markup=False),
+            console=console,
+        )
+    return ProgressDisplay(total_steps, start_step, console, bar, now)
+
+
+def _numbers(metrics: Mapping[str, float]) -> list[str]:
+    """The few metrics worth a place on the line, those that are there."""
+    shown = []
+    if "reward" in metrics:
+        shown.append(f"reward {metrics['reward']:.3f}")
+    if "eval/reward" in metrics:
+        shown.append(f"eval reward {metrics['eval/reward']:.3f}")
+    if "tokens_per_second/generate" in metrics:
+        shown.append(f"{metrics['tokens_per_second/generate']:,.0f} tokens/s")
+    if "seconds/step" in metrics:
+        shown.append(f"{metrics['seconds/step']:.1f} s/step")
+    return shown
+
+
+def _duration(seconds: float | None) -> str:
+    """h:mm:ss, and days before it when there are any."""
+    return "-:--:--" if seconds is None else str(timedelta(seconds=round(seconds)))

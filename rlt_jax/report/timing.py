@@ -1,0 +1,61 @@
+"""Seconds and tokens per second of a step's phases."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+
+class PhaseClock:
+    """Adds up the seconds that each phase of a step takes.
+
+    JAX returns before the device is done, so a phase must end on a value that was fetched (`jax.device_get`,
+    `block_until_ready`), or its time falls to the next one.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        """`now` returns seconds from any fixed point."""
+        self._now = now
+        self._phase: str | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new step: all phases at 0 s, the step begins now."""
+        self._seconds: dict[str, float] = {}
+        self._start = self._now()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time inside the `with` for this phase; a phase entered again in the same step adds up.
+
+        Raises:
+          RuntimeError: inside another phase, where the time would count twice.
+        """
+        if self._phase is not None:
+            raise RuntimeError(f"phase {name!r} begins inside phase {self._phase!r}: phases of a step don't nest")
+        self._phase = name
+        start = self._now()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + self._now() - start
+            self._phase = None
+
+    def metrics(self, tokens: Mapping[str, int]) -> dict[str, float]:
+        """Times of the step so far.
+
+        Args:
+          tokens: phase -> tokens that it went through.
+        Returns:
+          `seconds/PHASE` for every phase, `seconds/step` since the last reset (time outside all phases too), and
+          `tokens_per_second/PHASE` for the phases named in `tokens`.
+        Raises:
+          ValueError: tokens are given for a phase that did not run.
+        """
+        unknown = sorted(tokens.keys() - self._seconds.keys())
+        if unknown:
+            raise ValueError(f"tokens given for phases {unknown}, but only {sorted(self._seconds)} ran in this step")
+        metrics = {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
+        metrics["seconds/step"] = self._now() - self._start
+        for name, count in tokens.items():
+            metrics[f"tokens_per_second/{name}"] = count / max(self._seconds[name], 1e-9)  # a clock may stand still
+        return metrics

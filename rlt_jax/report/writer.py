@@ -1,0 +1,249 @@
+"""All metric output of a run behind one object: `writer.write(step, metrics)`.
+
+metrics.jsonl is the record; TensorBoard and Weights & Biases are views of it. A run that goes on from step k first
+drops what stands after step k in the files, so that no step appears twice, and TensorBoard's files are written anew
+from what is left. Weights & Biases keeps the steps it already has: a resumed run repeats them exactly.
+"""
+
+import json
+import logging
+import math
+import os
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+import numpy as np
+from tensorboard.summary import Writer as TensorBoardWriter
+
+from rlt_jax.errors import UserError
+from rlt_jax.report.folder import writing_to
+
+METRICS_FILE = "metrics.jsonl"
+COMPLETIONS_FILE = "completions.jsonl"
+TENSORBOARD_DIR = "tensorboard"
+WANDB_ID_FILE = "wandb_id.txt"
+
+log = logging.getLogger("rlt_jax.report")
+
+
+class WandbRun(Protocol):
+    """What is used of a run object of the package wandb."""
+
+    def log(self, data: dict[str, float], step: int) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+class Writer:
+    """Open metric files of one run. Made by `open_writer`; use it in a `with`, or call `close`."""
+
+    def __init__(
+        self,
+        metrics_file: TextIO,
+        completions_file: TextIO,
+        tensorboard: TensorBoardWriter | None,
+        wandb_run: WandbRun | None,
+    ) -> None:
+        self._metrics = metrics_file
+        self._completions = completions_file
+        self._tensorboard = tensorboard
+        self._wandb = wandb_run
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics of a step everywhere. A value that is not finite becomes null, with a warning in the log.
+
+        Raises:
+          ValueError: a metric is called "step" or "time", which every line has of its own.
+        """
+        taken = {"step", "time"} & set(metrics)
+        if taken:
+            raise ValueError(f"metric names {sorted(taken)} are taken: every line has a step and a time of its own")
+        finite: dict[str, float] = {}
+        for name, value in metrics.items():
+            if math.isfinite(value):
+                finite[name] = float(value)
+            else:
+                log.warning("step %d: %s is %s, written as null", step, name, float(value))
+        line = {"step": int(step), "time": time.time(), **{name: finite.get(name) for name in metrics}}
+        _append(self._metrics, line)
+        if self._tensorboard is not None:
+            _write_scalars(self._tensorboard, line)
+            self._tensorboard.flush()
+        if self._wandb is not None:
+            self._wandb.log(finite, step=int(step))
+
+    def samples(self, step: int, records: Iterable[Mapping[str, object]]) -> None:
+        """Append sampled completions to completions.jsonl, one line each, with the step in front."""
+        for record in records:
+            _append(self._completions, {"step": int(step), **record})
+
+    def close(self) -> None:
+        """Write out and close everything; a second call does nothing."""
+        self._metrics.close()
+        self._completions.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._wandb = None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def open_writer(
+    run_dir: Path,
+    *,
+    tensorboard: bool,
+    wandb: bool,
+    wandb_project: str,
+    config: Mapping[str, object],
+    resume_step: int,
+) -> Writer:
+    """Open a run's metric files, after bringing them back to where the run goes on.
+
+    Args:
+      run_dir: the run's folder, made when missing.
+      tensorboard: write TensorBoard scalars to run_dir/tensorboard.
+      wandb: send the metrics to Weights & Biases.
+      wandb_project: the project's name there.
+      config: the resolved config, shown there.
+      resume_step: the last step that the run's state holds; lines after it are dropped. 0: a new run, all are.
+    Raises:
+      UserError: the folder cannot be written, or `wandb` is asked for and not installed or not logged in.
+    """
+    run_dir = Path(run_dir)
+    with writing_to(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+    # first: a missing package or login must not cost old files
+    wandb_run = _open_wandb(run_dir, wandb_project, config, resume_step) if wandb else None
+    with writing_to(run_dir):
+        kept = _keep_until(run_dir / METRICS_FILE, resume_step)
+        _keep_until(run_dir / COMPLETIONS_FILE, resume_step)
+        metrics_file = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
+        completions_file = (run_dir / COMPLETIONS_FILE).open("a", encoding="utf-8")
+        tensorboard_writer = _open_tensorboard(run_dir / TENSORBOARD_DIR, kept) if tensorboard else None
+    return Writer(metrics_file, completions_file, tensorboard_writer, wandb_run)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file that a Writer wrote, in order; [] when there is no file.
+
+    A line that is no such object (the torn last line of a killed run) is left out, with a warning that numbers it.
+    """
+    if not path.exists():
+        return []
+    records = []
+    text = path.read_text(encoding="utf-8", errors="replace")  # a line may be torn inside a character
+    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: texts may hold other line separators
+        record = _parse(line)
+        if record is not None:
+            records.append(record)
+        elif line:
+            log.warning("%s: line %d is not a JSON object with a step, left out", path, number)
+    return records
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drop a file's lines after `step` (all of them at 0) and torn ones, in one atomic move; returns the rest."""
+    records = read_lines(path)
+    # a run that starts anew writes its own step 0, so at 0 nothing of an earlier one stays
+    kept = [record for record in records if step > 0 and record["step"] <= step]
+    text = "".join(map(_json_line, kept))
+    if path.exists() and path.read_bytes() != text.encode():
+        log.info("%s: going on from step %d, %d of %d lines kept", path, step, len(kept), len(records))
+        scratch = path.with_name(path.name + ".tmp")
+        with scratch.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    return kept
+
+
+def _append(file: TextIO, record: Mapping[str, object]) -> None:
+    file.write(_json_line(record))
+    file.flush()  # a killed run keeps every line that it reported
+
+
+def _json_line(record: Mapping[str, object]) -> str:
+    return json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: object) -> object:
+    """Numpy scalars and arrays as Python values; floats that JSON cannot hold as null."""
+    if isinstance(value, np.generic | np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _open_tensorboard(folder: Path, records: Sequence[Mapping[str, Any]]) -> TensorBoardWriter:
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    writer = TensorBoardWriter(str(folder))
+    for record in records:
+        _write_scalars(writer, record)
+    return writer
+
+
+def _write_scalars(writer: TensorBoardWriter, line: Mapping[str, Any]) -> None:
+    for name, value in line.items():
+        if name not in ("step", "time") and value is not None:
+            writer.add_scalar(name, value, line["step"], wall_time=line["time"])
+
+
+def _open_wandb(run_dir: Path, project: str, config: Mapping[str, object], resume_step: int) -> WandbRun:
+    """Start or continue the run at Weights & Biases. The package is large and an extra, so it is loaded here only."""
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        if error.name != "wandb":
+            raise
+        raise UserError(
+            "expected the package wandb, because Weights & Biases is switched on; it is not installed: "
+            "run `pip install 'rlt_jax[wandb]'` or `pip install wandb`, or switch it off"
+        ) from error
+    try:
+        return wandb.init(
+            project=project,
+            name=run_dir.resolve().name,
+            dir=str(run_dir),
+            id=_wandb_id(run_dir / WANDB_ID_FILE, resume_step),
+            resume="allow",
+            config=dict(config),
+        )
+    except wandb.Error as error:
+        raise UserError(
+            f"expected Weights & Biases to start a run, got: {error}: "
+            "run `wandb login`, or set WANDB_MODE=offline, or switch it off"
+        ) from error
+
+
+def _wandb_id(path: Path, resume_step: int) -> str:
+    """The run's id at Weights & Biases: that of the run being continued, else a new one."""
+    if resume_step > 0 and path.exists():
+        return path.read_text(encoding="utf-8").strip()
+    identity = uuid.uuid4().hex[:8]
+    path.write_text(identity + "\n", encoding="utf-8")
+    return identity

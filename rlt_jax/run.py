@@ -1,0 +1,170 @@
+"""What the commands that train share: the run folder, the compilation cache, tokenizer and layout, compile counting."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.monitoring
+
+from rlt_jax.configs import DataConfig, SftConfig, TrainConfig
+from rlt_jax.data import (
+    STUDENT_PROMPT,
+    TEACHER_PROMPT,
+    Layout,
+    TagFormat,
+    build_prompts,
+    check_same_tokenizer,
+    describe_skipped,
+    load_rows,
+    load_tokenizer,
+    read_prompt_file,
+    tags_of,
+)
+from rlt_jax.errors import UserError
+from rlt_jax.memory.monitor import PeakMonitor
+from rlt_jax.report.progress import ProgressDisplay
+from rlt_jax.report.timing import PhaseClock
+from rlt_jax.report.writer import Writer, open_writer
+from rlt_jax.types import Prompt, Row
+
+log = logging.getLogger("rlt_jax")
+
+Resume = Literal["auto", "never", "must"]
+
+
+def open_run_folder(path: str, *, resume: Resume) -> Path:
+    """Make the run folder, or check that it may be continued.
+
+    Raises:
+      UserError: it cannot be made; `resume="must"` and it holds no checkpoint; `resume="never"` and it holds a run.
+    """
+    folder = Path(path)
+    checkpoints = folder / "checkpoints"
+    has_checkpoint = checkpoints.is_dir() and any(child.name.isdigit() for child in checkpoints.iterdir())
+    if resume == "must" and not has_checkpoint:
+        raise UserError(f"--resume must: no checkpoint under {checkpoints}: start without it, or check --output-dir")
+    if resume == "never" and folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"--resume never: {folder} is not empty: choose another --output-dir, or delete it")
+    if resume == "auto" and not has_checkpoint and (folder / "metrics.jsonl").exists():
+        log.warning("%s holds a run without a checkpoint: starting anew, its metrics are replaced", folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output-dir {folder} cannot be made ({error.strerror}): choose another folder") from None
+    return folder
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/rlt_jax/xla."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "rlt_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+class CompileCounter:
+    """Counts the programs JAX compiled (or fetched from the compilation cache) since the process started."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration: float, **_: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            self.count += 1
+
+
+@contextmanager
+def _phase(name: str, clock: PhaseClock, monitor: PeakMonitor, progress: ProgressDisplay) -> Iterator[None]:
+    progress.phase(name)
+    with clock.phase(name), monitor.phase(name):
+        yield
+
+
+def phases(
+    clock: PhaseClock, monitor: PeakMonitor, progress: ProgressDisplay
+) -> Callable[[str], AbstractContextManager[None]]:
+    """`phase(name)`: a `with` that times the phase, watches its memory and shows its name."""
+    return partial(_phase, clock=clock, monitor=monitor, progress=progress)
+
+
+def open_run_writer(run_dir: Path, config: TrainConfig | SftConfig, *, resume_step: int) -> Writer:
+    """The writer of a run's metrics, to the places that config.log names."""
+    return open_writer(
+        run_dir,
+        tensorboard=config.log.tensorboard,
+        wandb=config.log.wandb,
+        wandb_project=config.log.wandb_project,
+        config=asdict(config),
+        resume_step=resume_step,
+    )
+
+
+def load_layout(
+    teacher: str,
+    student: str,
+    *,
+    tags: TagFormat,
+    teacher_prompt_file: str | None,
+    student_prompt_file: str | None,
+) -> Layout:
+    """Tokenizer, tags and prompts of a run. The student must share the teacher's tokenizer: token ids go through."""
+    tokenizer = load_tokenizer(teacher)
+    if student != teacher:
+        check_same_tokenizer(tokenizer, load_tokenizer(student))
+    return Layout(
+        tokenizer,
+        tags_of(tags),
+        teacher_prompt=read_prompt_file(teacher_prompt_file) if teacher_prompt_file else TEACHER_PROMPT,
+        student_prompt=read_prompt_file(student_prompt_file) if student_prompt_file else STUDENT_PROMPT,
+        student_prompt_overrides_rows=student_prompt_file is not None,
+    )
+
+
+def load_split_rows(data: DataConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """(rows to train on, held-out rows). Without a held-out source the last `eval_rows` of the training split are it.
+
+    Raises:
+      UserError: the sources cannot be read, or hold fewer held-out rows than asked for.
+    """
+    rows = load_rows(data.path, split=data.split, on_bad_row=data.on_bad_row).rows
+    if data.eval_rows == 0:
+        return rows, ()
+    if data.eval_path is None and data.eval_split is None:
+        if data.eval_rows >= len(rows):
+            raise UserError(
+                f"data.eval_rows={data.eval_rows}: expected fewer than the {len(rows)} rows of {data.path}, which they "
+                "are taken from: lower it, or give --data.eval-path"
+            )
+        return rows[: -data.eval_rows], rows[-data.eval_rows :]
+    source, split = data.eval_path or data.path, data.eval_split or "train"
+    held_out = load_rows(source, split=split, on_bad_row=data.on_bad_row).rows
+    if data.eval_rows > len(held_out):
+        raise UserError(
+            f"data.eval_rows={data.eval_rows}: expected at most the {len(held_out)} usable rows of {source} ({split}): "
+            "lower it"
+        )
+    return rows, held_out[: data.eval_rows]
+
+
+def load_prompts(config: TrainConfig, layout: Layout) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """(prompts to train on, held-out prompts); rows whose prompt is too long are skipped and counted in the log."""
+    rows, held_out = load_split_rows(config.data)
+    built = []
+    for name, part in (("training", rows), ("held-out", held_out)):
+        if not part:
+            built.append(())
+            continue
+        prompts = build_prompts(
+            part, layout, max_prompt_length=config.max_prompt_length, truncate=config.data.truncate_prompts
+        )
+        if prompts.skipped:
+            log.warning("%d %s rows skipped: %s", len(prompts.skipped), name, describe_skipped(prompts.skipped))
+        log.info("%d %s prompts", len(prompts.prompts), name)
+        built.append(prompts.prompts)
+    return built[0], built[1]

@@ -1,0 +1,111 @@
+"""From logits to a token: temperature, min-p, top-k, top-p in vLLM's order, and a draw that is cheap at any vocabulary.
+
+Departure from vLLM: tokens that tie with the last one kept by top-p are kept too (vLLM keeps those its sort put last).
+"""
+
+from typing import Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlt_jax.types import SamplingParams
+
+BLOCK = 128  # tokens; a draw needs V / BLOCK + BLOCK random numbers, and random bits cost more than a tiny model
+
+Mode = Literal["greedy", "plain", "min_p", "sorted"]  # which work a compiled program does; only "sorted" sorts
+
+
+class Knobs(NamedTuple):
+    """Sampling parameters as arrays: changing them recompiles nothing."""
+
+    temperature: np.ndarray  # f32[]
+    top_k: np.ndarray  # i32[] 0 = off
+    top_p: np.ndarray  # f32[] 1 = off
+    min_p: np.ndarray  # f32[] 0 = off
+
+
+def mode_and_knobs(params: SamplingParams) -> tuple[Mode, Knobs]:
+    """The cheapest program that can draw with `params`, and the numbers to hand to it."""
+    knobs = Knobs(
+        np.float32(params.temperature), np.int32(params.top_k), np.float32(params.top_p), np.float32(params.min_p)
+    )
+    if params.temperature == 0:
+        return "greedy", knobs
+    if params.top_k > 0 or params.top_p < 1:
+        return "sorted", knobs
+    return ("min_p" if params.min_p > 0 else "plain"), knobs
+
+
+def process_logits(logits: jax.Array, knobs: Knobs, *, mode: Mode) -> jax.Array:
+    """Temperature, then min-p (arXiv 2407.01082), top-k, top-p (arXiv 1904.09751): dropped tokens become -inf.
+
+    Each filter sees the distribution renormalised after the ones before it. The likeliest token always stays.
+
+    Args:
+      logits: f32[B, V].
+      mode: any but "greedy".
+    Returns:
+      f32[B, V].
+    """
+    chex.assert_rank(logits, 2)
+    logits = logits / knobs.temperature
+    if mode == "plain":
+        return logits
+    likeliest = logits.max(axis=-1, keepdims=True)
+    logits = jnp.where(logits < likeliest + jnp.log(knobs.min_p), -jnp.inf, logits)
+    if mode == "min_p":
+        return logits
+    vocab = logits.shape[-1]
+    ranked = jnp.sort(logits, axis=-1, descending=True)
+    k = jnp.where(knobs.top_k == 0, vocab, jnp.minimum(knobs.top_k, vocab))
+    kth = jnp.take(ranked, k - 1, axis=-1)[:, None]
+    ranked = jnp.where(ranked < kth, -jnp.inf, ranked)
+    probs = jax.nn.softmax(ranked, axis=-1)
+    mass_above = jnp.cumsum(probs, axis=-1) - probs
+    within = (mass_above < knobs.top_p) | (knobs.top_p >= 1)  # off: a tail whose mass above rounds to 1 stays
+    kept = within & (ranked > -jnp.inf)
+    least = jnp.where(kept, ranked, jnp.inf).min(axis=-1, keepdims=True)
+    return jnp.where(logits < least, -jnp.inf, logits)
+
+
+def draw(logits: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One token per row from softmax(logits), with its log-prob.
+
+    Gumbel-max in two stages, first a block of BLOCK tokens, then a token in it:
+    P(token) = P(block) · P(token | block), so the distribution is that of one Gumbel-max over the vocabulary. A row's
+    token depends on its own key and logits only, and a token at -inf is never drawn.
+
+    Args:
+      logits: f32[B, V], -inf for tokens that may not be drawn.
+      keys: key[B], one PRNG key per row.
+    Returns:
+      i32[B] tokens, f32[B] log-probs in nats.
+    """
+    chex.assert_rank([logits, keys], [2, 1])
+    blocks = -(-logits.shape[-1] // BLOCK)
+    padding = ((0, 0), (0, blocks * BLOCK - logits.shape[-1]))
+    tiles = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(-1, blocks, BLOCK)
+    block_logits = jax.nn.logsumexp(tiles, axis=-1)
+
+    def draw_row(tiles, block_logits, key):
+        noise = jax.random.gumbel(key, (blocks + BLOCK,))
+        block = jnp.argmax(block_logits + noise[:blocks])
+        token = jnp.argmax(tiles[block] + noise[blocks:])
+        return block * BLOCK + token, tiles[block, token]
+
+    tokens, chosen = jax.vmap(draw_row)(tiles, block_logits, keys)
+    return tokens.astype(jnp.int32), chosen - jax.nn.logsumexp(block_logits, axis=-1)
+
+
+def choose(logits: jax.Array, keys: jax.Array, knobs: Knobs, *, mode: Mode) -> tuple[jax.Array, jax.Array]:
+    """The next token of every row and its log-prob: i32[B], f32[B] nats.
+
+    The log-prob is under the processed distribution; of a greedy token it is the model's own (temperature 1, no
+    filter), as in vLLM.
+    """
+    if mode == "greedy":
+        tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return tokens, logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1)
+    return draw(process_logits(logits, knobs, mode=mode), keys)

@@ -1,0 +1,346 @@
+"""The native sampler: a jitted JAX decode loop over the trainer's own parameter tree.
+
+Rows (one per prompt and seed) are drawn in batches of at most `max_batch`. A batch prefills each of its prompts once,
+repeats the caches for their seeds, and decodes in segments. Between segments, on the host: count tokens, lengthen the
+caches by doubling, and drop rows that have ended once few are left. All shapes are buckets, so programs are reused.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlt_jax.batching import bucket_length, pad_rows
+from rlt_jax.sampling.base import check_params, check_requests
+from rlt_jax.sampling.draw import Knobs, Mode, choose, mode_and_knobs
+from rlt_jax.types import Completion, Request, SamplingParams
+
+Params = Any
+Cache = Any
+
+NOTHING = -1  # stands in the token buffer where a row had already ended
+SHRINK = 4  # rows are dropped when this fraction is left: by 2 would compile twice as many programs for little time
+FEWEST_ROWS = 8
+
+
+class _Config(Protocol):
+    @property
+    def vocab_size(self) -> int: ...
+
+
+class DecodingModel(Protocol):
+    """The part of `rlt_jax.models.Model` that the sampler uses: pure functions of a frozen, hashable object."""
+
+    @property
+    def config(self) -> _Config: ...
+
+    def init_cache(self, params: Params, batch: int, length: int) -> Cache:
+        """Empty cache, leaves [L, batch, length, KH, hd]."""
+        ...
+
+    def prefill(self, params: Params, ids: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Fill positions 0..P-1 from right-padded i32[B, P]; returns (hidden [B, P, D], cache)."""
+        ...
+
+    def decode(
+        self, params: Params, token_ids: jax.Array, positions: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """Write token_ids i32[B] at positions i32[B], attend to keys <= position; returns (f32[B, V], cache)."""
+        ...
+
+
+class _Rows(NamedTuple):
+    """State of the decode loop; B is a row bucket, rows beyond the real ones start as ended."""
+
+    token: jax.Array  # i32[B] newest token, not yet in the cache
+    position: jax.Array  # i32[B] of that token
+    ended: jax.Array  # bool[B]
+    seed: jax.Array  # u32[B, 2] key data
+    cache: Cache  # leaves [L, B, S, KH, hd]
+
+
+def _lengthen(leaf: jax.Array, length: int) -> jax.Array:
+    """Zero-pad a cache leaf [L, B, S, ...] to S = length."""
+    return jnp.pad(leaf, [(0, length - leaf.shape[2]) if axis == 2 else (0, 0) for axis in range(leaf.ndim)])
+
+
+@partial(jax.jit, static_argnames=("model", "length"))
+def _prefill(model: DecodingModel, params: Params, prompts: jax.Array, source: jax.Array, *, length: int) -> Cache:
+    """Caches of B rows with room for `length` positions; row b holds prompt source[b].
+
+    Args:
+      prompts: i32[pieces, N, P], right-padded. Pieces run one after another, which bounds the activations.
+      source: i32[B] index into the pieces · N prompts.
+    """
+
+    def prefill_piece(ids: jax.Array) -> Cache:
+        return model.prefill(params, ids, model.init_cache(params, *ids.shape))[1]
+
+    def spread(leaf: jax.Array) -> jax.Array:  # [pieces, L, N, P, ...] -> [L, B, length, ...]
+        leaf = jnp.moveaxis(leaf, 0, 1)
+        leaf = leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:])
+        return _lengthen(leaf[:, source], length)
+
+    return jax.tree.map(spread, jax.lax.map(prefill_piece, prompts))
+
+
+@partial(jax.jit, static_argnames=("model", "mode", "segment"), donate_argnames=("rows",))
+def _decode(
+    model: DecodingModel,
+    params: Params,
+    rows: _Rows,
+    drawn: jax.Array,
+    steps: jax.Array,
+    eos_ids: jax.Array,
+    knobs: Knobs,
+    *,
+    mode: Mode,
+    segment: int,
+) -> tuple[_Rows, jax.Array, jax.Array]:
+    """Draw up to `steps` <= segment more tokens per row, fewer when all rows have ended.
+
+    Args:
+      drawn: i32[] tokens every row has drawn before; the key of a row's token t is fold_in(key(seed), t).
+    Returns:
+      The rows, i32[segment, B] tokens (NOTHING after a row's end), f32[segment, B] log-probs.
+    """
+
+    def running(carry):
+        step, rows, _, _ = carry
+        return (step < steps) & ~rows.ended.all()
+
+    def draw_one(carry):
+        step, rows, tokens, logps = carry
+        logits, cache = model.decode(params, rows.token, rows.position, rows.cache)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(seeds, drawn + step)
+        token, logp = choose(logits, keys, knobs, mode=mode)
+        tokens = tokens.at[step].set(jnp.where(rows.ended, NOTHING, token))
+        logps = logps.at[step].set(logp)
+        ended = rows.ended | (token[:, None] == eos_ids).any(axis=-1)
+        return step + 1, _Rows(token, rows.position + 1, ended, rows.seed, cache), tokens, logps
+
+    seeds = jax.random.wrap_key_data(rows.seed, impl="threefry2x32")
+    shape = (segment, len(rows.token))
+    start = (0, rows, jnp.full(shape, NOTHING, jnp.int32), jnp.zeros(shape, jnp.float32))
+    _, rows, tokens, logps = jax.lax.while_loop(running, draw_one, start)
+    return rows, tokens, logps
+
+
+@partial(jax.jit, static_argnames=("length",))
+def _repack(rows: _Rows, kept: jax.Array, *, length: int) -> _Rows:
+    """Rows `kept` (i32[B']) alone, with room for `length` positions."""
+    cache = jax.tree.map(lambda leaf: _lengthen(leaf[:, kept], length), rows.cache)
+    return _Rows(rows.token[kept], rows.position[kept], rows.ended[kept], rows.seed[kept], cache)
+
+
+def _shapes(params: Params) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name -> (shape, dtype) of every leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path): (leaf.shape, str(leaf.dtype)) for path, leaf in leaves}
+
+
+def _row_bucket(count: int, most: int) -> int:
+    """Rows that `count` rows are padded to: 1, 2, 3, 4, 6, 8, 12, 16, 24, ..., at most `most`."""
+    return min(bucket_length(32 * count) // 32, most)
+
+
+def _shrink(width: int, live: int) -> int:
+    """The number of rows to go on with when `live` of `width` still run."""
+    while live * SHRINK <= width and width // SHRINK >= FEWEST_ROWS:
+        width //= SHRINK
+    return width
+
+
+class NativeSampler:
+    """`Sampler` over a model's pure decode function. See `rlt_jax.sampling.base.Sampler` for what each method promises.
+
+    Holds the parameter tree by reference. Device memory beyond it, inside `generate` only: a cache of
+    2 · L · KH · hd · (prompt + max_tokens, bucketed) numbers a row, and while it grows the shorter one beside it.
+
+    Args:
+      model: the pure functions.
+      params: the trainer's parameter tree; caches take its dtype.
+      eos_ids: tokens that end a completion.
+      max_positions: most tokens of a prompt and its completion that the model was made for; None: not checked.
+      max_batch: most rows decoded at one time.
+      prompt_buckets: lengths that prompts are padded to, ascending; a longer prompt, and every prompt when empty, goes
+        to the next of 32, 48, 64, 96, ...
+      prefill_tokens: most prompt tokens run through the model at one time (but at least one prompt).
+      segment: tokens drawn between two looks of the host.
+      version: of `params`.
+    """
+
+    def __init__(
+        self,
+        model: DecodingModel,
+        params: Params,
+        *,
+        eos_ids: Sequence[int],
+        max_positions: int | None = None,
+        max_batch: int = 256,
+        prompt_buckets: Sequence[int] = (),
+        prefill_tokens: int = 32768,
+        segment: int = 64,
+        version: int = 0,
+    ):
+        if min(max_batch, prefill_tokens, segment) < 1:
+            raise ValueError(f"{max_batch=}, {prefill_tokens=}, {segment=}: expected positive numbers")
+        if not eos_ids:
+            raise ValueError("eos_ids is empty: expected at least one token that ends a completion")
+        self._model = model
+        self._params: Params | None = params
+        self._shapes = _shapes(params)
+        self._eos_ids = np.asarray(sorted(set(eos_ids)), np.int32)
+        self._max_positions = max_positions
+        self._max_batch = max_batch
+        self._prompt_buckets = tuple(prompt_buckets)
+        self._prefill_tokens = prefill_tokens
+        self._segment = segment
+        self._version = version
+        self._asleep = False
+        self._closed = False
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        params: SamplingParams,
+        *,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[tuple[Completion, ...]]:
+        weights = self._ready_weights()
+        check_params(params)
+        check_requests(
+            requests, params.max_tokens, vocab_size=self._model.config.vocab_size, max_positions=self._max_positions
+        )
+        rows = [(i, j) for i, request in enumerate(requests) for j in range(len(request.seeds))]
+        rows.sort(key=lambda row: -len(requests[row[0]].prompt_ids))  # longest first: what does not fit fails at once
+        report = on_progress if on_progress is not None else lambda count: None
+        completions: dict[tuple[int, int], Completion] = {}
+        drawn = 0
+        for start in range(0, len(rows), self._max_batch):
+            batch = rows[start : start + self._max_batch]
+            prompts = [np.asarray(requests[i].prompt_ids, np.int32) for i, _ in batch]
+            seeds = [requests[i].seeds[j] for i, j in batch]
+            done = self._draw(weights, prompts, seeds, params, lambda count, before=drawn: report(before + count))
+            completions.update(zip(batch, done, strict=True))
+            drawn += sum(len(completion.token_ids) for completion in done)
+        return [tuple(completions[i, j] for j in range(len(request.seeds))) for i, request in enumerate(requests)]
+
+    def set_weights(self, params: Params, version: int) -> None:
+        self._check_open()
+        if self._asleep:
+            raise RuntimeError("the sampler is asleep: call wake before set_weights")
+        shapes = _shapes(params)
+        if shapes != self._shapes:
+            names = sorted({name for name, _ in shapes.items() ^ self._shapes.items()})
+            raise ValueError(f"weights that differ from the sampler's in name, shape or dtype: {', '.join(names)}")
+        self._params = params
+        self._version = version
+
+    def sleep(self) -> None:
+        self._check_open()
+        self._asleep = True
+        self._params = None  # the last reference to weights that the trainer has let go would keep their memory
+
+    def wake(self) -> None:
+        self._check_open()
+        self._asleep = False
+
+    def close(self) -> None:
+        self._params = None
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the sampler is closed: make a new one")
+
+    def _ready_weights(self) -> Params:
+        self._check_open()
+        if self._asleep:
+            raise RuntimeError("the sampler is asleep: call wake and set_weights before generate")
+        if self._params is None:
+            raise RuntimeError("the sampler has had no weights since it woke: call set_weights before generate")
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(self._params)):
+            raise RuntimeError("the sampler's weights were donated to an update: call set_weights with the new ones")
+        return self._params
+
+    def _draw(
+        self,
+        weights: Params,
+        prompts: Sequence[np.ndarray],
+        seeds: Sequence[int],
+        params: SamplingParams,
+        report: Callable[[int], None],
+    ) -> list[Completion]:
+        """One completion per (prompt, seed), in order; at most max_batch of them."""
+        longest = max(map(len, prompts))
+        prompt_room = next((size for size in self._prompt_buckets if size >= longest), bucket_length(longest))
+        room = self._room(0, params.max_tokens)
+        rows = self._start(weights, prompts, seeds, prompt_room, prompt_room + room)
+        slots = np.arange(len(rows.token))  # which completion a row draws
+        ended = slots >= len(seeds)
+        slots[ended] = NOTHING
+        mode, knobs = mode_and_knobs(params)
+        tokens = np.full((len(seeds), params.max_tokens), NOTHING, np.int32)
+        logps = np.zeros(tokens.shape, np.float32)
+        for drawn in range(0, params.max_tokens, self._segment):
+            steps = min(self._segment, params.max_tokens - drawn)
+            width = _shrink(len(slots), int((~ended).sum()))
+            needed = self._room(drawn, params.max_tokens)
+            if width < len(slots) or needed > room:
+                kept = np.argsort(ended, kind="stable")[:width]  # the running rows first
+                rows = _repack(rows, kept, length=prompt_room + needed)
+                slots, room = slots[kept], needed
+            rows, new_tokens, new_logps = _decode(
+                self._model, weights, rows, drawn, steps, self._eos_ids, knobs, mode=mode, segment=self._segment
+            )
+            new_tokens, new_logps, ended = jax.device_get((new_tokens, new_logps, rows.ended))
+            real = slots != NOTHING
+            tokens[slots[real], drawn : drawn + steps] = new_tokens[:steps, real].T
+            logps[slots[real], drawn : drawn + steps] = new_logps[:steps, real].T
+            report(int((tokens != NOTHING).sum()))
+            if ended.all():
+                break
+        return [self._completion(ids[ids != NOTHING], row_logps) for ids, row_logps in zip(tokens, logps, strict=True)]
+
+    def _start(
+        self, weights: Params, prompts: Sequence[np.ndarray], seeds: Sequence[int], prompt_room: int, length: int
+    ) -> _Rows:
+        """Rows ready to decode, each distinct prompt prefilled once.
+
+        The newest token of a row is its prompt's last: the first step writes its key and value once more and gets the
+        logits of the prompt's end, so that the prefill needs none.
+        """
+        keys = [prompt.tobytes() for prompt in prompts]
+        distinct = dict(zip(keys, prompts, strict=True))
+        index = {key: i for i, key in enumerate(distinct)}
+        count = _row_bucket(len(distinct), self._max_batch)
+        pieces = -(-count // max(1, self._prefill_tokens // prompt_room))
+        per_piece = -(-count // pieces)
+        padded = pad_rows(list(distinct.values()), prompt_room, num_rows=pieces * per_piece)
+
+        width = _row_bucket(len(seeds), self._max_batch)
+        filled = [*range(len(seeds)), *[0] * (width - len(seeds))]  # fillers repeat row 0
+        source = np.array([index[keys[i]] for i in filled], np.int32)
+        cache = _prefill(self._model, weights, padded.reshape(pieces, per_piece, prompt_room), source, length=length)
+        return _Rows(
+            token=jnp.asarray([prompts[i][-1] for i in filled], jnp.int32),
+            position=jnp.asarray([len(prompts[i]) - 1 for i in filled], jnp.int32),
+            ended=jnp.arange(width) >= len(seeds),
+            seed=jnp.asarray([[seeds[i] >> 32 & 0xFFFFFFFF, seeds[i] & 0xFFFFFFFF] for i in filled], jnp.uint32),
+            cache=cache,
+        )
+
+    def _room(self, drawn: int, max_tokens: int) -> int:
+        """Positions after the prompt that the next segment needs: segment · 2^i, at most max_tokens (in 32s)."""
+        room = self._segment
+        while room < min(drawn + self._segment, max_tokens):
+            room *= 2
+        return min(room, -(-max_tokens // 32) * 32)
+
+    def _completion(self, ids: np.ndarray, logps: np.ndarray) -> Completion:
+        finished = bool(np.isin(ids[-1], self._eos_ids))
+        return Completion(ids, logps[: len(ids)].copy(), finished, self._version)

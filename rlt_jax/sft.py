@@ -1,0 +1,162 @@
+"""Supervised fine-tuning of a teacher or a student: `python -m rlt_jax.sft --target teacher --model DIR ...`.
+
+The teacher learns to write a row's trace after question and solution; the student to write thought and solution after
+the question (RLT, arXiv 2506.08388, section 3; the loss counts completion tokens alone).
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rlt_jax.checkpoint import open_checkpoints, restore_checkpoint, save_checkpoint
+from rlt_jax.configs import SftConfig, check_sft_config, config_yaml, parse_command, save_config
+from rlt_jax.data import SftExample, build_sft_examples, describe_skipped, questions_of_step
+from rlt_jax.errors import run_command
+from rlt_jax.memory.monitor import PeakMonitor, memory_metrics
+from rlt_jax.models import Model, Params, load_model, save_model
+from rlt_jax.report.log import setup_logging
+from rlt_jax.report.progress import open_progress
+from rlt_jax.report.timing import PhaseClock
+from rlt_jax.run import load_layout, load_split_rows, open_run_folder, open_run_writer, phases, use_compilation_cache
+from rlt_jax.scoring import row_logprobs
+from rlt_jax.update import (
+    init_state,
+    make_accumulate,
+    make_apply,
+    make_optimizer,
+    sft_batch_loss,
+    sft_batches,
+    sum_gradients,
+)
+
+log = logging.getLogger("rlt_jax")
+
+
+def sft(config: SftConfig) -> Path:
+    """Fine-tune from the config's start, or from the run folder's newest checkpoint, to its last step.
+
+    Returns:
+      The run folder: config.yaml, metrics.jsonl, logs, checkpoints, final/ (the model, with its tokenizer).
+    Raises:
+      UserError: anything in the config, its files, model or data that cannot work.
+    """
+    check_sft_config(config)
+    run_dir = open_run_folder(config.output_dir, resume=config.resume)
+    setup_logging(run_dir)
+    use_compilation_cache()
+
+    examples, held_out = load_examples(config)
+    steps_per_epoch = len(examples) // config.train_batch_size
+    max_steps = config.max_steps or max(1, config.num_train_epochs * steps_per_epoch)
+    model, params = load_model(config.model, dtype=config.dtype)
+    optimizer, learning_rate = make_optimizer(
+        learning_rate=config.learning_rate, max_steps=max_steps, **asdict(config.optimizer)
+    )
+    state = init_state(params, optimizer)
+    del params
+    checkpoints = open_checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
+    first_step = 0
+    if checkpoints.latest_step() is not None:
+        state, facts = restore_checkpoint(checkpoints, state, seed=config.seed)
+        first_step = facts["step"]
+        log.info("continuing from step %d", first_step)
+    save_config(config, run_dir / "config.yaml")
+
+    accumulate = make_accumulate(sft_batch_loss(model, chunk=config.logprob_chunk, remat=config.remat))
+    apply = make_apply(optimizer)
+    clock = PhaseClock()
+    with (
+        open_run_writer(run_dir, config, resume_step=first_step) as writer,
+        open_progress(max_steps, start_step=first_step) as progress,
+        PeakMonitor() as monitor,
+    ):
+        phase = phases(clock, monitor, progress)
+
+        def evaluate(step):
+            metrics = {"eval/loss": held_out_loss(config, model, state.params, held_out)}
+            writer.write(step, metrics)
+            progress.log(step, metrics)
+
+        if held_out and config.eval_steps and first_step == 0:
+            evaluate(0)
+        for step in range(first_step + 1, max_steps + 1):
+            clock.reset()
+            monitor.reset()
+            chosen = questions_of_step(
+                step - 1, num_rows=len(examples), questions_per_step=config.train_batch_size, seed=config.seed
+            )
+            batch = [examples[i] for i in chosen]
+            with phase("update"):
+                batches = sft_batches(batch, batch_size=config.per_device_train_batch_size)
+                gradients, losses = sum_gradients(accumulate, state.params, batches)
+                state, grad_norm = apply(state, gradients)
+                losses, grad_norm = jax.device_get((losses, grad_norm))
+            if step % config.logging_steps == 0 or step == max_steps:
+                metrics = {**losses, "grad_norm": grad_norm, "learning_rate": learning_rate(step - 1)}
+                metrics |= clock.metrics({"update": sum(len(example.ids) for example in batch)})
+                metrics |= memory_metrics() | monitor.metrics()
+                writer.write(step, metrics)
+                progress.log(step, metrics)
+            progress.step(step)
+            if held_out and config.eval_steps and (step % config.eval_steps == 0 or step == max_steps):
+                evaluate(step)
+            if (config.save_steps and step % config.save_steps == 0) or step == max_steps:
+                save_checkpoint(checkpoints, step, state, {"step": step, "seed": config.seed})
+
+    if config.checkpoint.export:
+        save_model(run_dir / "final", model, state.params, tokenizer_from=config.model)
+        log.info("the model is in %s", run_dir / "final")
+    return run_dir
+
+
+def load_examples(config: SftConfig) -> tuple[Sequence[SftExample], Sequence[SftExample]]:
+    """(examples to train on, held-out examples); rows that give none are skipped and counted in the log."""
+    layout = load_layout(
+        config.model,
+        config.model,
+        tags=config.data.tags,
+        teacher_prompt_file=config.data.teacher_prompt_file,
+        student_prompt_file=config.data.student_prompt_file,
+    )
+    if config.student_gap == "blank-line":
+        layout = replace(layout, student_sft_gap="\n\n")
+    parts = []
+    for rows in load_split_rows(config.data):
+        if not rows:
+            parts.append(())
+            continue
+        built = build_sft_examples(rows, layout, target=config.target, max_length=config.max_length)
+        if built.skipped:
+            log.warning("%d rows skipped: %s", len(built.skipped), describe_skipped(built.skipped))
+        parts.append(built.examples)
+    return parts[0], parts[1]
+
+
+def held_out_loss(config: SftConfig, model: Model, params: Params, examples: Sequence[SftExample]) -> float:
+    """Mean of −log π over all trained tokens of the examples, nats per token."""
+    logps = row_logprobs(
+        model,
+        params,
+        [example.ids for example in examples],
+        temperature=1.0,
+        batch_size=config.per_device_train_batch_size,
+        chunk=config.logprob_chunk,
+    )
+    return -float(np.mean(np.concatenate([row[example.trained] for row, example in zip(logps, examples)])))
+
+
+def main() -> None:
+    config, print_config = parse_command(SftConfig, sys.argv[1:], prog="python -m rlt_jax.sft", description=__doc__)
+    if print_config:
+        print(config_yaml(config), end="")
+    else:
+        sft(config)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,278 @@
+"""Train a teacher with GRPO on the RLT reward (arXiv 2506.08388): `python -m rlt_jax.train --preset tiny`.
+
+Departures from the original:
+- A prompt that is too long is skipped and counted: a cut solution makes its reward meaningless.
+- The reference is saved in checkpoints: a resumed run is the same run.
+- Pads of a row without EOS are not trained on, and a group of equal rewards gets advantages of exactly 0.
+"""
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlt_jax.checkpoint import open_checkpoints, restore_checkpoint, save_checkpoint
+from rlt_jax.configs import TrainConfig, check_config, config_yaml, parse_train_args, save_config
+from rlt_jax.data import eos_ids, questions_of_step
+from rlt_jax.errors import run_command
+from rlt_jax.evaluation import SOLUTION_LOGP, evaluate_policy, read_changes, write_records
+from rlt_jax.losses import group_advantages, mix_reference
+from rlt_jax.memory.monitor import PeakMonitor, memory_metrics
+from rlt_jax.metrics import completion_metrics, reward_metrics
+from rlt_jax.models import Model, Params, load_model, save_model
+from rlt_jax.report.curves import draw_curves
+from rlt_jax.report.log import setup_logging
+from rlt_jax.report.paired import print_summary
+from rlt_jax.report.progress import open_progress
+from rlt_jax.report.timing import PhaseClock
+from rlt_jax.report.writer import COMPLETIONS_FILE, METRICS_FILE
+from rlt_jax.rewards import Judged, RewardFn, judge_completions, rlt_reward
+from rlt_jax.run import (
+    CompileCounter,
+    load_layout,
+    load_prompts,
+    open_run_folder,
+    open_run_writer,
+    phases,
+    use_compilation_cache,
+)
+from rlt_jax.sampling.native import NativeSampler
+from rlt_jax.scoring import row_logprobs
+from rlt_jax.types import Completion, Request, SamplingParams
+from rlt_jax.update import (
+    grpo_batch_loss,
+    grpo_batches,
+    init_state,
+    make_accumulate,
+    make_apply,
+    make_optimizer,
+    sum_gradients,
+)
+
+log = logging.getLogger("rlt_jax")
+
+
+def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
+    """Run GRPO from the config's start, or from the run folder's newest checkpoint, to its last step.
+
+    Args:
+      reward_fn: a reward of your own (see `rewards.RewardFn`); None: the RLT reward with config.reward.
+    Returns:
+      The run folder: config.yaml, metrics.jsonl, eval.jsonl, completions.jsonl, curves.png, logs, checkpoints, final/.
+    Raises:
+      UserError: anything in the config, its files, models or data that cannot work.
+    """
+    check_config(config)
+    run_dir = open_run_folder(config.output_dir, resume=config.resume)
+    setup_logging(run_dir)
+    use_compilation_cache()
+    compiles = CompileCounter()
+
+    layout = load_layout(
+        config.teacher,
+        config.student,
+        tags=config.data.tags,
+        teacher_prompt_file=config.data.teacher_prompt_file,
+        student_prompt_file=config.data.student_prompt_file,
+    )
+    prompts, eval_prompts = load_prompts(config, layout)
+    model, params = load_model(config.teacher, dtype=config.dtype)
+    student, student_params = load_model(config.student, dtype=config.dtype)
+    reference = load_model(config.reference_model, dtype=config.dtype)[1]  # arrays of its own: the policy's are donated
+    ends = eos_ids(layout.tokenizer, config.teacher)
+    reward_fn = reward_fn or rlt_reward(config.reward)
+
+    optimizer, learning_rate = make_optimizer(
+        learning_rate=config.learning_rate, max_steps=config.max_steps, **asdict(config.optimizer)
+    )
+    state = init_state(params, optimizer)
+    del params
+    checkpoints = open_checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
+    first_step = 0
+    if checkpoints.latest_step() is not None:
+        (state, reference), facts = restore_checkpoint(checkpoints, (state, reference), seed=config.seed)
+        first_step = facts["step"]
+        log.info("continuing from step %d", first_step)
+    save_config(config, run_dir / "config.yaml")
+
+    policy_temperature = config.temperature if config.loss.unbias_log_probabilities else 1.0
+    teacher_temperature = config.temperature if config.reward.unbias_teacher_log_probs else 1.0
+    student_temperature = config.reward.unbias_student_log_probs_temp or 1.0
+    accumulate = make_accumulate(
+        grpo_batch_loss(
+            model,
+            temperature=policy_temperature,
+            beta=config.loss.beta,
+            chunk=config.loss.logprob_chunk,
+            remat=config.loss.remat,
+        )
+    )
+    apply = make_apply(optimizer)
+    sampler = NativeSampler(
+        model,
+        state.params,
+        eos_ids=ends,
+        max_positions=model.config.max_position_embeddings,
+        max_batch=config.sampler.max_batch,
+        version=first_step,
+    )
+    sampling = SamplingParams(
+        max_tokens=config.max_completion_length,
+        temperature=config.temperature,
+        top_k=config.sampler.top_k,
+        top_p=config.sampler.top_p,
+        min_p=config.sampler.min_p,
+    )
+    logprobs = partial(row_logprobs, batch_size=config.score_batch_size, chunk=config.loss.logprob_chunk)
+
+    def judge(prompts, completions):
+        scorer = reference if config.reward.use_reference_teacher_model else state.params
+        return judge_completions(
+            prompts,
+            completions,
+            layout=layout,
+            eos_ids=ends,
+            teacher_logprobs=partial(logprobs, model, scorer, temperature=teacher_temperature),
+            student_logprobs=partial(logprobs, student, student_params, temperature=student_temperature),
+            reward_fn=reward_fn,
+        )
+
+    clock, group = PhaseClock(), config.num_generations
+    with (
+        open_run_writer(run_dir, config, resume_step=first_step) as writer,
+        open_progress(config.max_steps, start_step=first_step) as progress,
+        PeakMonitor() as monitor,
+    ):
+        phase = phases(clock, monitor, progress)
+
+        def evaluate(step):
+            metrics, records = evaluate_policy(sampler, eval_prompts, sampling, judge, seed=config.seed)
+            write_records(run_dir, step, records)
+            writer.write(step, metrics)
+            progress.log(step, metrics)
+
+        if eval_prompts and first_step == 0:
+            evaluate(0)
+        for step in range(first_step + 1, config.max_steps + 1):
+            clock.reset(), monitor.reset()
+            compiled_before = compiles.count
+            questions = questions_of_step(
+                step - 1,
+                num_rows=len(prompts),
+                questions_per_step=config.questions_per_step,
+                seed=config.seed,
+                artificial_epochs=config.data.artificial_epochs,
+            )
+            asked = [prompts[i] for i in questions]
+            seeds = np.random.SeedSequence((config.seed, step)).generate_state(config.train_batch_size)
+
+            with phase("generate"):
+                requests = [
+                    Request(prompt.teacher_ids, tuple(map(int, seeds[i * group : (i + 1) * group])))
+                    for i, prompt in enumerate(asked)
+                ]
+                drawn = sampler.generate(requests, sampling)
+                completions = [completion for of_prompt in drawn for completion in of_prompt]
+                repeated = [prompt for prompt in asked for _ in range(group)]
+
+            with phase("score"):
+                judged = judge(repeated, completions)
+                ids = [row.teacher_ids for row in judged.rows]
+                ref_logps = logprobs(model, reference, ids, temperature=policy_temperature)
+                advantages = np.asarray(group_advantages(jnp.asarray(judged.rewards.reward), group))
+
+            with phase("update"):
+                lengths = [len(completion.token_ids) for completion in completions]
+                batches = grpo_batches(
+                    ids, lengths, ref_logps, advantages, batch_size=config.per_device_train_batch_size
+                )
+                gradients, losses = sum_gradients(accumulate, state.params, batches)
+                state, grad_norm = apply(state, gradients)
+                if config.ref.sync_ref_model and step % config.ref.ref_model_sync_steps == 0:
+                    reference = mix_reference(reference, state.params, config.ref.ref_model_mixup_alpha)
+                losses, grad_norm = jax.device_get((losses, grad_norm))
+
+            with phase("sync"):
+                sampler.set_weights(state.params, step)
+
+            if step % config.logging_steps == 0 or step == config.max_steps:
+                metrics = reward_metrics(judged.rewards.reward, judged.rewards.components, group)
+                metrics |= completion_metrics(
+                    lengths=np.array(lengths),
+                    finished=np.array([completion.finished for completion in completions]),
+                    matched=np.array([row.matched for row in judged.rows]),
+                    copy_rates=np.array([row.copy_rate for row in judged.rows]),
+                )
+                metrics |= {**losses, "grad_norm": grad_norm, "learning_rate": learning_rate(step - 1)}
+                metrics |= clock.metrics(
+                    {
+                        "generate": sum(lengths),
+                        "score": sum(2 * len(row.teacher_ids) + len(row.student_ids) for row in judged.rows),
+                        "update": sum(map(len, ids)),
+                    }
+                )
+                metrics |= memory_metrics() | monitor.metrics()
+                metrics["compilations"] = compiles.count - compiled_before
+                writer.write(step, metrics)
+                progress.log(step, metrics)
+            writer.samples(step, sample_records(config, step, judged, completions))
+            progress.step(step)
+            if eval_prompts and (step % config.eval_steps == 0 or step == config.max_steps):
+                evaluate(step)
+            if (config.save_steps and step % config.save_steps == 0) or step == config.max_steps:
+                facts = {"step": step, "seed": config.seed, "questions_drawn": step * config.questions_per_step}
+                save_checkpoint(checkpoints, step, (state, reference), facts)
+
+    finish(config, run_dir, model, state.params)
+    return run_dir
+
+
+def sample_records(
+    config: TrainConfig, step: int, judged: Judged, completions: Sequence[Completion]
+) -> Iterator[dict[str, object]]:
+    """Some of the step's completions, each with probability log.sample_probability (seeded), for completions.jsonl."""
+    chosen = np.random.default_rng((config.seed, step)).random(len(completions)) < config.log.sample_probability
+    for i in np.flatnonzero(chosen):
+        row = judged.rows[i]
+        yield {
+            "row": judged.prompts[i].row.number,
+            "question": judged.prompts[i].row.question,
+            "solution": judged.prompts[i].row.solution,
+            "explanation": row.explanation,
+            "matched": row.matched,
+            "finished": completions[i].finished,
+            "tokens": len(completions[i].token_ids),
+            "copy_rate": row.copy_rate,
+            "weight_version": completions[i].weight_version,
+            "reward": judged.rewards.reward[i],
+            **{name: values[i] for name, values in judged.rewards.components.items()},
+        }
+
+
+def finish(config: TrainConfig, run_dir: Path, model: Model, params: Params) -> None:
+    """Export the teacher, draw the curves, and say what changed and where the files are."""
+    curves = draw_curves(run_dir)
+    files = {"metrics": run_dir / METRICS_FILE, "completions": run_dir / COMPLETIONS_FILE, "curves": curves}
+    if config.checkpoint.export:
+        save_model(run_dir / "final", model, params, tokenizer_from=config.teacher)
+        files["teacher"] = run_dir / "final"
+    changes = read_changes(run_dir, ("reward", SOLUTION_LOGP), first=0, last=config.max_steps)
+    print_summary(changes, files)
+
+
+def main() -> None:
+    config, print_config = parse_train_args(sys.argv[1:])
+    if print_config:
+        print(config_yaml(config), end="")
+    else:
+        train(config)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,99 @@
+"""Frozen records that flow through a run: Prompt -> Request -> Completion -> ScoreRow -> Scores -> TrainBatch.
+
+Ragged things (token ids of one row) are numpy arrays on the host; padded batches go to the device.
+Positions index tokens, not logits: the log-prob of the token at position t comes from the logits at t - 1.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Row:
+    """One usable row of a data set, texts exactly as they stand between their tags."""
+
+    number: int  # row number in the data set, from 0
+    question: str
+    solution: str  # never empty after stripping
+    reasoning_trace: str | None  # None: the row has no trace (fine for RL, refused by supervised fine-tuning)
+    system: str | None  # the row's own student prompt, None: use the layout's
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A row laid out for the teacher, tokenised once."""
+
+    row: Row
+    teacher_text: str  # ends right after the explanation's start tag and two newlines
+    teacher_ids: np.ndarray  # i32[P] token ids of teacher_text
+    student_prefix_ids: np.ndarray  # i32[S] student chat up to and including the thought's start tag and two newlines
+    solution_ids: np.ndarray  # i32[M] the solution's text alone, tokenised (for the copy rate)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to draw completions. Off values: top_k 0, top_p 1, min_p 0. temperature 0 = greedy."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to continue, once per seed."""
+
+    prompt_ids: np.ndarray  # i32[P]
+    seeds: tuple[int, ...]  # one completion per seed; the same seed gives the same completion whatever the batch
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a sampler drew for one (prompt, seed)."""
+
+    token_ids: np.ndarray  # i32[N], with the EOS token when there was one
+    logps: np.ndarray  # f32[N] nats, under the processed distribution (after temperature, top-k, top-p, min-p)
+    finished: bool  # True: ended by EOS; False: cut off at max_tokens
+    weight_version: int  # of the weights that drew it
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One explanation as the teacher wrote it and as the student reads it, with the tokens that count.
+
+    The two thought arrays have equal length and point at the same token ids in the two sequences.
+    """
+
+    teacher_ids: np.ndarray  # i32[T]
+    teacher_thought: np.ndarray  # i32[K] positions in teacher_ids
+    student_ids: np.ndarray  # i32[S]
+    student_thought: np.ndarray  # i32[K] positions in student_ids
+    solution: np.ndarray  # i32[M] positions in student_ids
+    matched: bool  # the explanation's tags were closed
+    explanation: str  # the thought's text, for reports
+    copy_rate: float  # share of thought tokens inside a run of >= 8 tokens that also occurs in the solution
+
+
+class Spans(NamedTuple):
+    """Log-probs of the spans that the reward reads, right-padded, nats."""
+
+    solution_logps: np.ndarray  # f32[B, M] student
+    solution_mask: np.ndarray  # bool[B, M]
+    student_thought_logps: np.ndarray  # f32[B, K]
+    teacher_thought_logps: np.ndarray  # f32[B, K]
+    thought_mask: np.ndarray  # bool[B, K]
+    matched: np.ndarray  # bool[B]
+
+
+class TrainBatch(NamedTuple):
+    """One micro-batch of the GRPO update: prompt + completion, right-padded to a bucket."""
+
+    ids: np.ndarray  # i32[B, T] token ids
+    mask: np.ndarray  # bool[B, T] True on completion tokens up to and including EOS
+    ref_logps: np.ndarray  # f32[B, T] nats, of the token at the same position; 0 off the mask
+    advantages: np.ndarray  # f32[B]
+    token_weights: np.ndarray  # f32[B, T] importance weights of the tokens, 1 when off

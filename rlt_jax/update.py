@@ -1,0 +1,221 @@
+"""The update: gradients accumulated over micro-batches in fp32, then one AdamW step on exact fp32 master weights.
+
+bf16 weights at lr 1e-6 would not move at all under AdamW (an update is far below half an ulp), so the fp32 master is
+kept as the bf16 weight itself (its high 16 bits, truncated) plus the low 16 bits beside the moments.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rlt_jax.batching import length_batches, pad_rows
+from rlt_jax.losses import grpo_loss, sft_loss
+from rlt_jax.models import Model, Params
+from rlt_jax.scoring import sequence_logprobs
+from rlt_jax.types import TrainBatch
+
+Batch = Any
+LossFn = Callable[[Params, Batch], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+class TrainState(NamedTuple):
+    """What a gradient step changes. Donated to `apply_gradients`: use only what it returns."""
+
+    params: Params  # fp32 or bf16; bf16 leaves are the high halves of the fp32 masters
+    low: Params  # u16 low halves of the masters; None in place of the tree when params are fp32
+    opt_state: optax.OptState
+
+
+def split_master(master: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """f32 -> (bf16 high 16 bits, u16 low 16 bits). Truncation, not rounding: `join_master` is its exact inverse."""
+    bits = jax.lax.bitcast_convert_type(master, jnp.uint32)
+    high = jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
+    return high, bits.astype(jnp.uint16)
+
+
+def join_master(high: jax.Array, low: jax.Array) -> jax.Array:
+    """(bf16, u16) -> the f32 whose bits are high ++ low."""
+    bits = jax.lax.bitcast_convert_type(high, jnp.uint16).astype(jnp.uint32) << 16
+    return jax.lax.bitcast_convert_type(bits | low.astype(jnp.uint32), jnp.float32)
+
+
+def make_optimizer(
+    *,
+    learning_rate: float,
+    max_steps: int,
+    adam_beta1: float,
+    adam_beta2: float,
+    adam_epsilon: float,
+    weight_decay: float,
+    max_grad_norm: float,
+    lr_scheduler: Literal["constant", "cosine", "linear"],
+    warmup_ratio: float,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Global-norm clip, then AdamW (Loshchilov & Hutter, arXiv 1711.05101). Returns it with its learning-rate schedule.
+
+    Args:
+      lr_scheduler: "constant", "linear" (to 0) or "cosine" (to 0), each after a linear warm-up from 0.
+      warmup_ratio: share of max_steps spent warming up.
+    """
+    warmup = round(warmup_ratio * max_steps)
+    decay = max(max_steps - warmup, 1)
+    main: optax.Schedule
+    match lr_scheduler:
+        case "constant":
+            main = optax.constant_schedule(learning_rate)
+        case "linear":
+            main = optax.linear_schedule(learning_rate, 0.0, decay)
+        case "cosine":
+            main = optax.cosine_decay_schedule(learning_rate, decay)
+    # step s of the warm-up has (s + 1) / (warmup + 1) of the rate: the first step is not thrown away on a rate of 0
+    rate = optax.join_schedules([lambda s: learning_rate * (s + 1) / (warmup + 1), main], [warmup]) if warmup else main
+    adamw = optax.adamw(rate, b1=adam_beta1, b2=adam_beta2, eps=adam_epsilon, weight_decay=weight_decay)
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), adamw), rate
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """Fresh state around loaded weights, whose exact values are the first masters."""
+    if jax.tree.leaves(params)[0].dtype == jnp.float32:
+        return TrainState(params, None, optimizer.init(params))
+    low = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.uint16), params)
+    shapes = jax.eval_shape(lambda p: jax.tree.map(lambda x: x.astype(jnp.float32), p), params)
+    return TrainState(params, low, optimizer.init(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)))
+
+
+@jax.jit
+def zero_gradients(params: Params) -> Params:
+    """fp32 accumulators of the parameters' shapes."""
+    return jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+
+
+def make_accumulate(loss_fn: LossFn) -> Callable[[Params, Params, Batch, float], tuple[Params, dict[str, jax.Array]]]:
+    """A jitted `accumulate(params, accumulators, batch, weight)` -> (accumulators + weight·∇loss, aux).
+
+    The accumulators are donated. Compiles once for each shape of `batch`.
+    """
+
+    def accumulate(params, accumulators, batch, weight):
+        grads, aux = jax.grad(loss_fn, has_aux=True)(params, batch)
+        add = lambda a, g: a + weight * g.astype(jnp.float32)  # noqa: E731
+        return jax.tree.map(add, accumulators, grads), aux
+
+    return jax.jit(accumulate, donate_argnums=1)
+
+
+def make_apply(
+    optimizer: optax.GradientTransformation,
+) -> Callable[[TrainState, Params], tuple[TrainState, jax.Array]]:
+    """A jitted `apply(state, gradients)` -> (new state, global gradient norm before clipping). The state is donated."""
+
+    def apply(state: TrainState, gradients: Params):
+        master = state.params if state.low is None else jax.tree.map(join_master, state.params, state.low)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, master)
+        master = optax.apply_updates(master, updates)
+        norm = optax.global_norm(gradients)
+        if state.low is None:
+            return TrainState(master, None, opt_state), norm
+        leaves, tree = jax.tree.flatten(master)
+        high, low = zip(*map(split_master, leaves))
+        return TrainState(tree.unflatten(high), tree.unflatten(low), opt_state), norm
+
+    return jax.jit(apply, donate_argnums=0)
+
+
+def grpo_batch_loss(model: Model, *, temperature: float, beta: float, chunk: int, remat: bool) -> LossFn:
+    """`grpo_loss` of a TrainBatch as a function of the policy's parameters.
+
+    On-policy: the old log-probs are the policy's own, held constant, so the ratio is 1 in value.
+    """
+
+    def loss_fn(params: Params, batch: TrainBatch):
+        logps = sequence_logprobs(model, params, batch.ids, temperature=temperature, chunk=chunk, remat=remat)
+        loss, aux = grpo_loss(
+            logps,
+            jax.lax.stop_gradient(logps),
+            batch.ref_logps,
+            batch.advantages,
+            batch.mask,
+            beta=beta,
+            token_weights=batch.token_weights,
+        )
+        tokens = jnp.maximum(batch.mask.sum(1), 1)
+        entropy = -(jnp.where(batch.mask, logps, 0.0).sum(1) / tokens).mean()
+        return loss, {"loss": loss, "kl": aux["kl"], "entropy": entropy}
+
+    return loss_fn
+
+
+def grpo_batches(
+    ids: Sequence[np.ndarray],
+    completion_lengths: Sequence[int],
+    ref_logps: Sequence[np.ndarray],
+    advantages: np.ndarray,
+    *,
+    batch_size: int,
+) -> Iterator[tuple[TrainBatch, float]]:
+    """Micro-batches of a step, of like length: (TrainBatch, its weight in the step's mean over rows).
+
+    Args:
+      ids: i32[T_i] prompt + completion each; the last completion_lengths[i] tokens are the completion.
+      ref_logps: f32[T_i] nats each.
+      advantages: f32[B].
+      batch_size: rows of a micro-batch. Rows that only fill one up have an empty mask and count nothing.
+    """
+    for indices, length in length_batches([len(row) for row in ids], batch_size):
+        pad = partial(pad_rows, length=length, num_rows=batch_size)
+        mask = [np.arange(len(ids[i])) >= len(ids[i]) - completion_lengths[i] for i in indices]
+        batch = TrainBatch(
+            ids=pad([ids[i] for i in indices]),
+            mask=pad(mask),
+            ref_logps=pad([ref_logps[i] for i in indices]),
+            advantages=np.pad(advantages[indices], (0, batch_size - len(indices))),
+            token_weights=np.ones((batch_size, length), np.float32),
+        )
+        yield batch, batch_size / len(ids)
+
+
+def sft_batches(
+    examples: Sequence[tuple[np.ndarray, np.ndarray]], *, batch_size: int
+) -> Iterator[tuple["SftBatch", float]]:
+    """Micro-batches of (ids i32[T_i], trained bool[T_i]) examples: (SftBatch, its share of the trained tokens)."""
+    total = sum(int(trained.sum()) for _, trained in examples)
+    for indices, length in length_batches([len(ids) for ids, _ in examples], batch_size):
+        pad = partial(pad_rows, length=length, num_rows=batch_size)
+        batch = SftBatch(pad([examples[i][0] for i in indices]), pad([examples[i][1] for i in indices]))
+        yield batch, int(batch.mask.sum()) / total
+
+
+def sum_gradients(
+    accumulate: Callable[[Params, Params, Batch, float], tuple[Params, dict[str, jax.Array]]],
+    params: Params,
+    batches: Iterable[tuple[Batch, float]],
+) -> tuple[Params, dict[str, jax.Array]]:
+    """Gradient and aux values of a whole step: the weighted sum over its micro-batches, all still on the device."""
+    gradients, totals = zero_gradients(params), {}
+    for batch, weight in batches:
+        gradients, aux = accumulate(params, gradients, batch, weight)
+        totals = {name: totals.get(name, 0.0) + weight * value for name, value in aux.items()}
+    return gradients, totals
+
+
+class SftBatch(NamedTuple):
+    """One micro-batch of supervised fine-tuning, right-padded to a bucket."""
+
+    ids: np.ndarray  # i32[B, T] token ids
+    mask: np.ndarray  # bool[B, T] True on trained tokens
+
+
+def sft_batch_loss(model: Model, *, chunk: int, remat: bool) -> LossFn:
+    """`sft_loss` of an SftBatch as a function of the model's parameters."""
+
+    def loss_fn(params: Params, batch: SftBatch):
+        logps = sequence_logprobs(model, params, batch.ids, temperature=1.0, chunk=chunk, remat=remat)
+        loss = sft_loss(logps, batch.mask)
+        return loss, {"loss": loss}
+
+    return loss_fn

@@ -1,0 +1,131 @@
+"""Compares a Qwen folder's logits and greedy text with transformers', both in float32 on this machine.
+
+    python scripts/check_logits.py --model DIR --data rows.jsonl
+
+The texts are the data's rows (question and solution in the model's chat format when it has one), batched with left
+padding; greedy text continues the first questions. Prints a table; exits with 1 when a number is out of bounds.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from rlt_jax.errors import UserError, run_command
+from rlt_jax.models import Model, load_model
+
+
+def main() -> None:
+    """Run the comparison that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder of the model, with its tokenizer")
+    parser.add_argument("--data", type=Path, required=True, help="JSONL file with `question` and `solution`")
+    parser.add_argument("--texts", type=int, default=16, help="rows whose logits are compared")
+    parser.add_argument("--batch", type=int, default=4, help="rows per padded batch")
+    parser.add_argument("--prompts", type=int, default=3, help="questions that are continued greedily")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of each greedy continuation")
+    parser.add_argument("--atol", type=float, default=1e-3, help="largest difference allowed between two logits")
+    args = parser.parse_args()
+    rows = read_rows(args.data, max(args.texts, args.prompts))
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    oracle = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
+    model, params = load_model(args.model, dtype="float32")
+
+    passed = True
+    print(f"{'rows':>8} {'tokens':>7} {'max |logit|':>12} {'max abs diff':>13} {'argmax equal':>13}")
+    sequences = [tokenizer(as_text(tokenizer, row, with_solution=True))["input_ids"] for row in rows[: args.texts]]
+    for start in range(0, len(sequences), args.batch):
+        batch = sequences[start : start + args.batch]
+        difference, largest, agreement = compare_logits(model, params, oracle, batch)
+        passed &= difference <= args.atol
+        label = f"{start}-{start + len(batch) - 1}"
+        tokens = sum(map(len, batch))
+        print(f"{label:>8} {tokens:>7} {largest:>12.2f} {difference:>13.2e} {agreement:>13.4%}")
+
+    print(f"\n{'prompt':>8} {'tokens':>7} {'greedy equal':>13}  text")
+    for number, row in enumerate(rows[: args.prompts]):
+        prompt = tokenizer(as_text(tokenizer, row, with_solution=False))["input_ids"]
+        ours = greedy(model, params, prompt, args.tokens, stop=tokenizer.eos_token_id)
+        theirs = oracle_greedy(oracle, prompt, args.tokens, stop=tokenizer.eos_token_id)
+        passed &= ours == theirs
+        print(f"{number:>8} {len(ours):>7} {ours == theirs!s:>13}  {tokenizer.decode(ours)[:60]!r}")
+
+    print(f"\n{'passed' if passed else 'FAILED'}: logits within {args.atol} and equal greedy text expected")
+    if not passed:
+        sys.exit(1)
+
+
+def read_rows(path: Path, count: int) -> list[dict[str, str]]:
+    """The first `count` rows of a JSONL file."""
+    if not path.is_file():
+        raise UserError(f"expected a JSONL file, but {path} does not exist: check --data")
+    with path.open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for _, line in zip(range(count), lines)]
+    if len(rows) < count or not all({"question", "solution"} <= row.keys() for row in rows):
+        raise UserError(
+            f"expected {count} rows with question and solution in {path}, got {len(rows)} rows: check --data"
+        )
+    return rows
+
+
+def as_text(tokenizer: PreTrainedTokenizerBase, row: dict[str, str], *, with_solution: bool) -> str:
+    """A row in the chat format, or as plain lines for a tokenizer without one."""
+    if tokenizer.chat_template is None:
+        return f"{row['question']}\n{row['solution'] if with_solution else ''}"
+    messages = [{"role": "user", "content": row["question"]}]
+    if with_solution:
+        messages.append({"role": "assistant", "content": row["solution"]})
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not with_solution)
+
+
+def compare_logits(
+    model: Model, params: dict, oracle: PreTrainedModel, sequences: list[list[int]]
+) -> tuple[float, float, float]:
+    """Over real tokens: largest difference, largest logit, and how often the most likely token agrees."""
+    width = -(-max(map(len, sequences)) // 64) * 64  # few widths, few compilations
+    ids = np.array([[0] * (width - len(row)) + row for row in sequences], np.int32)
+    mask = np.arange(width) >= width - np.array([[len(row)] for row in sequences])
+    ours = np.asarray(model.logits(params, ids, mask))[mask]
+    with torch.no_grad():
+        theirs = oracle(torch.tensor(ids), attention_mask=torch.tensor(mask.astype(np.int64))).logits.numpy()[mask]
+    agreement = (ours.argmax(-1) == theirs.argmax(-1)).mean()
+    return float(np.abs(ours - theirs).max()), float(np.abs(theirs).max()), float(agreement)
+
+
+def greedy(model: Model, params: dict, prompt: list[int], tokens: int, *, stop: int) -> list[int]:
+    """The most likely continuation through the key-value cache, up to and including `stop`."""
+    cache = model.init_cache(params, 1, len(prompt) + tokens)
+    hidden, cache = model.prefill(params, np.array([prompt], np.int32), cache)
+    logits = model.unembed(params, hidden[:, -1])
+    decode = jax.jit(model.decode, donate_argnums=3)
+    drawn: list[int] = []
+    while True:
+        drawn.append(int(jnp.argmax(logits[0])))
+        if len(drawn) == tokens or drawn[-1] == stop:
+            return drawn
+        position = len(prompt) + len(drawn) - 1
+        logits, cache = decode(params, np.array(drawn[-1:], np.int32), np.array([position], np.int32), cache)
+
+
+def oracle_greedy(oracle: PreTrainedModel, prompt: list[int], tokens: int, *, stop: int) -> list[int]:
+    """What transformers continues with, its own cache and loop."""
+    ids = torch.tensor([prompt])
+    drawn = oracle.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=stop,
+        pad_token_id=stop,
+    )
+    return drawn[0, len(prompt) :].tolist()
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,144 @@
+"""Write the tables of docs/configuration.md from the schema and the presets.
+
+python scripts/make_config_docs.py            rewrite the tables in place
+python scripts/make_config_docs.py --check    exit with 1 if they are out of date, change nothing
+"""
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import sys
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from rlt_jax.configs import PRESETS, TrainConfig, presets, schema
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
+PACKAGE_PARENT = str(Path(presets.__file__).resolve().parents[2]) + "/"
+NAMES = {int: "whole number", float: "number", str: "text", bool: "on or off"}
+
+
+def field_docs() -> dict[str, dict[str, str]]:
+    """Class name -> field name -> the docstring that stands below the field in the schema."""
+    docs: dict[str, dict[str, str]] = {}
+    for node in ast.parse(inspect.getsource(schema)).body:
+        if isinstance(node, ast.ClassDef):
+            docs[node.name] = {
+                field.target.id: str(text.value.value)
+                for field, text in zip(node.body, node.body[1:])
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+                if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+            }
+    return docs
+
+
+def flag(path: str) -> str:
+    """A field's path as its command-line flag: loss.beta -> --loss.beta."""
+    return "--" + path.replace("_", "-")
+
+
+def type_name(kind: Any) -> str:
+    """What a flag takes, in words."""
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"list of: {type_name(get_args(kind)[0])}"
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(type_name(part) for part in get_args(kind))
+    return "`None`" if kind is type(None) else NAMES[kind]
+
+
+def value_name(value: Any) -> str:
+    """A value as one types it; a path inside the package without the folder that it is installed in."""
+    if isinstance(value, tuple):
+        return " ".join(value_name(item) for item in value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value).removeprefix(PACKAGE_PARENT)
+
+
+def row(*cells: str) -> str:
+    """One line of a Markdown table."""
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def flat(config: TrainConfig) -> dict[str, Any]:
+    """Field path -> value, sections flattened."""
+    values: dict[str, Any] = {}
+    for name, value in dataclasses.asdict(config).items():
+        values |= (
+            {f"{name}.{field}": part for field, part in value.items()} if isinstance(value, dict) else {name: value}
+        )
+    return values
+
+
+def preset_table() -> str:
+    """Every field whose value is not the same in all presets."""
+    columns = {name: flat(config) for name, config in PRESETS.items()}
+    lines = [row("", *(f"`{name}`" for name in columns)), row(*["---"] * (1 + len(columns)))]
+    for path in flat(PRESETS["tiny"]):
+        cells = [value_name(column[path]) for column in columns.values()]
+        if path != "preset" and len(set(cells)) > 1:
+            lines.append(row(f"`{path}`", *cells))
+    return "\n".join(lines)
+
+
+def field_tables() -> str:
+    """One table per section: flag, what it takes, its value in two presets, what it means."""
+    docs = field_docs()
+    tiny, mono85 = flat(PRESETS["tiny"]), flat(PRESETS["mono85"])
+    parts: list[str] = []
+
+    def add_section(title: str, config_class: type, prefix: str) -> None:
+        parts.extend([f"### {title}", "", row("Flag", "Takes", "`tiny`", "`mono85`", "Meaning"), row(*["---"] * 5)])
+        for field in dataclasses.fields(config_class):
+            if not dataclasses.is_dataclass(field.type):
+                path = prefix + field.name
+                parts.append(
+                    row(
+                        f"`{flag(path)}`",
+                        type_name(field.type),
+                        value_name(tiny[path]),
+                        value_name(mono85[path]),
+                        docs[config_class.__name__][field.name],
+                    )
+                )
+        parts.append("")
+
+    add_section("The run", TrainConfig, "")
+    for section in dataclasses.fields(TrainConfig):
+        if isinstance(section.type, type) and dataclasses.is_dataclass(section.type):
+            add_section(f"`{section.name}`", section.type, f"{section.name}.")
+    return "\n".join(parts).rstrip()
+
+
+def render(document: str) -> str:
+    """The document with its generated parts, between their two marker comments, made anew."""
+    for name, text in (("presets", preset_table()), ("fields", field_tables())):
+        start, end = f"<!-- {name}: generated -->", f"<!-- {name}: end -->"
+        if document.count(start) != 1 or document.count(end) != 1:
+            raise ValueError(f"{DOCUMENT.name} needs each of the markers `{start}` and `{end}` once")
+        before, rest = document.split(start)
+        document = f"{before}{start}\n\n{text}\n\n{end}{rest.split(end)[1]}"
+    return document
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if out of date")
+    check = parser.parse_args().check
+    old = DOCUMENT.read_text(encoding="utf-8")
+    new = render(old)
+    if check and new != old:
+        sys.exit("docs/configuration.md is out of date: run `python scripts/make_config_docs.py`")
+    if not check:
+        DOCUMENT.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

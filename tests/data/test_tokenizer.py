@@ -1,0 +1,132 @@
+"""Tokenizers are read as their files say; teacher and student must share ids."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from rlt_jax.data import (
+    check_same_tokenizer,
+    encode,
+    encode_batch,
+    encode_with_offsets,
+    eos_ids,
+    ids_to_bytes,
+    load_tokenizer,
+)
+from rlt_jax.errors import UserError
+
+
+@pytest.fixture
+def folder(golden, tmp_path):
+    """A copy of the golden teacher's small files, free to change."""
+    copy = tmp_path / "model"
+    shutil.copytree(golden / "teacher", copy, ignore=shutil.ignore_patterns("*.safetensors"))
+    return copy
+
+
+def change(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_the_files_own_splitting_is_kept(folder):
+    """AutoTokenizer splits such a folder's text as Qwen2 does, whatever tokenizer.json says (the module's header)."""
+    from transformers import AutoTokenizer
+
+    text = "So 12345.\n\nIt"
+    before = load_tokenizer(folder)
+    assert ids_to_bytes(before, encode(before, text))[-3:] == [b".\n\n", b"I", b"t"]
+    gpt2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    change(folder / "tokenizer.json", pre_tokenizer=gpt2)
+    after = load_tokenizer(folder)
+    assert ids_to_bytes(after, encode(after, text))[-5:] == [b".", b"\n", b"\n", b"I", b"t"]
+    auto = AutoTokenizer.from_pretrained(folder)
+    assert auto(text)["input_ids"] == encode(before, text).tolist() != encode(after, text).tolist()
+
+
+def test_special_tokens_and_chat_template_are_read(folder):
+    tokenizer = load_tokenizer(folder)
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (999, 997)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    template = config.pop("chat_template")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "chat_template.jinja").write_text(template)
+    assert load_tokenizer(folder).chat_template == tokenizer.chat_template == template
+
+
+def test_a_folder_with_vocab_and_merges_only(folder):
+    (folder / "tokenizer.json").unlink()
+    assert encode(load_tokenizer(folder), "So 12\n\n<|im_end|>").tolist()[-1] == 999
+
+
+def test_missing_and_broken_tokenizers(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"expected tokenizer.json .* in .*empty, but there is none"):
+        load_tokenizer(tmp_path / "empty")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="expected a readable tokenizer in"):
+        load_tokenizer(folder)
+    with pytest.raises(UserError, match="no-such-model is no folder and the hub says"):
+        load_tokenizer("nobody/no-such-model")
+    with pytest.raises(UserError, match="is no folder and the hub says"):
+        load_tokenizer(tmp_path / "missing")
+
+
+def test_eos_ids_join_tokenizer_and_generation_config(folder):
+    tokenizer = load_tokenizer(folder)
+    assert eos_ids(tokenizer, folder) == (999,)
+    change(folder / "generation_config.json", eos_token_id=[999, 997])
+    assert eos_ids(tokenizer, folder) == (999, 997)
+    change(folder / "generation_config.json", eos_token_id=None)
+    assert eos_ids(tokenizer, folder) == (999,)
+    (folder / "generation_config.json").write_text("[]")
+    with pytest.raises(UserError, match="expected a JSON object with eos_token_id"):
+        eos_ids(tokenizer, folder)
+    (folder / "generation_config.json").unlink()
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="expected an end-of-text token"):
+        eos_ids(tokenizer, folder)
+
+
+def test_teacher_and_student_must_share_ids(golden, folder):
+    teacher, student = load_tokenizer(golden / "teacher"), load_tokenizer(golden / "student")
+    check_same_tokenizer(teacher, student)
+    student.add_tokens(["<extra>"])
+    check_same_tokenizer(teacher, student)
+    check_same_tokenizer(student, teacher)
+    file = folder / "tokenizer.json"
+    table = json.loads(file.read_text())
+    vocab = table["model"]["vocab"]
+    first, second = (next(t for t, i in vocab.items() if i == n) for n in (700, 900))
+    vocab[first], vocab[second] = 900, 700
+    file.write_text(json.dumps(table | {"model": table["model"] | {"vocab": vocab}}))
+    with pytest.raises(UserError, match="2 of 1000 token ids differ, first id 700:"):
+        check_same_tokenizer(teacher, load_tokenizer(folder))
+
+
+def test_bytes_of_tokens(tokenizer):
+    text = "Zoë — ✓ 🙂\n\n\t<|im_end|>ok\x00"
+    ids = encode(tokenizer, text)
+    assert b"".join(ids_to_bytes(tokenizer, ids)) == text.encode()
+    assert ids_to_bytes(tokenizer, [999, 5000]) == [b"<|im_end|>", b""]
+    single = sorted(ids_to_bytes(tokenizer, range(256)))
+    assert single == sorted(bytes([b]) for b in range(256))
+
+
+def test_vocabulary_that_is_not_byte_level(golden, folder):
+    table = json.loads((folder / "tokenizer.json").read_text())
+    vocab = {("▁the" if i == 500 else token): i for token, i in table["model"]["vocab"].items()}
+    merges = [pair for pair in table["model"]["merges"] if all("".join(p) in vocab for p in (pair, *pair))]
+    table["model"] |= {"vocab": vocab, "merges": merges[:50]}
+    (folder / "tokenizer.json").write_text(json.dumps(table))
+    with pytest.raises(UserError, match=r"expected a byte-level BPE tokenizer .* token 500 is '▁the'"):
+        ids_to_bytes(load_tokenizer(folder), [1])
+
+
+def test_encoding_shapes(tokenizer):
+    ids, offsets = encode_with_offsets(tokenizer, "a 🙂")
+    assert ids.dtype == np.int32 and offsets.shape == (len(ids), 2)
+    assert offsets[-1].tolist() == [2, 3] and ids.tolist() == encode(tokenizer, "a 🙂").tolist()
+    assert encode(tokenizer, "").shape == (0,) and encode_with_offsets(tokenizer, "")[1].shape == (0, 2)
+    assert encode_batch(tokenizer, []) == []

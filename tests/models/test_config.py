@@ -1,0 +1,113 @@
+"""config.json in and out: what is read, what is kept, what is refused by name."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from transformers import AutoConfig
+
+from rlt_jax.errors import UserError
+from rlt_jax.models import ModelConfig
+from rlt_jax.models.config import parse_config, read_config
+from tests.models.conftest import CONFIGS
+
+BASE = {
+    "model_type": "qwen2",
+    "vocab_size": 1000,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def test_reads_what_transformers_4_wrote(golden):
+    config = read_config(golden / "student")
+    assert config == ModelConfig("qwen2", 1000, 128, 256, 3, 4, 2, 32, rope_theta=1e6)
+    assert (config.qkv_bias, config.output_bias, config.qk_norm) == (True, False, False)
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_reads_what_transformers_5_writes(checkpoint, name):
+    config, theirs = read_config(checkpoint(name)), CONFIGS[name]
+    assert config.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert config.rms_norm_eps == 1e-5
+    assert config.tie_word_embeddings == theirs.tie_word_embeddings
+    assert config.head_dim == (8 if name == "qwen2.5" else 16 if name in ("qwen2", "qwen3-biased") else 32)
+    assert config.qkv_bias == (name != "qwen3")
+    assert config.output_bias == (name == "qwen3-biased")
+    assert config.qk_norm == name.startswith("qwen3")
+
+
+def test_defaults_are_transformers_own():
+    assert parse_config(BASE, "x").head_dim == 32
+    assert parse_config({**BASE, "model_type": "qwen3"}, "x").head_dim == 128
+    assert parse_config({**BASE, "num_key_value_heads": None}, "x").num_key_value_heads == 4
+    assert parse_config(BASE, "x").rope_theta == 10000.0
+
+
+def test_an_unchanged_config_is_written_as_it_came(golden):
+    original = json.loads((golden / "teacher" / "config.json").read_text())
+    written = read_config(golden / "teacher").to_json("bfloat16")
+    assert written == {**original, "dtype": "bfloat16", "torch_dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_a_changed_config_keeps_foreign_keys_and_reads_back(checkpoint, name, tmp_path):
+    source = json.loads((checkpoint(name) / "config.json").read_text()) | {"my_note": [1, 2]}
+    changed = replace(parse_config(source, "x"), num_hidden_layers=1, rope_theta=123.0, tie_word_embeddings=True)
+    written = changed.to_json("float32")
+    assert written["my_note"] == [1, 2] and written["layer_types"] == ["full_attention"]
+    assert parse_config(written, "x") == changed
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    theirs = AutoConfig.from_pretrained(tmp_path)
+    assert (theirs.num_hidden_layers, theirs.rope_parameters["rope_theta"]) == (1, 123.0)
+
+
+def test_a_config_without_a_file_is_written_in_full(tmp_path):
+    config = ModelConfig("qwen3", 100, 24, 48, 2, 4, 2, 8, rope_theta=7.0, rms_norm_eps=1e-4, attention_bias=True)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_json("float32")))
+    assert read_config(tmp_path) == config
+    theirs = AutoConfig.from_pretrained(tmp_path)
+    assert theirs.architectures == ["Qwen3ForCausalLM"] and theirs.head_dim == 8 and theirs.rms_norm_eps == 1e-4
+    assert theirs.rope_parameters["rope_theta"] == 7.0 and theirs.attention_bias and not theirs.tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llama"}, "expected model_type qwen2 (Qwen2 and Qwen2.5) or qwen3, got 'llama'"),
+        ({"use_sliding_window": True}, "use_sliding_window=true"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types sliding_attention"),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling of type 'yarn' (only default)"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters of type 'linear' (only default)"),
+        ({"rope_scaling": "yarn"}, "expected rope_scaling to be an object or null, got 'yarn'"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' (only silu)"),
+        ({"attention_dropout": 0.1}, "attention_dropout=0.1 (only 0)"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ({"hidden_size": "128"}, "expected hidden_size to be a positive integer, got '128'"),
+        ({"num_hidden_layers": 0}, "expected num_hidden_layers to be a positive integer, got 0"),
+        ({"num_key_value_heads": 3}, "multiple of num_key_value_heads, got 4 and 3"),
+        ({"hidden_size": 130}, "got hidden_size 130 and 4 heads: add head_dim"),
+        ({"head_dim": 33}, "expected head_dim to be a positive even integer, got 33"),
+        ({"rope_theta": -1}, "expected rope_theta to be a positive number, got -1"),
+        ({"rms_norm_eps": "tiny"}, "expected rms_norm_eps to be a positive number, got 'tiny'"),
+        ({"tie_word_embeddings": "yes"}, "expected tie_word_embeddings to be true or false, got 'yes'"),
+    ],
+)
+def test_refusals_name_the_cause(change, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        parse_config({**BASE, **change}, "config.json")
+
+
+def test_all_unsupported_features_are_named_at_once():
+    with pytest.raises(UserError) as refusal:
+        parse_config({**BASE, "use_sliding_window": True, "rope_scaling": {"rope_type": "yarn"}}, "some/config.json")
+    assert all(word in str(refusal.value) for word in ("some/config.json", "use_sliding_window", "yarn"))
+
+
+def test_missing_keys_are_all_named():
+    with pytest.raises(UserError, match="expected the keys hidden_size, num_attention_heads, which are missing"):
+        parse_config({k: v for k, v in BASE.items() if k not in ("hidden_size", "num_attention_heads")}, "config.json")

@@ -1,0 +1,169 @@
+"""The draw against transformers' logits warpers, against the probabilities themselves, and its cost."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from rlt_jax.sampling.draw import BLOCK, choose, draw, mode_and_knobs, process_logits
+from rlt_jax.types import SamplingParams
+
+draw = jax.jit(draw)
+
+FILTERS = {
+    "plain": {},
+    "cold": {"temperature": 0.3},
+    "top-k 1": {"top_k": 1},
+    "top-k": {"top_k": 40},
+    "top-k above the vocabulary": {"top_k": 10**6},
+    "top-p": {"top_p": 0.8},
+    "top-p of one token": {"top_p": 1e-6},
+    "min-p": {"min_p": 0.05},
+    "min-p of one token": {"min_p": 1.0},
+    "all": {"temperature": 0.7, "top_k": 30, "top_p": 0.9, "min_p": 0.02},
+}
+
+
+def processed(logits, **changes):
+    mode, knobs = mode_and_knobs(SamplingParams(max_tokens=1, **changes))
+    return jax.jit(process_logits, static_argnames="mode")(jnp.asarray(logits), knobs, mode=mode)
+
+
+def warped(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
+    """The same by transformers' classes, in vLLM's order."""
+    scores = torch.tensor(logits) / temperature
+    if min_p > 0:
+        scores = MinPLogitsWarper(min_p)(None, scores)
+    if top_k > 0:
+        scores = TopKLogitsWarper(top_k)(None, scores)
+    if top_p < 1:
+        scores = TopPLogitsWarper(top_p)(None, scores)
+    return scores.numpy()
+
+
+@pytest.mark.parametrize("vocab", [50, 1000])
+@pytest.mark.parametrize("changes", FILTERS.values(), ids=FILTERS)
+def test_filters_are_those_of_transformers(changes, vocab):
+    logits = 2.5 * np.random.default_rng(vocab).standard_normal((16, vocab)).astype(np.float32)
+    ours, theirs = np.asarray(processed(logits, **changes)), warped(logits, **changes)
+    assert ((ours > -np.inf) == (theirs > -np.inf)).all()
+    ours_logps, theirs_logps = jax.nn.log_softmax(ours), jax.nn.log_softmax(theirs)
+    kept = theirs > -np.inf
+    np.testing.assert_allclose(np.asarray(ours_logps)[kept], np.asarray(theirs_logps)[kept], rtol=1e-6, atol=2e-6)
+
+
+def test_top_p_sees_what_top_k_left():
+    logits = np.log(np.array([[0.5, 0.3, 0.2]], np.float32))
+    assert (np.asarray(processed(logits, top_p=0.6)) > -np.inf).tolist() == [[True, True, False]]
+    assert (np.asarray(processed(logits, top_p=0.6, top_k=2)) > -np.inf).tolist() == [[True, False, False]]
+
+
+def test_temperature_comes_before_min_p():
+    logits = np.log(np.array([[0.6, 0.3, 0.1]], np.float32))
+    assert (np.asarray(processed(logits, min_p=0.4)) > -np.inf).tolist() == [[True, True, False]]
+    assert (np.asarray(processed(logits, min_p=0.4, temperature=0.5)) > -np.inf).tolist() == [[True, False, False]]
+
+
+def test_tokens_that_tie_with_the_last_one_kept_stay():
+    logits = np.array([[2.0, 1.0, 1.0, 0.0]], np.float32)
+    assert (np.asarray(processed(logits, top_k=2)) > -np.inf).tolist() == [[True, True, True, False]]
+    assert (np.asarray(processed(logits, top_p=0.6)) > -np.inf).tolist() == [[True, True, True, False]]
+
+
+def test_top_p_off_keeps_a_tail_below_rounding():
+    logits = np.concatenate([[20.0], np.full(999, -20.0)]).astype(np.float32)[None]
+    assert (np.asarray(processed(logits, top_k=1000)) > -np.inf).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    logits=st.lists(st.floats(-30, 30, width=32), min_size=8, max_size=8),
+    temperature=st.floats(0.05, 5),
+    top_k=st.integers(0, 10),
+    top_p=st.floats(1e-6, 1),
+    min_p=st.floats(0, 1),
+)
+def test_the_likeliest_token_survives_every_filter(logits, temperature, top_k, top_p, min_p):
+    logits = np.array([logits], np.float32)
+    left = np.asarray(processed(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p))
+    assert left[0, logits.argmax()] == left.max() > -np.inf
+    assert not np.isnan(left).any()
+
+
+@pytest.mark.parametrize("changes", [{}, {"temperature": 0.7, "top_k": 60, "top_p": 0.95, "min_p": 0.01}])
+def test_frequencies_match_the_processed_probabilities(changes):
+    vocab, draws = 2 * BLOCK + 44, 200_000  # three blocks, the last one not full
+    logits = jnp.asarray(1.5 * np.random.default_rng(0).standard_normal((1, vocab)).astype(np.float32))
+    mode, knobs = mode_and_knobs(SamplingParams(max_tokens=1, **changes))
+    keys = jax.vmap(jax.random.key)(jnp.arange(draws))
+
+    @jax.jit
+    def draw_all(logits):
+        rows = jnp.broadcast_to(logits, (1000, vocab))
+        return jax.lax.map(lambda keys: choose(rows, keys, knobs, mode=mode), keys.reshape(-1, 1000))
+
+    tokens, logps = jax.tree.map(np.ravel, jax.device_get(draw_all(logits)))
+    expected = np.asarray(jax.nn.log_softmax(processed(logits, **changes)))[0].astype(np.float64)
+    np.testing.assert_allclose(logps, expected[tokens], atol=2e-6)
+    counts = np.bincount(tokens, minlength=vocab)
+    assert counts[expected == -np.inf].sum() == 0
+    probs = np.exp(expected)
+    often = probs * draws >= 5  # where the chi-square approximation holds; the rest counts as one outcome
+    observed = np.append(counts[often], counts[~often].sum())
+    wanted = np.append(probs[often], 1 - probs[often].sum())
+    if not counts[~often].any():
+        observed, wanted = observed[:-1], probs[often] / probs[often].sum()
+    assert len(observed) > 30
+    assert chisquare(observed, draws * wanted).pvalue > 1e-3
+
+
+def test_a_row_depends_on_its_own_key_and_logits_only():
+    logits = jnp.asarray(np.random.default_rng(1).standard_normal((12, 700)), jnp.float32)
+    keys = jax.vmap(jax.random.key)(jnp.arange(12))
+    tokens, logps = draw(logits, keys)
+    order = np.random.default_rng(2).permutation(12)
+    permuted_tokens, permuted_logps = draw(logits[order], keys[order])
+    assert (permuted_tokens == tokens[order]).all()
+    assert (permuted_logps == logps[order]).all()
+    for i in (0, 7):
+        assert draw(logits[i : i + 1], keys[i : i + 1])[0][0] == tokens[i]
+
+
+def test_a_single_possible_token_is_drawn_by_every_key():
+    keys = jax.vmap(jax.random.key)(jnp.arange(50))
+    for only in (0, 130, 299):
+        logits = jnp.full((50, 300), -jnp.inf).at[:, only].set(-3.0)
+        tokens, logps = draw(logits, keys)
+        assert (tokens == only).all()
+        assert (logps == 0).all()
+
+
+def test_greedy_takes_the_likeliest_and_reports_the_models_own_log_prob():
+    logits = jnp.asarray(3 * np.random.default_rng(3).standard_normal((5, 400)), jnp.float32)
+    mode, knobs = mode_and_knobs(SamplingParams(max_tokens=1, temperature=0.0, top_k=3, top_p=0.5))
+    tokens, logps = choose(logits, jax.vmap(jax.random.key)(jnp.arange(5)), knobs, mode=mode)
+    assert (tokens == logits.argmax(-1)).all()
+    np.testing.assert_allclose(logps, jax.nn.log_softmax(logits).max(-1), atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mode"),
+    [
+        ({"temperature": 0.0, "top_k": 5}, "greedy"),
+        ({"temperature": 0.7}, "plain"),
+        ({"min_p": 0.1}, "min_p"),
+        ({"min_p": 0.1, "top_k": 5}, "sorted"),
+        ({"top_p": 0.9}, "sorted"),
+    ],
+)
+def test_only_top_k_and_top_p_sort(changes, mode):
+    chosen, knobs = mode_and_knobs(SamplingParams(max_tokens=1, **changes))
+    assert chosen == mode
+    logits, keys = jnp.zeros((4, 300)), jax.vmap(jax.random.key)(jnp.arange(4))
+    program = jax.jit(choose, static_argnames="mode").lower(logits, keys, knobs, mode=mode).as_text()
+    assert ("stablehlo.sort" in program) == (mode == "sorted")

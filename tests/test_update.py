@@ -1,0 +1,170 @@
+"""The update against the original's gradients, and its own laws: micro-batches, exact masters, one compilation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rlt_jax.models import load_model, named_tensors
+from rlt_jax.types import TrainBatch
+from rlt_jax.update import (
+    grpo_batch_loss,
+    grpo_batches,
+    init_state,
+    join_master,
+    make_accumulate,
+    make_apply,
+    make_optimizer,
+    sft_batch_loss,
+    sft_batches,
+    split_master,
+    sum_gradients,
+)
+
+
+@pytest.fixture(scope="module")
+def policy(golden):
+    return load_model(golden / "teacher", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def cases(golden):
+    return np.load(golden / "grpo_cases.npz")
+
+
+def golden_rows(cases):
+    """The golden batch as ragged rows (the original's prompts are left-padded; its loss counts the same tokens)."""
+    prompts = [ids[mask.astype(bool)] for ids, mask in zip(cases["batch/prompt_ids"], cases["batch/prompt_mask"])]
+    lengths = cases["batch/completion_mask"].sum(1)
+    completions = [ids[:n] for ids, n in zip(cases["batch/completion_ids"], lengths)]
+    ids = [np.concatenate(pair).astype(np.int32) for pair in zip(prompts, completions)]
+    ref = [
+        np.concatenate([np.zeros(len(prompt), np.float32), logps[:n]])
+        for prompt, logps, n in zip(prompts, cases["batch/ref_per_token_logps"], lengths)
+    ]
+    return ids, lengths.tolist(), ref
+
+
+def options(**changed):
+    return {
+        "learning_rate": 1e-3,
+        "max_steps": 10,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_epsilon": 1e-8,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "lr_scheduler": "constant",
+        "warmup_ratio": 0.0,
+    } | changed
+
+
+@pytest.mark.parametrize("batch_size", [4, 3])  # 3: a second micro-batch with one real row and two that fill it up
+def test_gradients_of_a_step_equal_the_originals(policy, cases, golden, batch_size):
+    model, params = policy
+    ids, lengths, ref = golden_rows(cases)
+    loss = grpo_batch_loss(
+        model, temperature=float(cases["batch/temperature"]), beta=float(cases["batch/beta"]), chunk=16, remat=True
+    )
+    batches = grpo_batches(ids, lengths, ref, cases["batch/advantages"], batch_size=batch_size)
+    gradients, aux = sum_gradients(make_accumulate(loss), params, batches)
+    assert float(aux["loss"]) == pytest.approx(float(cases["batch/loss"]), abs=1e-5)
+    assert float(aux["kl"]) == pytest.approx(float(cases["batch/mean_kl"]), rel=1e-3)
+    expected = np.load(golden / "policy_grad.npz")
+    assert float(optax.global_norm(gradients)) == pytest.approx(float(expected["global_grad_norm"]), rel=1e-3)
+    for name, gradient in named_tensors(model, gradients):
+        want = expected[f"grad/{name}"]
+        np.testing.assert_allclose(gradient, want, rtol=1e-3, atol=1e-5 * np.abs(want).max(), err_msg=name)
+
+
+def test_master_splits_and_joins_exactly():
+    values = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    special = np.array([0.0, -0.0, 1e-45, -3e38, np.float32(1) + np.float32(2**-23)], np.float32)
+    master = jnp.asarray(np.concatenate([values, special]))
+    high, low = split_master(master)
+    assert high.dtype == jnp.bfloat16 and low.dtype == jnp.uint16
+    assert np.array_equal(np.asarray(join_master(high, low)).view(np.uint32), np.asarray(master).view(np.uint32))
+
+
+def test_bf16_weights_move_as_fp32_training_does():
+    """50 steps at lr 1e-6: the masters equal plain fp32 AdamW bit for bit, plain bf16 AdamW does not move at all."""
+    rng = np.random.default_rng(1)
+    start = {"w": jnp.asarray(rng.normal(scale=0.02, size=(64, 64)), jnp.bfloat16)}
+    optimizer, _ = make_optimizer(**options(learning_rate=1e-6, max_steps=50))
+    apply, apply_fp32 = make_apply(optimizer), make_apply(optimizer)
+    state = init_state(jax.tree.map(jnp.copy, start), optimizer)
+    plain = init_state(jax.tree.map(lambda p: p.astype(jnp.float32), start), optimizer)
+    stuck, stuck_state = start["w"], optimizer.init(start)
+    for _ in range(50):
+        gradient = rng.normal(size=(64, 64)).astype(np.float32)
+        state, _ = apply(state, {"w": jnp.asarray(gradient)})
+        plain, _ = apply_fp32(plain, {"w": jnp.asarray(gradient)})
+        updates, stuck_state = optimizer.update({"w": jnp.asarray(gradient, jnp.bfloat16)}, stuck_state, {"w": stuck})
+        stuck = optax.apply_updates({"w": stuck}, updates)["w"]
+    master = np.asarray(join_master(state.params["w"], state.low["w"]))
+    np.testing.assert_array_equal(master, np.asarray(plain.params["w"]))
+    moved = np.abs(master - np.asarray(start["w"], np.float32)).mean()
+    assert moved > 1e-6
+    assert np.abs(np.asarray(stuck, np.float32) - np.asarray(start["w"], np.float32)).mean() < 0.05 * moved
+
+
+def test_gradient_is_clipped_to_the_global_norm_before_adamw():
+    """With eps far above the gradient AdamW is linear in it, so the clip shows in the step."""
+    optimizer, _ = make_optimizer(**options(learning_rate=1.0, adam_epsilon=1e6, max_grad_norm=1.0))
+    state = init_state({"w": jnp.zeros(4)}, optimizer)
+    state, norm = make_apply(optimizer)(state, {"w": jnp.full(4, 10.0)})
+    assert float(norm) == pytest.approx(20.0)
+    np.testing.assert_allclose(state.params["w"], np.full(4, -0.5e-6), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        ("constant", [1 / 3, 2 / 3, 1.0, 1.0, 1.0]),
+        ("linear", [1 / 3, 2 / 3, 1.0, 1 - 4 / 8, 0.0]),
+        ("cosine", [1 / 3, 2 / 3, 1.0, 0.5, 0.0]),
+    ],
+)
+def test_learning_rate_warms_up_then_follows_its_schedule(scheduler, expected):
+    _, rate = make_optimizer(**options(learning_rate=1.0, warmup_ratio=0.2, lr_scheduler=scheduler))
+    np.testing.assert_allclose([float(rate(step)) for step in (0, 1, 2, 6, 10)], expected, atol=1e-6)
+
+
+def test_filling_rows_and_pads_change_nothing(policy, cases):
+    """Whatever stands in pads and in the rows that only fill a micro-batch, the gradient stays the same and finite."""
+    model, params = policy
+    ids, lengths, ref = golden_rows(cases)
+    accumulate = make_accumulate(grpo_batch_loss(model, temperature=0.7, beta=0.04, chunk=16, remat=False))
+    ((batch, weight),) = grpo_batches(ids[:2], lengths[:2], ref[:2], np.array([1.0, -1.0], np.float32), batch_size=3)
+    poisoned = TrainBatch(
+        ids=np.where(np.arange(batch.ids.shape[1]) < [[len(ids[0])], [len(ids[1])], [0]], batch.ids, 7),
+        mask=batch.mask,
+        ref_logps=np.where(batch.mask, batch.ref_logps, np.inf).astype(np.float32),
+        advantages=np.where([True, True, False], batch.advantages, 1e9).astype(np.float32),
+        token_weights=np.where(batch.mask, 1.0, np.nan).astype(np.float32),
+    )
+    clean, _ = sum_gradients(accumulate, params, [(batch, weight)])
+    dirty, _ = sum_gradients(accumulate, params, [(poisoned, weight)])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), clean, dirty)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(dirty))
+
+
+def test_supervised_micro_batches_sum_to_the_mean_over_all_tokens(policy):
+    model, params = policy
+    rng = np.random.default_rng(2)
+    examples = [(rng.integers(0, 900, n).astype(np.int32), np.arange(n) >= n // 2) for n in (9, 30, 14, 21, 5)]
+    accumulate = make_accumulate(sft_batch_loss(model, chunk=32, remat=False))
+    whole, aux = sum_gradients(accumulate, params, sft_batches(examples, batch_size=5))
+    parts, parts_aux = sum_gradients(accumulate, params, sft_batches(examples, batch_size=2))
+    assert float(aux["loss"]) == pytest.approx(float(parts_aux["loss"]), rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), whole, parts)
+
+
+def test_a_bucket_compiles_once(policy, cases):
+    model, params = policy
+    ids, lengths, ref = golden_rows(cases)
+    accumulate = make_accumulate(grpo_batch_loss(model, temperature=0.7, beta=0.04, chunk=16, remat=False))
+    for _ in range(3):
+        sum_gradients(accumulate, params, grpo_batches(ids, lengths, ref, cases["batch/advantages"], batch_size=2))
+    assert accumulate._cache_size() == 1
