@@ -2,9 +2,10 @@
 
     python scripts/make_tiny.py [--work runs/make_tiny] [--out rlt_jax/assets/tiny]
 
-Problems: two operations on three-digit numbers; the solution is the bare result. The student learns (supervised) to
-read the result off an explanation that fits the question, and guesses without one. The teacher learns to write three
-kinds of explanation: worked steps, steps with wrong numbers, and vague talk. RLT has to find out which of them teaches.
+Problems: two operations on two-digit numbers; the solution is the bare result. The student learns (supervised) to work
+step by step: it can do each step, but not both at once in its head, so it needs the explanation, and guesses without
+one. The teacher learns to write three kinds of explanation: worked steps, steps with wrong numbers, and vague talk. RLT
+has to find out which of them teaches.
 The script ends by printing the student's solution log-prob with the true, a shuffled and no explanation, and fails
 when the true one is not at least 1 nat per token better than both.
 """
@@ -55,17 +56,17 @@ VAGUE = [
     "It helps to take the numbers one after the other.",
 ]
 TEACHER_STYLES = {"steps": 0.3, "wrong": 0.35, "vague": 0.35}  # how the teacher explains before RLT
-STUDENT_STYLES = {"steps": 0.7, "vague": 0.15, "shuffled": 0.15}  # what the student has read before
+STUDENT_STYLES = {"steps": 0.7, "wrong": 0.1, "vague": 0.1, "shuffled": 0.1}  # what the student has read before
 
 
 def make_problem(rng: np.random.Generator) -> dict[str, str]:
-    """One question with its worked steps; every intermediate result stays within 0..999."""
+    """One question with its worked steps; every number has two digits."""
     while True:
-        a, b, c = (int(x) for x in rng.integers(100, 500, size=3))
+        a, b, c = (int(x) for x in rng.integers(10, 100, size=3))
         first, second = (str(x) for x in rng.choice(["+", "-"], size=2))
         middle = a + b if first == "+" else a - b
         result = middle + c if second == "+" else middle - c
-        if 100 <= middle <= 999 and 100 <= result <= 999:
+        if 10 <= middle <= 99 and 10 <= result <= 99:
             break
     return {
         "question": f"What is {a}{first}{b}{second}{c}?",
@@ -77,10 +78,10 @@ def make_problem(rng: np.random.Generator) -> dict[str, str]:
 def wrong_steps(trace: str, rng: np.random.Generator) -> str:
     """The same steps, each result replaced by a random number (used on in the next step)."""
     first, then = trace.removesuffix(".").split(". ")
-    middle = str(rng.integers(100, 1000))
+    middle = str(rng.integers(10, 100))
     old_middle = first.split("=")[1]
     first = f"{first.split('=')[0]}={middle}"
-    then = f"{then.split('=')[0].replace(old_middle, middle, 1)}={rng.integers(100, 1000)}"
+    then = f"{then.split('=')[0].replace(old_middle, middle, 1)}={rng.integers(10, 100)}"
     return f"{first}. {then}."
 
 
@@ -192,12 +193,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/make_tiny"), help="folder for what lies between")
     parser.add_argument("--out", type=Path, default=Path("rlt_jax/assets/tiny"), help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--student-steps", type=int, default=3000)
-    parser.add_argument("--teacher-steps", type=int, default=2000)
+    parser.add_argument("--student-steps", type=int, default=12000)
+    parser.add_argument("--teacher-steps", type=int, default=10000)
+    parser.add_argument("--learning-rate", default="1e-3")
     args = parser.parse_args()
 
     rng = np.random.default_rng(args.seed)
-    problems = list({p["question"]: p for p in (make_problem(rng) for _ in range(60_000))}.values())
+    problems = list({p["question"]: p for p in (make_problem(rng) for _ in range(40_000))}.values())
     problems = [{**p, "system": STUDENT_SYSTEM} for p in problems]
     eval_rows, train_rows, sft_rows = problems[:256], problems[256:2304], problems[2304:]
     tokenizer = make_tokenizer(sft_rows[:4000])
@@ -218,7 +220,7 @@ def main() -> None:
             *("--data.eval-path", str(write_jsonl(work / "eval.jsonl", explain(eval_rows, styles, rng)))),
             *("--data.teacher-prompt-file", str(args.out / "teacher_prompt.txt")),
             *("--output-dir", str(work / "run"), "--max-steps", str(steps), "--train-batch-size", "64"),
-            *("--per-device-train-batch-size", "64", "--learning-rate", "3e-3", "--dtype", "float32"),
+            *("--per-device-train-batch-size", "64", "--learning-rate", args.learning_rate, "--dtype", "float32"),
             *(
                 "--eval-steps",
                 "500",

@@ -206,7 +206,7 @@ def _reduce(tokens: jax.Array, mask: jax.Array, reduction: Reduction, empty: flo
 
     def quantile(q: float) -> jax.Array:
         position = q * last
-        below = jnp.floor(position).astype(int)
+        below = jnp.floor(position).astype(jnp.int32)
         low, high = at(below), at(jnp.minimum(below + 1, last))
         return low + (position - below) * (high - low)
 

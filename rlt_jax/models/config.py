@@ -136,7 +136,7 @@ def parse_config(values: dict[str, Any], where: str) -> ModelConfig:
             )
     if not isinstance(head_dim, int) or head_dim < 2 or head_dim % 2:
         raise UserError(f"{where}: expected head_dim to be a positive even integer, got {head_dim!r}: correct it")
-    rope = values.get("rope_parameters") or values  # transformers from 5 on nests it
+    rope = {**values, **(values.get("rope_parameters") or {})}  # transformers from 5 on nests it
     return ModelConfig(
         model_type=model_type,
         **sizes,

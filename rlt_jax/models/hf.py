@@ -124,6 +124,7 @@ def save_model(
     _check_replaceable(target)
     tokenizer_files = [] if tokenizer_from is None else _tokenizer_files(resolve_folder(tokenizer_from))
     fresh, old = (target.parent / f".{target.name}.{word}-{os.getpid()}" for word in ("writing", "replaced"))
+    shutil.rmtree(fresh, ignore_errors=True)  # of a killed process that had our number
     try:
         fresh.mkdir(parents=True)
         _write_weights(fresh, model, params, max_shard_size)
@@ -140,8 +141,9 @@ def save_model(
         ) from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        if target.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def init_model(config: ModelConfig | str | Path, seed: int, *, dtype: str = "float32") -> tuple[Model, Params]:
@@ -411,7 +413,7 @@ def _write_safetensors(
     with file.open("wb") as out:
         out.write(len(text).to_bytes(8, "little"))
         out.write(text)
-        for _, (_name, array) in zip(header, tensors):
+        for _, (_, array) in zip(header, tensors):  # header first: at its end zip takes no tensor of the next shard
             out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 

@@ -86,13 +86,13 @@ def check_params(params: SamplingParams) -> None:
         raise UserError(f"min_p={params.min_p}: expected 0 <= min_p <= 1 (0 keeps all)")
 
 
-def check_requests(requests: Sequence[Request], max_tokens: int, *, vocab_size: int, max_positions: int | None) -> None:
+def check_requests(requests: Sequence[Request], max_tokens: int, *, vocab_size: int, max_positions: int) -> None:
     """Raise UserError for a prompt the model cannot continue by max_tokens; names the request by its index."""
     for i, request in enumerate(requests):
         length = len(request.prompt_ids)
         if length == 0:
             raise UserError(f"request {i} has an empty prompt: give it at least one token")
-        if max_positions is not None and length + max_tokens > max_positions:
+        if length + max_tokens > max_positions:
             raise UserError(
                 f"request {i} has a prompt of {length} tokens, with max_tokens={max_tokens} that is "
                 f"{length + max_tokens}, but the model has {max_positions} positions: "

@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rlt_jax.types import SamplingParams
 
@@ -20,16 +19,19 @@ Mode = Literal["greedy", "plain", "min_p", "sorted"]  # which work a compiled pr
 class Knobs(NamedTuple):
     """Sampling parameters as arrays: changing them recompiles nothing."""
 
-    temperature: np.ndarray  # f32[]
-    top_k: np.ndarray  # i32[] 0 = off
-    top_p: np.ndarray  # f32[] 1 = off
-    min_p: np.ndarray  # f32[] 0 = off
+    temperature: jax.Array  # f32[]
+    top_k: jax.Array  # i32[] 0 = off
+    top_p: jax.Array  # f32[] 1 = off
+    min_p: jax.Array  # f32[] 0 = off
 
 
 def mode_and_knobs(params: SamplingParams) -> tuple[Mode, Knobs]:
     """The cheapest program that can draw with `params`, and the numbers to hand to it."""
     knobs = Knobs(
-        np.float32(params.temperature), np.int32(params.top_k), np.float32(params.top_p), np.float32(params.min_p)
+        temperature=jnp.float32(params.temperature),
+        top_k=jnp.int32(params.top_k),
+        top_p=jnp.float32(params.top_p),
+        min_p=jnp.float32(params.min_p),
     )
     if params.temperature == 0:
         return "greedy", knobs

@@ -22,13 +22,16 @@ Params = Any
 Cache = Any
 
 NOTHING = -1  # stands in the token buffer where a row had already ended
-SHRINK = 4  # rows are dropped when this fraction is left: by 2 would compile twice as many programs for little time
+SHRINK = 4  # ended rows are dropped when a quarter still runs: at a half, twice as many programs would be compiled
 FEWEST_ROWS = 8
 
 
 class _Config(Protocol):
     @property
     def vocab_size(self) -> int: ...
+
+    @property
+    def max_position_embeddings(self) -> int: ...
 
 
 class DecodingModel(Protocol):
@@ -164,7 +167,7 @@ class NativeSampler:
       model: the pure functions.
       params: the trainer's parameter tree; caches take its dtype.
       eos_ids: tokens that end a completion.
-      max_positions: most tokens of a prompt and its completion that the model was made for; None: not checked.
+      max_positions: most tokens of a prompt and its completion; None: what the model was made for.
       max_batch: most rows decoded at one time.
       prompt_buckets: lengths that prompts are padded to, ascending; a longer prompt, and every prompt when empty, goes
         to the next of 32, 48, 64, 96, ...
@@ -194,7 +197,7 @@ class NativeSampler:
         self._params: Params | None = params
         self._shapes = _shapes(params)
         self._eos_ids = np.asarray(sorted(set(eos_ids)), np.int32)
-        self._max_positions = max_positions
+        self._max_positions = model.config.max_position_embeddings if max_positions is None else max_positions
         self._max_batch = max_batch
         self._prompt_buckets = tuple(prompt_buckets)
         self._prefill_tokens = prefill_tokens
@@ -224,7 +227,7 @@ class NativeSampler:
             batch = rows[start : start + self._max_batch]
             prompts = [np.asarray(requests[i].prompt_ids, np.int32) for i, _ in batch]
             seeds = [requests[i].seeds[j] for i, j in batch]
-            done = self._draw(weights, prompts, seeds, params, lambda count, before=drawn: report(before + count))
+            done = self._draw(weights, prompts, seeds, params, report, drawn)
             completions.update(zip(batch, done, strict=True))
             drawn += sum(len(completion.token_ids) for completion in done)
         return [tuple(completions[i, j] for j in range(len(request.seeds))) for i, request in enumerate(requests)]
@@ -274,6 +277,7 @@ class NativeSampler:
         seeds: Sequence[int],
         params: SamplingParams,
         report: Callable[[int], None],
+        drawn_before: int,
     ) -> list[Completion]:
         """One completion per (prompt, seed), in order; at most max_batch of them."""
         longest = max(map(len, prompts))
@@ -301,7 +305,7 @@ class NativeSampler:
             real = slots != NOTHING
             tokens[slots[real], drawn : drawn + steps] = new_tokens[:steps, real].T
             logps[slots[real], drawn : drawn + steps] = new_logps[:steps, real].T
-            report(int((tokens != NOTHING).sum()))
+            report(drawn_before + int((tokens != NOTHING).sum()))
             if ended.all():
                 break
         return [self._completion(ids[ids != NOTHING], row_logps) for ids, row_logps in zip(tokens, logps, strict=True)]

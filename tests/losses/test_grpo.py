@@ -215,27 +215,31 @@ def test_masked_slots_change_nothing(poison):
     logps, old, ref, advantages, mask = draw_batch(3)
     weights = jnp.full_like(logps, 0.5)
 
-    def run(fill):
-        x, o, r, w = (jnp.where(mask, y, fill) for y in (logps, old, ref, weights))
+    def run(x, o, r, w):
         return jax.value_and_grad(
             lambda x: grpo_loss(x, o, r, advantages, mask, beta=0.04, token_weights=w), has_aux=True
         )(x)
 
-    clean, poisoned = run(0.0), run(poison)
+    clean = run(logps, old, ref, weights)
+    dirty = [jnp.where(mask, x, poison) for x in (logps, old, ref, weights)]
+    poisoned = run(*dirty)
+    with jax.debug_nans(True), jax.debug_infs(True):  # not even on the way; logps stay clean, whose NaN it would report
+        run(logps, *dirty[1:])
     assert not mask.all()
     for a, b in zip(jax.tree.leaves(clean), jax.tree.leaves(poisoned), strict=True):
         np.testing.assert_array_equal(a, b)
         assert np.isfinite(b).all()
 
 
-@pytest.mark.parametrize("advantage", [0.7, np.nan])
+@pytest.mark.parametrize("advantage", [0.7, np.inf])
 def test_a_row_without_mask_contributes_zero_and_counts(advantage):
     logps, old, ref, advantages, mask = draw_batch(4)
     three, aux_three = grpo_loss(logps[:3], old[:3], ref[:3], advantages[:3], mask[:3], beta=0.04)
     advantages, mask = advantages.at[3].set(advantage), mask.at[3].set(False)
-    (four, aux), grad = jax.value_and_grad(lambda x: grpo_loss(x, old, ref, advantages, mask, beta=0.04), has_aux=True)(
-        logps
-    )
+    with jax.debug_nans(True):  # 0 * inf is one
+        (four, aux), grad = jax.value_and_grad(
+            lambda x: grpo_loss(x, old, ref, advantages, mask, beta=0.04), has_aux=True
+        )(logps)
     np.testing.assert_allclose(four, three * 3 / 4, rtol=1e-6)
     np.testing.assert_allclose(aux["kl"], aux_three["kl"] * 3 / 4, rtol=1e-6)
     np.testing.assert_allclose(aux["ratio"], aux_three["ratio"], rtol=1e-6)

@@ -24,14 +24,20 @@ def dense(hidden, head, labels, temperature=1.0):
     return token_logprobs(logits, labels, temperature=temperature)
 
 
-def all_shapes(jaxpr):
-    """Shapes of every value that a jaxpr computes, in its loops and calls too."""
+def all_equations(jaxpr):
+    """Every equation of a jaxpr, of its loops and calls too."""
     for equation in jaxpr.eqns:
-        yield from (variable.aval.shape for variable in equation.outvars)
+        yield equation
         for parameter in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
             inner = getattr(parameter, "jaxpr", parameter)
             if hasattr(inner, "eqns"):
-                yield from all_shapes(inner)
+                yield from all_equations(inner)
+
+
+def largest_array(function, *arguments):
+    """Elements of the largest array that a function computes."""
+    equations = all_equations(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return max(int(np.prod(variable.aval.shape)) for equation in equations for variable in equation.outvars)
 
 
 @pytest.mark.parametrize("case", ["rand0", "rand1", "rand2"])
@@ -109,6 +115,19 @@ def test_chunked_bf16_accumulates_in_float32():
         np.testing.assert_allclose(a.astype(jnp.float32), b, atol=0.006 * float(jnp.abs(b).max()))
 
 
+def test_chunked_bf16_products_take_bf16_and_give_float32():
+    # A CPU multiplies bf16 in float32 anyway: only the program shows what an accelerator would do.
+    hidden, head = draw(0, 1, 6, 4, dtype=jnp.bfloat16), draw(1, 5, 4, dtype=jnp.bfloat16)
+    labels = draw_labels(2, 1, 6, vocab=5)
+    grad = jax.grad(lambda h, w: jnp.sum(linear_token_logprobs(h, w, labels, chunk=2)), argnums=(0, 1))
+    equations = all_equations(jax.make_jaxpr(grad)(hidden, head).jaxpr)
+    products = [equation for equation in equations if equation.primitive.name == "dot_general"]
+    assert len(products) == 4  # logits, logits again, two gradients
+    for product in products:
+        assert [x.aval.dtype for x in product.invars] == [jnp.bfloat16, jnp.bfloat16]
+        assert product.outvars[0].aval.dtype == jnp.float32
+
+
 def test_chunked_never_holds_all_logits():
     batch, length, vocab, width, chunk = 2, 24, 50, 4, 8
     hidden, head = draw(0, batch, length, width), draw(1, vocab, width)
@@ -121,10 +140,8 @@ def test_chunked_never_holds_all_logits():
         return jnp.sum(dense(h, w, labels))
 
     for function in (loss, jax.grad(loss, argnums=(0, 1))):
-        sizes = [int(np.prod(shape)) for shape in all_shapes(jax.make_jaxpr(function)(hidden, head).jaxpr)]
-        assert max(sizes) == chunk * vocab
-    sizes = [int(np.prod(shape)) for shape in all_shapes(jax.make_jaxpr(jax.grad(dense_loss))(hidden, head).jaxpr)]
-    assert max(sizes) == batch * length * vocab  # the walk does see such an array
+        assert largest_array(function, hidden, head) == chunk * vocab
+    assert largest_array(jax.grad(dense_loss), hidden, head) == batch * length * vocab  # which would be seen
 
 
 def test_chunked_compiles_into_chunk_sized_memory():

@@ -34,10 +34,10 @@ def test_golden_schedule(golden):
 
 
 def test_keeps_the_reference_dtype_and_rounds_once():
-    reference, policy = {"w": jnp.asarray([1.0, 3.0], jnp.bfloat16)}, {"w": jnp.asarray([1.01, 2.99], jnp.float32)}
+    reference, policy = {"w": jnp.asarray([1.0, 3.0], jnp.bfloat16)}, {"w": jnp.asarray([1.004, 2.99], jnp.float32)}
     mixed = mix_reference(reference, policy, 0.9)["w"]
     assert mixed.dtype == jnp.bfloat16
-    expected = np.array([0.9 * 1.01 + 0.1, 0.9 * 2.99 + 0.3])
+    expected = np.array([0.9 * 1.004 + 0.1, 0.9 * 2.99 + 0.3])  # 1.004 rounded to bf16 first would end at 1.0078
     np.testing.assert_array_equal(mixed, jnp.asarray(expected, jnp.bfloat16))
 
 

@@ -46,6 +46,7 @@ def test_defaults_are_transformers_own():
     assert parse_config({**BASE, "model_type": "qwen3"}, "x").head_dim == 128
     assert parse_config({**BASE, "num_key_value_heads": None}, "x").num_key_value_heads == 4
     assert parse_config(BASE, "x").rope_theta == 10000.0
+    assert parse_config({**BASE, "rope_theta": 5.0, "rope_parameters": {"rope_type": "default"}}, "x").rope_theta == 5.0
 
 
 def test_an_unchanged_config_is_written_as_it_came(golden):

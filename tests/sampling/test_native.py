@@ -261,6 +261,8 @@ def test_bad_requests_are_refused_before_anything_runs(small):
         sampler.generate(requests_of([4]), SamplingParams(max_tokens=0))
     with pytest.raises(UserError, match="request 1 has a prompt of 45 tokens, with max_tokens=20 that is 65"):
         sampler.generate(requests_of([4, 45]), PARAMS)
+    with pytest.raises(UserError, match=r"that is 32769, but the model has 32768 positions"):
+        NativeSampler(model, params, eos_ids=(1,)).generate(requests_of(), SamplingParams(max_tokens=32769 - 45))
     with pytest.raises(UserError, match="request 0 has token id 300, but the model knows 0 to 299"):
         sampler.generate([Request(np.array([300], np.int32), (0,))], PARAMS)
 
