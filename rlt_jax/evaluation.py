@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from rlt_jax.metrics import completion_metrics, eval_metrics, reward_metrics
+from rlt_jax.data import Layout
+from rlt_jax.metrics import eval_metrics
 from rlt_jax.report.paired import PairedChange, paired_change
 from rlt_jax.rewards import Judged
+from rlt_jax.rollout import rollout_metrics
 from rlt_jax.sampling.base import Sampler
 from rlt_jax.types import Completion, Prompt, Request, SamplingParams
 
@@ -19,7 +21,13 @@ Judge = Callable[[Sequence[Prompt], Sequence[Completion]], Judged]
 
 
 def evaluate_policy(
-    sampler: Sampler, prompts: Sequence[Prompt], params: SamplingParams, judge: Judge, *, seed: int
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    judge: Judge,
+    layout: Layout,
+    *,
+    seed: int,
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
     """One completion per held-out prompt.
 
@@ -31,13 +39,7 @@ def evaluate_policy(
     requests = [Request(prompt.teacher_ids, (seed + i,)) for i, prompt in enumerate(prompts)]
     completions = [drawn for (drawn,) in sampler.generate(requests, params)]
     judged = judge(prompts, completions)
-    metrics = reward_metrics(judged.rewards.reward, judged.rewards.components, num_generations=1)
-    metrics |= completion_metrics(
-        lengths=np.array([len(c.token_ids) for c in completions]),
-        finished=np.array([c.finished for c in completions]),
-        matched=np.array([row.matched for row in judged.rows]),
-        copy_rates=np.array([row.copy_rate for row in judged.rows]),
-    )
+    metrics = rollout_metrics(judged, completions, layout, num_generations=1)
     values = {"reward": judged.rewards.reward, **judged.rewards.components}
     records = [
         {"row": prompt.row.number, **{name: float(value[i]) for name, value in values.items()}}

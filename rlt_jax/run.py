@@ -74,7 +74,7 @@ class CompileCounter:
         self.count = 0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, duration: float, **_: object) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
             self.count += 1
 
@@ -155,16 +155,16 @@ def load_split_rows(data: DataConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]
 def load_prompts(config: TrainConfig, layout: Layout) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
     """(prompts to train on, held-out prompts); rows whose prompt is too long are skipped and counted in the log."""
     rows, held_out = load_split_rows(config.data)
-    built = []
-    for name, part in (("training", rows), ("held-out", held_out)):
+
+    def built(part: tuple[Row, ...], name: str) -> tuple[Prompt, ...]:
         if not part:
-            built.append(())
-            continue
-        prompts = build_prompts(
+            return ()
+        done = build_prompts(
             part, layout, max_prompt_length=config.max_prompt_length, truncate=config.data.truncate_prompts
         )
-        if prompts.skipped:
-            log.warning("%d %s rows skipped: %s", len(prompts.skipped), name, describe_skipped(prompts.skipped))
-        log.info("%d %s prompts", len(prompts.prompts), name)
-        built.append(prompts.prompts)
-    return built[0], built[1]
+        if done.skipped:
+            log.warning("%d %s rows skipped: %s", len(done.skipped), name, describe_skipped(done.skipped))
+        log.info("%d %s prompts", len(done.prompts), name)
+        return done.prompts
+
+    return built(rows, "training"), built(held_out, "held-out")

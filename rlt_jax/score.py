@@ -58,15 +58,15 @@ def score(config: ScoreConfig) -> Path:
         reward_fn=rlt_reward(config.reward),
     )
     unfinished = out.with_name(f".{out.name}.writing-{os.getpid()}")
-    rewards = []
+    rewards: list[float] = []
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("w", encoding="utf-8") as file:
             piece = config.score_batch_size * BATCHES_A_PIECE
             for start in track(range(0, len(rows), piece), "scoring", transient=True):
-                for record in score_records(rows[start : start + piece], layout, judge):
+                for reward, record in score_records(rows[start : start + piece], layout, judge):
                     file.write(json.dumps(record) + "\n")
-                    rewards.append(record["reward"])
+                    rewards.append(reward)
         unfinished.rename(out)
     except OSError as error:
         raise UserError(f"cannot write --out {out} ({error.strerror}): choose another file") from None
@@ -78,20 +78,24 @@ def score(config: ScoreConfig) -> Path:
 
 def score_records(
     explained: Sequence[ExplainedRow], layout: Layout, judge: Callable[..., Judged]
-) -> Iterator[dict[str, object]]:
-    """Score some rows at once; yields what is written of each."""
+) -> Iterator[tuple[float, dict[str, object]]]:
+    """Score some rows at once; yields the reward of each, and all that is written of it."""
     rows = [explained_score_row(row, layout) for row in explained]
     rewards = judge((), rows).rewards
     for i, (row, of) in enumerate(zip(rows, explained)):
-        yield {
-            "row": of.row.number,
-            "reward": float(rewards.reward[i]),
-            "components": {name: float(values[i]) for name, values in rewards.components.items()},
-            "matched": row.matched,
-            "copy_rate": row.copy_rate,
-            "thought_tokens": len(row.teacher_thought),
-            "solution_tokens": len(row.solution),
-        }
+        reward = float(rewards.reward[i])
+        yield (
+            reward,
+            {
+                "row": of.row.number,
+                "reward": reward,
+                "components": {name: float(values[i]) for name, values in rewards.components.items()},
+                "matched": row.matched,
+                "copy_rate": row.copy_rate,
+                "thought_tokens": len(row.teacher_thought),
+                "solution_tokens": len(row.solution),
+            },
+        )
 
 
 def main() -> None:

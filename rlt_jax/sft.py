@@ -24,6 +24,7 @@ from rlt_jax.report.progress import open_progress
 from rlt_jax.report.timing import PhaseClock
 from rlt_jax.run import load_layout, load_split_rows, open_run_folder, open_run_writer, phases, use_compilation_cache
 from rlt_jax.scoring import row_logprobs
+from rlt_jax.types import Row
 from rlt_jax.update import (
     init_state,
     make_accumulate,
@@ -72,7 +73,7 @@ def sft(config: SftConfig) -> Path:
     clock = PhaseClock()
     with (
         open_run_writer(run_dir, config, resume_step=first_step) as writer,
-        open_progress(max_steps, start_step=first_step) as progress,
+        open_progress(max_steps, start_step=first_step, show=config.log.progress) as progress,
         PeakMonitor() as monitor,
     ):
         phase = phases(clock, monitor, progress)
@@ -125,16 +126,18 @@ def load_examples(config: SftConfig) -> tuple[Sequence[SftExample], Sequence[Sft
     )
     if config.student_gap == "blank-line":
         layout = replace(layout, student_sft_gap="\n\n")
-    parts = []
-    for rows in load_split_rows(config.data):
+
+    def built(rows: Sequence[Row], name: str) -> Sequence[SftExample]:
         if not rows:
-            parts.append(())
-            continue
-        built = build_sft_examples(rows, layout, target=config.target, max_length=config.max_length)
-        if built.skipped:
-            log.warning("%d rows skipped: %s", len(built.skipped), describe_skipped(built.skipped))
-        parts.append(built.examples)
-    return parts[0], parts[1]
+            return ()
+        done = build_sft_examples(rows, layout, target=config.target, max_length=config.max_length)
+        if done.skipped:
+            log.warning("%d %s rows skipped: %s", len(done.skipped), name, describe_skipped(done.skipped))
+        log.info("%d %s examples", len(done.examples), name)
+        return done.examples
+
+    rows, held_out = load_split_rows(config.data)
+    return built(rows, "training"), built(held_out, "held-out")
 
 
 def held_out_loss(config: SftConfig, model: Model, params: Params, examples: Sequence[SftExample]) -> float:

@@ -8,7 +8,6 @@ Departures from the original:
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,10 +20,9 @@ from rlt_jax.checkpoint import open_checkpoints, restore_checkpoint, save_checkp
 from rlt_jax.configs import TrainConfig, check_config, config_yaml, parse_train_args, save_config
 from rlt_jax.data import eos_ids, questions_of_step
 from rlt_jax.errors import run_command
-from rlt_jax.evaluation import SOLUTION_LOGP, evaluate_policy, read_changes, write_records
+from rlt_jax.evaluation import EVAL_FILE, SOLUTION_LOGP, evaluate_policy, read_changes, write_records
 from rlt_jax.losses import group_advantages, mix_reference
 from rlt_jax.memory.monitor import PeakMonitor, memory_metrics
-from rlt_jax.metrics import completion_metrics, reward_metrics
 from rlt_jax.models import Model, Params, load_model, save_model
 from rlt_jax.report.curves import draw_curves
 from rlt_jax.report.log import setup_logging
@@ -32,7 +30,8 @@ from rlt_jax.report.paired import print_summary
 from rlt_jax.report.progress import open_progress
 from rlt_jax.report.timing import PhaseClock
 from rlt_jax.report.writer import COMPLETIONS_FILE, METRICS_FILE
-from rlt_jax.rewards import Judged, RewardFn, judge_completions, rlt_reward
+from rlt_jax.rewards import RewardFn, judge_completions, rlt_reward
+from rlt_jax.rollout import rollout_metrics, sample_records
 from rlt_jax.run import (
     CompileCounter,
     load_layout,
@@ -44,7 +43,7 @@ from rlt_jax.run import (
 )
 from rlt_jax.sampling.native import NativeSampler
 from rlt_jax.scoring import row_logprobs
-from rlt_jax.types import Completion, Request, SamplingParams
+from rlt_jax.types import Request, SamplingParams
 from rlt_jax.update import (
     grpo_batch_loss,
     grpo_batches,
@@ -146,21 +145,24 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
     clock, group = PhaseClock(), config.num_generations
     with (
         open_run_writer(run_dir, config, resume_step=first_step) as writer,
-        open_progress(config.max_steps, start_step=first_step) as progress,
+        open_progress(config.max_steps, start_step=first_step, show=config.log.progress) as progress,
         PeakMonitor() as monitor,
     ):
         phase = phases(clock, monitor, progress)
 
         def evaluate(step):
-            metrics, records = evaluate_policy(sampler, eval_prompts, sampling, judge, seed=config.seed)
+            metrics, records = evaluate_policy(sampler, eval_prompts, sampling, judge, layout, seed=config.seed)
             write_records(run_dir, step, records)
             writer.write(step, metrics)
             progress.log(step, metrics)
 
-        if eval_prompts and first_step == 0:
+        evaluates = config.eval_steps > 0
+        if evaluates and first_step == 0:
+            (run_dir / EVAL_FILE).unlink(missing_ok=True)  # of an earlier run that left no checkpoint
             evaluate(0)
         for step in range(first_step + 1, config.max_steps + 1):
-            clock.reset(), monitor.reset()
+            clock.reset()
+            monitor.reset()
             compiled_before = compiles.count
             questions = questions_of_step(
                 step - 1,
@@ -177,7 +179,9 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
                     Request(prompt.teacher_ids, tuple(map(int, seeds[i * group : (i + 1) * group])))
                     for i, prompt in enumerate(asked)
                 ]
-                drawn = sampler.generate(requests, sampling)
+                drawn = sampler.generate(
+                    requests, sampling, on_progress=lambda tokens: progress.phase("generate", f"{tokens:,} tokens")
+                )
                 completions = [completion for of_prompt in drawn for completion in of_prompt]
                 repeated = [prompt for prompt in asked for _ in range(group)]
 
@@ -202,13 +206,7 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
                 sampler.set_weights(state.params, step)
 
             if step % config.logging_steps == 0 or step == config.max_steps:
-                metrics = reward_metrics(judged.rewards.reward, judged.rewards.components, group)
-                metrics |= completion_metrics(
-                    lengths=np.array(lengths),
-                    finished=np.array([completion.finished for completion in completions]),
-                    matched=np.array([row.matched for row in judged.rows]),
-                    copy_rates=np.array([row.copy_rate for row in judged.rows]),
-                )
+                metrics = rollout_metrics(judged, completions, layout, num_generations=group)
                 metrics |= {**losses, "grad_norm": grad_norm, "learning_rate": learning_rate(step - 1)}
                 metrics |= clock.metrics(
                     {
@@ -221,9 +219,12 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
                 metrics["compilations"] = compiles.count - compiled_before
                 writer.write(step, metrics)
                 progress.log(step, metrics)
-            writer.samples(step, sample_records(config, step, judged, completions))
+            chosen = sample_records(
+                judged, completions, probability=config.log.sample_probability, seed=(config.seed, step)
+            )
+            writer.samples(step, chosen)
             progress.step(step)
-            if eval_prompts and (step % config.eval_steps == 0 or step == config.max_steps):
+            if evaluates and (step % config.eval_steps == 0 or step == config.max_steps):
                 evaluate(step)
             if (config.save_steps and step % config.save_steps == 0) or step == config.max_steps:
                 facts = {"step": step, "seed": config.seed, "questions_drawn": step * config.questions_per_step}
@@ -231,28 +232,6 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
 
     finish(config, run_dir, model, state.params)
     return run_dir
-
-
-def sample_records(
-    config: TrainConfig, step: int, judged: Judged, completions: Sequence[Completion]
-) -> Iterator[dict[str, object]]:
-    """Some of the step's completions, each with probability log.sample_probability (seeded), for completions.jsonl."""
-    chosen = np.random.default_rng((config.seed, step)).random(len(completions)) < config.log.sample_probability
-    for i in np.flatnonzero(chosen):
-        row = judged.rows[i]
-        yield {
-            "row": judged.prompts[i].row.number,
-            "question": judged.prompts[i].row.question,
-            "solution": judged.prompts[i].row.solution,
-            "explanation": row.explanation,
-            "matched": row.matched,
-            "finished": completions[i].finished,
-            "tokens": len(completions[i].token_ids),
-            "copy_rate": row.copy_rate,
-            "weight_version": completions[i].weight_version,
-            "reward": judged.rewards.reward[i],
-            **{name: values[i] for name, values in judged.rewards.components.items()},
-        }
 
 
 def finish(config: TrainConfig, run_dir: Path, model: Model, params: Params) -> None:

@@ -5,9 +5,11 @@ Positions index tokens, not logits: the log-prob of the token at position t come
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+
+Array = Any  # numpy on the host, jax on the device
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ class Spans(NamedTuple):
 class TrainBatch(NamedTuple):
     """One micro-batch of the GRPO update: prompt + completion, right-padded to a bucket."""
 
-    ids: np.ndarray  # i32[B, T] token ids
-    mask: np.ndarray  # bool[B, T] True on completion tokens up to and including EOS
-    ref_logps: np.ndarray  # f32[B, T] nats, of the token at the same position; 0 off the mask
-    advantages: np.ndarray  # f32[B]
-    token_weights: np.ndarray  # f32[B, T] importance weights of the tokens, 1 when off
+    ids: Array  # i32[B, T] token ids
+    mask: Array  # bool[B, T] True on completion tokens up to and including EOS
+    ref_logps: Array  # f32[B, T] nats, of the token at the same position; 0 off the mask
+    advantages: Array  # f32[B]
+    token_weights: Array  # f32[B, T] importance weights of the tokens, 1 when off

@@ -17,7 +17,7 @@ from rlt_jax.batching import length_batches, pad_rows
 from rlt_jax.losses import grpo_loss, sft_loss
 from rlt_jax.models import Model, Params
 from rlt_jax.scoring import sequence_logprobs
-from rlt_jax.types import TrainBatch
+from rlt_jax.types import Array, TrainBatch
 
 Batch = Any
 LossFn = Callable[[Params, Batch], tuple[jax.Array, dict[str, jax.Array]]]
@@ -27,7 +27,7 @@ class TrainState(NamedTuple):
     """What a gradient step changes. Donated to `apply_gradients`: use only what it returns."""
 
     params: Params  # fp32 or bf16; bf16 leaves are the high halves of the fp32 masters
-    low: Params  # u16 low halves of the masters; None in place of the tree when params are fp32
+    low: Params | None  # u16 low halves of the masters; None in place of the tree when params are fp32
     opt_state: optax.OptState
 
 
@@ -121,7 +121,7 @@ def make_apply(
             return TrainState(master, None, opt_state), norm
         leaves, tree = jax.tree.flatten(master)
         high, low = zip(*map(split_master, leaves))
-        return TrainState(tree.unflatten(high), tree.unflatten(low), opt_state), norm
+        return TrainState(jax.tree.unflatten(tree, high), jax.tree.unflatten(tree, low), opt_state), norm
 
     return jax.jit(apply, donate_argnums=0)
 
@@ -196,18 +196,19 @@ def sum_gradients(
     batches: Iterable[tuple[Batch, float]],
 ) -> tuple[Params, dict[str, jax.Array]]:
     """Gradient and aux values of a whole step: the weighted sum over its micro-batches, all still on the device."""
-    gradients, totals = zero_gradients(params), {}
+    gradients = zero_gradients(params)
+    totals: dict[str, jax.Array] = {}
     for batch, weight in batches:
         gradients, aux = accumulate(params, gradients, batch, weight)
-        totals = {name: totals.get(name, 0.0) + weight * value for name, value in aux.items()}
+        totals = {name: totals.get(name, jnp.zeros(())) + weight * value for name, value in aux.items()}
     return gradients, totals
 
 
 class SftBatch(NamedTuple):
     """One micro-batch of supervised fine-tuning, right-padded to a bucket."""
 
-    ids: np.ndarray  # i32[B, T] token ids
-    mask: np.ndarray  # bool[B, T] True on trained tokens
+    ids: Array  # i32[B, T] token ids
+    mask: Array  # bool[B, T] True on trained tokens
 
 
 def sft_batch_loss(model: Model, *, chunk: int, remat: bool) -> LossFn:

@@ -78,6 +78,7 @@ def open_progress(
     total_steps: int,
     *,
     start_step: int = 0,
+    show: bool = True,
     console: Console | None = None,
     now: Callable[[], float] = time.perf_counter,
 ) -> ProgressDisplay:
@@ -86,12 +87,13 @@ def open_progress(
     Args:
       total_steps: the step at which the run ends.
       start_step: steps done before (a resumed run).
+      show: False: no bar, plain lines also in a terminal.
       console: rich's global one when None, which the log shares.
       now: seconds from any fixed point.
     """
     console = console or get_console()
     bar = None
-    if is_live(console):
+    if show and is_live(console):
         bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.fields[phase]:<16}", markup=False),

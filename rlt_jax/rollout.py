@@ -1,0 +1,56 @@
+"""One step's completions and rewards, as metrics and as records to read: the same for training and evaluation."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from rlt_jax.data import Layout, copy_rate, encode
+from rlt_jax.metrics import completion_metrics, reward_metrics
+from rlt_jax.rewards import Judged
+from rlt_jax.types import Completion, Prompt
+
+
+def rollout_metrics(
+    judged: Judged, completions: Sequence[Completion], layout: Layout, *, num_generations: int
+) -> dict[str, float]:
+    """Reward, components, lengths, matches and copy rates of B completions (see docs/metrics.md)."""
+    return reward_metrics(judged.rewards.reward, judged.rewards.components, num_generations) | completion_metrics(
+        lengths=np.array([len(completion.token_ids) for completion in completions]),
+        finished=np.array([completion.finished for completion in completions]),
+        matched=np.array([row.matched for row in judged.rows]),
+        copy_rates=np.array([row.copy_rate for row in judged.rows]),
+        trace_copy_rates=_trace_copy_rates(judged.prompts, layout),
+    )
+
+
+def sample_records(
+    judged: Judged, completions: Sequence[Completion], *, probability: float, seed: tuple[int, int]
+) -> Iterator[dict[str, object]]:
+    """Some of the completions with their scores, each with the given probability, for completions.jsonl."""
+    chosen = np.random.default_rng(seed).random(len(completions)) < probability
+    for i, (prompt, row, completion) in enumerate(zip(judged.prompts, judged.rows, completions)):
+        if chosen[i]:
+            yield {
+                "row": prompt.row.number,
+                "question": prompt.row.question,
+                "solution": prompt.row.solution,
+                "explanation": row.explanation,
+                "matched": row.matched,
+                "finished": completion.finished,
+                "tokens": len(completion.token_ids),
+                "copy_rate": row.copy_rate,
+                "weight_version": completion.weight_version,
+                "reward": judged.rewards.reward[i],
+                **{name: values[i] for name, values in judged.rewards.components.items()},
+            }
+
+
+def _trace_copy_rates(prompts: Sequence[Prompt], layout: Layout) -> np.ndarray:
+    """f64[B] what the rows' own traces would score; NaN where a row has none."""
+    rates: dict[int, float] = {}
+    for prompt in prompts:
+        if prompt.row.number not in rates:
+            trace = prompt.row.reasoning_trace
+            ids = None if trace is None else encode(layout.tokenizer, trace)
+            rates[prompt.row.number] = np.nan if ids is None else copy_rate(ids, prompt.solution_ids)
+    return np.array([rates[prompt.row.number] for prompt in prompts])
