@@ -15,9 +15,19 @@ from rlt_jax.errors import UserError
 
 Arrays = Any
 
+_SHOWN = 4  # differences in one message
+
 
 def open_checkpoints(folder: Path, *, keep: int) -> ocp.CheckpointManager:
-    """The manager of `folder` (made when missing); it keeps the newest `keep` checkpoints."""
+    """The manager of `folder` (made when missing); it keeps the newest `keep` checkpoints.
+
+    Raises:
+      UserError: `folder` is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(
+            f"expected a folder for checkpoints, but {folder} is a file: move it, or take another run folder"
+        )
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
     return ocp.CheckpointManager(folder.resolve(), options=options)
 
@@ -26,31 +36,68 @@ def save_checkpoint(manager: ocp.CheckpointManager, step: int, arrays: Arrays, f
     """Write step's checkpoint; it appears under its name only when complete. Saving a step twice is a no-op."""
     if manager.latest_step() == step:
         return
-    manager.save(step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), facts=ocp.args.JsonSave(facts)))
+    written = ocp.args.JsonSave({**facts, "arrays": _signature(arrays)})
+    manager.save(step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), facts=written))
     manager.wait_until_finished()
 
 
-def restore_checkpoint(manager: ocp.CheckpointManager, like: Arrays, *, seed: int) -> tuple[Arrays, dict[str, int]]:
+def restore_checkpoint(
+    manager: ocp.CheckpointManager, like: Arrays, *, seed: int, max_steps: int
+) -> tuple[Arrays, dict[str, Any]]:
     """The newest checkpoint as (arrays, facts), placed like `like` (arrays or ShapeDtypeStructs).
 
     Raises:
-      UserError: its arrays have other shapes or another structure than this run's (another model, dtype or optimizer),
-        or it was written under another seed: data order and sampling would not go on where they stopped.
+      UserError: it is damaged; its arrays have other names, shapes or types than this run's (another model, dtype or
+        optimizer); it was written under another seed, so that data order and sampling would not go on where they
+        stopped; or the run would end before it.
     """
     step = manager.latest_step()
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    items = ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract), facts=ocp.args.JsonRestore())
+    where = f"{manager.directory}/{step}"
     try:
-        restored = manager.restore(step, args=items)
-    except (ValueError, KeyError, TypeError) as error:
+        facts = manager.restore(step, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
+        written_seed, written = facts["seed"], facts["arrays"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise _damaged(where, error) from error
+    # Compared here, as Orbax casts types and drops what one side lacks without a word.
+    expected = _signature(like)
+    differences = [
+        f"{name}: this run has {expected.get(name, 'none')}, the checkpoint {written.get(name, 'none')}"
+        for name in sorted(expected.keys() | written.keys())
+        if expected.get(name) != written.get(name)
+    ]
+    if differences:
+        shown = "\n  ".join(differences[:_SHOWN])
         raise UserError(
-            f"{manager.directory}/{step}: expected a checkpoint of this model, dtype and optimizer, but it does not "
-            f"fit ({error}). Resume with the configuration that wrote it, or choose another --output-dir"
-        ) from error
-    facts = restored["facts"]
-    if facts["seed"] != seed:
-        raise UserError(
-            f"{manager.directory}/{step}: expected seed {seed}, but the checkpoint was written with seed "
-            f"{facts['seed']}: resume with --seed {facts['seed']}, or choose another --output-dir"
+            f"{where}: expected a checkpoint of this run's model, dtype and optimizer, but {len(differences)} arrays "
+            f"differ:\n  {shown}\nresume with the configuration that wrote it, or choose another --output-dir"
         )
-    return restored["arrays"], facts
+    if written_seed != seed:
+        raise UserError(
+            f"{where}: expected seed {seed}, but the checkpoint was written with seed {written_seed}: resume with "
+            f"--seed {written_seed}, or choose another --output-dir"
+        )
+    if step > max_steps:
+        raise UserError(
+            f"{where}: expected a checkpoint of at most step {max_steps}, the run's last: raise --max-steps, or choose "
+            "another --output-dir"
+        )
+    abstract = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+    try:
+        arrays = manager.restore(step, args=ocp.args.Composite(arrays=abstract))["arrays"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise _damaged(where, error) from error
+    return arrays, facts
+
+
+def _signature(arrays: Arrays) -> dict[str, str]:
+    """Name -> type and shape of every array."""
+    leaves = jax.tree_util.tree_leaves_with_path(arrays)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype.name}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _damaged(where: str, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0][:200]
+    return UserError(
+        f"{where}: expected a whole checkpoint, but it cannot be read ({type(error).__name__}: {reason}): delete this "
+        "folder to go on from the checkpoint before it, or choose another --output-dir"
+    )

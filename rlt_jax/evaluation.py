@@ -9,6 +9,7 @@ import numpy as np
 from rlt_jax.data import Layout
 from rlt_jax.metrics import eval_metrics
 from rlt_jax.report.paired import PairedChange, paired_change
+from rlt_jax.report.writer import read_lines
 from rlt_jax.rewards import Judged
 from rlt_jax.rollout import rollout_metrics
 from rlt_jax.sampling.base import Sampler
@@ -49,8 +50,8 @@ def evaluate_policy(
 
 
 def write_records(run_dir: Path, step: int, records: Sequence[Mapping[str, float]]) -> None:
-    """Append one evaluation to EVAL_FILE. A resumed run may repeat a step: `read_changes` takes the last of each."""
-    with (run_dir / EVAL_FILE).open("a") as file:
+    """Append one evaluation to EVAL_FILE."""
+    with (run_dir / EVAL_FILE).open("a", encoding="utf-8") as file:
         file.writelines(json.dumps({"step": step, **record}) + "\n" for record in records)
 
 
@@ -59,11 +60,7 @@ def read_changes(run_dir: Path, names: Sequence[str], *, first: int, last: int) 
 
     Names that the reward did not report, and steps without an evaluation of two prompts or more, give nothing.
     """
-    records: dict[tuple[int, int], dict[str, float]] = {}
-    path = run_dir / EVAL_FILE
-    for line in path.read_text().splitlines() if path.exists() else []:
-        record = json.loads(line)
-        records[record["step"], record["row"]] = record
+    records = {(record["step"], record["row"]): record for record in read_lines(run_dir / EVAL_FILE)}
     rows = sorted({row for step, row in records if step == first} & {row for step, row in records if step == last})
     if len(rows) < 2 or first == last:
         return {}

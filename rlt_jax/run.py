@@ -1,8 +1,8 @@
-"""What the commands that train share: the run folder, the compilation cache, tokenizer and layout, compile counting."""
+"""What the commands share: run folder, compilation cache, tokenizer and layout, models, rows, compile counting."""
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -28,6 +28,7 @@ from rlt_jax.data import (
 )
 from rlt_jax.errors import UserError
 from rlt_jax.memory.monitor import PeakMonitor
+from rlt_jax.models import Model, Params, load_model
 from rlt_jax.report.progress import ProgressDisplay
 from rlt_jax.report.timing import PhaseClock
 from rlt_jax.report.writer import Writer, open_writer
@@ -42,21 +43,24 @@ def open_run_folder(path: str, *, resume: Resume) -> Path:
     """Make the run folder, or check that it may be continued.
 
     Raises:
-      UserError: it cannot be made; `resume="must"` and it holds no checkpoint; `resume="never"` and it holds a run.
+      UserError: it cannot be made or read; `resume="must"` and it holds no checkpoint; `resume="never"` and it holds
+        anything.
     """
     folder = Path(path)
     checkpoints = folder / "checkpoints"
-    has_checkpoint = checkpoints.is_dir() and any(child.name.isdigit() for child in checkpoints.iterdir())
-    if resume == "must" and not has_checkpoint:
-        raise UserError(f"--resume must: no checkpoint under {checkpoints}: start without it, or check --output-dir")
-    if resume == "never" and folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"--resume never: {folder} is not empty: choose another --output-dir, or delete it")
-    if resume == "auto" and not has_checkpoint and (folder / "metrics.jsonl").exists():
-        log.warning("%s holds a run without a checkpoint: starting anew, its metrics are replaced", folder)
     try:
+        has_checkpoint = checkpoints.is_dir() and any(child.name.isdigit() for child in checkpoints.iterdir())
+        if resume == "must" and not has_checkpoint:
+            raise UserError(
+                f"--resume must: no checkpoint under {checkpoints}: start without it, or check --output-dir"
+            )
+        if resume == "never" and folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"--resume never: {folder} is not empty: choose another --output-dir, or delete it")
+        if resume == "auto" and not has_checkpoint and (folder / "metrics.jsonl").exists():
+            log.warning("%s holds a run without a checkpoint: starting anew, its metrics are replaced", folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output-dir {folder} cannot be made ({error.strerror}): choose another folder") from None
+        raise UserError(f"--output-dir {folder} cannot be used ({error.strerror}): choose another folder") from None
     return folder
 
 
@@ -64,7 +68,8 @@ def use_compilation_cache() -> None:
     """Keep compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/rlt_jax/xla."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "rlt_jax" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # all of them: the many small ones together take as long as a large one
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 class CompileCounter:
@@ -124,6 +129,58 @@ def load_layout(
         student_prompt=read_prompt_file(student_prompt_file) if student_prompt_file else STUDENT_PROMPT,
         student_prompt_overrides_rows=student_prompt_file is not None,
     )
+
+
+def load_fitting_model(
+    path: str, layout: Layout, *, dtype: Literal["auto", "bfloat16", "float32"]
+) -> tuple[Model, Params]:
+    """`load_model`, of a model that has an embedding for every token of the run's tokenizer.
+
+    Raises:
+      UserError: it has fewer (a lookup outside the table would read another token's row), or cannot be loaded.
+    """
+    model, params = load_model(path, dtype=dtype)
+    if len(layout.tokenizer) > model.config.vocab_size:
+        raise UserError(
+            f"{path}: expected embeddings for the {len(layout.tokenizer)} tokens of its tokenizer, but config.json has "
+            f"vocab_size={model.config.vocab_size}: give the tokenizer that belongs to the model"
+        )
+    return model, params
+
+
+def load_reference(config: TrainConfig, teacher: Model) -> Params:
+    """Parameters of the reference, which the teacher's model computes with and which is mixed with the teacher's.
+
+    Raises:
+      UserError: it is of another architecture than the teacher, or cannot be loaded.
+    """
+    model, params = load_model(config.reference_model, dtype=config.dtype)
+    ours, its = asdict(teacher.config), asdict(model.config)
+    free = {"max_position_embeddings", "initializer_range", "source"}  # what neither shapes nor computation depend on
+    different = [
+        f"{name}={its[name]} (teacher: {ours[name]})" for name in ours if name not in free and its[name] != ours[name]
+    ]
+    if different:
+        raise UserError(
+            f"--reference {config.reference_model}: expected the teacher's architecture, but it has "
+            f"{', '.join(different)}: give a model of the teacher's kind, or leave the flag out for the teacher itself"
+        )
+    return params
+
+
+def check_room(model: Model, prompts: Sequence[Prompt], config: TrainConfig) -> None:
+    """Refuse completions that would not fit behind the longest prompt, now and not at the step that draws it.
+
+    Raises:
+      UserError: prompt and completion may be longer than the model has positions.
+    """
+    longest, positions = max(len(prompt.teacher_ids) for prompt in prompts), model.config.max_position_embeddings
+    if longest + config.max_completion_length > positions:
+        raise UserError(
+            f"max_completion_length={config.max_completion_length} after the longest prompt of {longest} tokens: "
+            f"expected at most the {positions} positions that {config.teacher} was made for: lower "
+            f"max_completion_length, or max_prompt_length to skip the longest prompts"
+        )
 
 
 def load_split_rows(data: DataConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]:

@@ -13,9 +13,8 @@ from rich.progress import track
 from rlt_jax.configs import ScoreConfig, check_score_config, config_yaml, parse_command
 from rlt_jax.data import ExplainedRow, Layout, explained_score_row, load_explained_rows
 from rlt_jax.errors import UserError, run_command
-from rlt_jax.models import load_model
 from rlt_jax.rewards import Judged, judge_rows, rlt_reward
-from rlt_jax.run import load_layout, use_compilation_cache
+from rlt_jax.run import load_fitting_model, load_layout, use_compilation_cache
 from rlt_jax.scoring import row_logprobs
 
 BATCHES_A_PIECE = 16  # forward passes between two writes: sorting by length inside a piece keeps padding small
@@ -45,8 +44,8 @@ def score(config: ScoreConfig) -> Path:
         student_prompt_file=config.student_prompt_file,
     )
     rows, skipped = load_explained_rows(config.data, layout.tags, on_bad_row=config.on_bad_row)
-    teacher, teacher_params = load_model(config.teacher, dtype=config.dtype)
-    student, student_params = load_model(config.student, dtype=config.dtype)
+    teacher, teacher_params = load_fitting_model(config.teacher, layout, dtype=config.dtype)
+    student, student_params = load_fitting_model(config.student, layout, dtype=config.dtype)
     logprobs = partial(row_logprobs, batch_size=config.score_batch_size, chunk=config.logprob_chunk)
     teacher_temperature = config.temperature if config.reward.unbias_teacher_log_probs else 1.0
     judge = partial(
@@ -71,7 +70,8 @@ def score(config: ScoreConfig) -> Path:
     except OSError as error:
         raise UserError(f"cannot write --out {out} ({error.strerror}): choose another file") from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        if unfinished.exists():  # not unlink alone: below a file it raises again
+            unfinished.unlink()
     print(f"{len(rows)} rows scored, {len(skipped)} skipped, mean reward {np.mean(rewards):.4f}: {out}")
     return out
 

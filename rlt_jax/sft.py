@@ -15,14 +15,22 @@ import numpy as np
 
 from rlt_jax.checkpoint import open_checkpoints, restore_checkpoint, save_checkpoint
 from rlt_jax.configs import SftConfig, check_sft_config, config_yaml, parse_command, save_config
-from rlt_jax.data import SftExample, build_sft_examples, describe_skipped, questions_of_step
-from rlt_jax.errors import run_command
+from rlt_jax.data import Layout, SftExample, build_sft_examples, describe_skipped, questions_of_step
+from rlt_jax.errors import UserError, run_command
 from rlt_jax.memory.monitor import PeakMonitor, memory_metrics
-from rlt_jax.models import Model, Params, load_model, save_model
+from rlt_jax.models import Model, Params, save_model
 from rlt_jax.report.log import setup_logging
 from rlt_jax.report.progress import open_progress
 from rlt_jax.report.timing import PhaseClock
-from rlt_jax.run import load_layout, load_split_rows, open_run_folder, open_run_writer, phases, use_compilation_cache
+from rlt_jax.run import (
+    load_fitting_model,
+    load_layout,
+    load_split_rows,
+    open_run_folder,
+    open_run_writer,
+    phases,
+    use_compilation_cache,
+)
 from rlt_jax.scoring import row_logprobs
 from rlt_jax.types import Row
 from rlt_jax.update import (
@@ -51,19 +59,34 @@ def sft(config: SftConfig) -> Path:
     setup_logging(run_dir)
     use_compilation_cache()
 
-    examples, held_out = load_examples(config)
+    layout = load_layout(
+        config.model,
+        config.model,
+        tags=config.data.tags,
+        teacher_prompt_file=config.data.teacher_prompt_file,
+        student_prompt_file=config.data.student_prompt_file,
+    )
+    if config.student_gap == "blank-line":
+        layout = replace(layout, student_sft_gap="\n\n")
+    examples, held_out = load_examples(config, layout)
     steps_per_epoch = len(examples) // config.train_batch_size
-    max_steps = config.max_steps or max(1, config.num_train_epochs * steps_per_epoch)
-    model, params = load_model(config.model, dtype=config.dtype)
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"train_batch_size={config.train_batch_size}: expected at most the {len(examples)} usable rows of "
+            f"{config.data.path}: lower it, or give more rows"
+        )
+    max_steps = config.max_steps or config.num_train_epochs * steps_per_epoch
+    model, params = load_fitting_model(config.model, layout, dtype=config.dtype)
     optimizer, learning_rate = make_optimizer(
         learning_rate=config.learning_rate, max_steps=max_steps, **asdict(config.optimizer)
     )
-    state = init_state(params, optimizer)
+    # committed to its device as a restored state is, or a resumed run would compile everything anew
+    state = jax.device_put(init_state(params, optimizer), jax.local_devices()[0])
     del params
     checkpoints = open_checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
     first_step = 0
     if checkpoints.latest_step() is not None:
-        state, facts = restore_checkpoint(checkpoints, state, seed=config.seed)
+        state, facts = restore_checkpoint(checkpoints, state, seed=config.seed, max_steps=max_steps)
         first_step = facts["step"]
         log.info("continuing from step %d", first_step)
     save_config(config, run_dir / "config.yaml")
@@ -115,17 +138,8 @@ def sft(config: SftConfig) -> Path:
     return run_dir
 
 
-def load_examples(config: SftConfig) -> tuple[Sequence[SftExample], Sequence[SftExample]]:
+def load_examples(config: SftConfig, layout: Layout) -> tuple[Sequence[SftExample], Sequence[SftExample]]:
     """(examples to train on, held-out examples); rows that give none are skipped and counted in the log."""
-    layout = load_layout(
-        config.model,
-        config.model,
-        tags=config.data.tags,
-        teacher_prompt_file=config.data.teacher_prompt_file,
-        student_prompt_file=config.data.student_prompt_file,
-    )
-    if config.student_gap == "blank-line":
-        layout = replace(layout, student_sft_gap="\n\n")
 
     def built(rows: Sequence[Row], name: str) -> Sequence[SftExample]:
         if not rows:

@@ -23,19 +23,23 @@ from rlt_jax.errors import run_command
 from rlt_jax.evaluation import EVAL_FILE, SOLUTION_LOGP, evaluate_policy, read_changes, write_records
 from rlt_jax.losses import group_advantages, mix_reference
 from rlt_jax.memory.monitor import PeakMonitor, memory_metrics
-from rlt_jax.models import Model, Params, load_model, save_model
+from rlt_jax.models import Model, Params, save_model
 from rlt_jax.report.curves import draw_curves
+from rlt_jax.report.folder import writing_to
 from rlt_jax.report.log import setup_logging
 from rlt_jax.report.paired import print_summary
 from rlt_jax.report.progress import open_progress
 from rlt_jax.report.timing import PhaseClock
-from rlt_jax.report.writer import COMPLETIONS_FILE, METRICS_FILE
+from rlt_jax.report.writer import COMPLETIONS_FILE, METRICS_FILE, keep_until
 from rlt_jax.rewards import RewardFn, judge_completions, rlt_reward
 from rlt_jax.rollout import rollout_metrics, sample_records
 from rlt_jax.run import (
     CompileCounter,
+    check_room,
+    load_fitting_model,
     load_layout,
     load_prompts,
+    load_reference,
     open_run_folder,
     open_run_writer,
     phases,
@@ -81,9 +85,18 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
         student_prompt_file=config.data.student_prompt_file,
     )
     prompts, eval_prompts = load_prompts(config, layout)
-    model, params = load_model(config.teacher, dtype=config.dtype)
-    student, student_params = load_model(config.student, dtype=config.dtype)
-    reference = load_model(config.reference_model, dtype=config.dtype)[1]  # arrays of its own: the policy's are donated
+    questions = partial(
+        questions_of_step,
+        num_rows=len(prompts),
+        questions_per_step=config.questions_per_step,
+        seed=config.seed,
+        artificial_epochs=config.data.artificial_epochs,
+    )
+    questions(0)  # too few rows are refused here, before minutes of loading
+    model, params = load_fitting_model(config.teacher, layout, dtype=config.dtype)
+    check_room(model, [*prompts, *eval_prompts], config)
+    student, student_params = load_fitting_model(config.student, layout, dtype=config.dtype)
+    reference = load_reference(config, model)  # arrays of its own: the policy's are donated
     ends = eos_ids(layout.tokenizer, config.teacher)
     reward_fn = reward_fn or rlt_reward(config.reward)
 
@@ -92,10 +105,14 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
     )
     state = init_state(params, optimizer)
     del params
+    # committed to their device as restored arrays are, or a resumed run would compile everything anew
+    state, reference, student_params = jax.device_put((state, reference, student_params), jax.local_devices()[0])
     checkpoints = open_checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
     first_step = 0
     if checkpoints.latest_step() is not None:
-        (state, reference), facts = restore_checkpoint(checkpoints, (state, reference), seed=config.seed)
+        (state, reference), facts = restore_checkpoint(
+            checkpoints, (state, reference), seed=config.seed, max_steps=config.max_steps
+        )
         first_step = facts["step"]
         log.info("continuing from step %d", first_step)
     save_config(config, run_dir / "config.yaml")
@@ -158,21 +175,15 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
             progress.log(step, metrics)
 
         evaluates = config.eval_steps > 0
+        with writing_to(run_dir):
+            keep_until(run_dir / EVAL_FILE, first_step)
         if evaluates and first_step == 0:
-            (run_dir / EVAL_FILE).unlink(missing_ok=True)  # of an earlier run that left no checkpoint
             evaluate(0)
         for step in range(first_step + 1, config.max_steps + 1):
             clock.reset()
             monitor.reset()
             compiled_before = compiles.count
-            questions = questions_of_step(
-                step - 1,
-                num_rows=len(prompts),
-                questions_per_step=config.questions_per_step,
-                seed=config.seed,
-                artificial_epochs=config.data.artificial_epochs,
-            )
-            asked = [prompts[i] for i in questions]
+            asked = [prompts[i] for i in questions(step - 1)]
             seeds = np.random.SeedSequence((config.seed, step)).generate_state(config.train_batch_size)
 
             with phase("generate"):

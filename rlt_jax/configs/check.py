@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlt_jax.configs.files import type_problems
@@ -16,10 +16,18 @@ def check_config(config: TrainConfig) -> None:
     Raises:
       UserError: every inconsistency, one per line: what was expected, what came, what to do.
     """
-    problems = type_problems(config) or list(_not_finite(dataclasses.asdict(config)))
+    problems = type_problems(config) or list(not_finite_problems(dataclasses.asdict(config)))
     if not problems:  # the rest compares values, so they must be numbers where numbers are due
         problems = [
-            *_texts(config),
+            *text_problems(
+                {
+                    "teacher": (config.teacher, "a model folder or hub name"),
+                    "student": (config.student, "a model folder or hub name"),
+                    "reference": (config.reference, "a model folder or hub name, or None for the teacher"),
+                    "output_dir": (config.output_dir, "a folder for the run"),
+                    "log.wandb_project": (config.log.wandb_project, "the name of a project"),
+                }
+            ),
             *_counts(config),
             *_batches(config),
             *_memory(config),
@@ -65,8 +73,23 @@ def reward_problems(reward: RewardConfig) -> Iterator[str]:
         )
 
 
+def text_problems(texts: Mapping[str, tuple[str | None, str]]) -> Iterator[str]:
+    """Texts that are empty: `texts` maps a field's name to its value and what is expected there."""
+    for name, (text, expected) in texts.items():
+        if text is not None and not text.strip():
+            yield f"{name} is empty: expected {expected}"
+
+
 def data_problems(data: DataConfig, *, eval_steps: int) -> Iterator[str]:
     """What is wrong with the choice of rows, one message each."""
+    yield from text_problems(
+        {
+            "data.path": (data.path, "a hub name, folder or file"),
+            "data.split": (data.split, "the name of a split, such as train"),
+            "data.eval_path": (data.eval_path, "a hub name, folder or file, or None"),
+            "data.eval_split": (data.eval_split, "the name of a split, or None"),
+        }
+    )
     if data.artificial_epochs < 1:
         yield f"data.artificial_epochs={data.artificial_epochs}: expected a positive whole number"
     if data.eval_rows < 0:
@@ -104,30 +127,14 @@ def optimizer_problems(optimizer: OptimizerConfig, *, learning_rate: float) -> I
         yield f"optimizer.warmup_ratio={optimizer.warmup_ratio:g}: expected a share of max_steps, from 0 to 1"
 
 
-def _not_finite(values: dict[str, Any], section: str = "") -> Iterator[str]:
+def not_finite_problems(values: dict[str, Any], section: str = "") -> Iterator[str]:
+    """Fields that are NaN or infinite, of a configuration as nested dicts; no comparison catches a NaN."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _not_finite(value, f"{section}{name}.")
+            yield from not_finite_problems(value, f"{section}{name}.")
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
                 yield f"{section}{name}={number}: expected a finite number"
-
-
-def _texts(config: TrainConfig) -> Iterator[str]:
-    texts = {
-        "teacher": (config.teacher, "a model folder or hub name"),
-        "student": (config.student, "a model folder or hub name"),
-        "reference": (config.reference, "a model folder or hub name, or None for the teacher"),
-        "output_dir": (config.output_dir, "a folder for the run"),
-        "data.path": (config.data.path, "a hub name, folder or file"),
-        "data.split": (config.data.split, "the name of a split, such as train"),
-        "data.eval_path": (config.data.eval_path, "a hub name, folder or file, or None"),
-        "data.eval_split": (config.data.eval_split, "the name of a split, or None"),
-        "log.wandb_project": (config.log.wandb_project, "the name of a project"),
-    }
-    for name, (text, expected) in texts.items():
-        if text is not None and not text.strip():
-            yield f"{name} is empty: expected {expected}"
 
 
 def _counts(config: TrainConfig) -> Iterator[str]:

@@ -1,9 +1,10 @@
 """What scoring existing explanations can be told. Defaults are the paper's RLT reward."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Literal
 
-from rlt_jax.configs.check import reward_problems
+from rlt_jax.configs.check import not_finite_problems, reward_problems, text_problems
 from rlt_jax.configs.files import type_problems
 from rlt_jax.configs.schema import RewardConfig
 from rlt_jax.errors import UserError
@@ -48,11 +49,24 @@ def check_score_config(config: ScoreConfig) -> None:
     Raises:
       UserError: every inconsistency, one per line: what was expected, what came, what to do.
     """
-    problems = type_problems(config) or list(reward_problems(config.reward))
-    if config.temperature <= 0:
-        problems.append(f"temperature={config.temperature:g}: expected a number above 0")
-    for name, count in {"score_batch_size": config.score_batch_size, "logprob_chunk": config.logprob_chunk}.items():
-        if count < 1:
-            problems.append(f"{name}={count}: expected a positive whole number")
+    problems = type_problems(config) or list(not_finite_problems(asdict(config)))
+    if not problems:
+        problems = [*_score_problems(config), *reward_problems(config.reward)]
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _score_problems(config: ScoreConfig) -> Iterator[str]:
+    yield from text_problems(
+        {
+            "teacher": (config.teacher, "a model folder or hub name"),
+            "student": (config.student, "a model folder or hub name"),
+            "data": (config.data, "a folder or file"),
+            "out": (config.out, "a file to write"),
+        }
+    )
+    if config.temperature <= 0:
+        yield f"temperature={config.temperature:g}: expected a number above 0"
+    for name, count in {"score_batch_size": config.score_batch_size, "logprob_chunk": config.logprob_chunk}.items():
+        if count < 1:
+            yield f"{name}={count}: expected a positive whole number"

@@ -1,10 +1,10 @@
 """What supervised fine-tuning can be told. Defaults are the paper's warm-up of the teacher."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from rlt_jax.configs.check import data_problems, optimizer_problems
+from rlt_jax.configs.check import data_problems, not_finite_problems, optimizer_problems, text_problems
 from rlt_jax.configs.files import type_problems
 from rlt_jax.configs.schema import CheckpointConfig, DataConfig, LogConfig, OptimizerConfig
 from rlt_jax.errors import UserError
@@ -71,9 +71,16 @@ def check_sft_config(config: SftConfig) -> None:
     Raises:
       UserError: every inconsistency, one per line: what was expected, what came, what to do.
     """
-    problems = type_problems(config)
+    problems = type_problems(config) or list(not_finite_problems(asdict(config)))
     if not problems:
         problems = [
+            *text_problems(
+                {
+                    "model": (config.model, "a model folder or hub name"),
+                    "output_dir": (config.output_dir, "a folder for the run"),
+                    "log.wandb_project": (config.log.wandb_project, "the name of a project"),
+                }
+            ),
             *_sft_problems(config),
             *data_problems(config.data, eval_steps=config.eval_steps),
             *optimizer_problems(config.optimizer, learning_rate=config.learning_rate),

@@ -117,8 +117,7 @@ def parse_config(values: dict[str, Any], where: str) -> ModelConfig:
     if sizes["num_key_value_heads"] is None:
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
     for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise UserError(f"{where}: expected {name} to be a positive integer, got {size!r}: correct it")
+        _size(size, name, where)
     heads, kv_heads, hidden = sizes["num_attention_heads"], sizes["num_key_value_heads"], sizes["hidden_size"]
     if heads % kv_heads:
         raise UserError(
@@ -140,7 +139,7 @@ def parse_config(values: dict[str, Any], where: str) -> ModelConfig:
     return ModelConfig(
         model_type=model_type,
         **sizes,
-        max_position_embeddings=values.get("max_position_embeddings", 32768),
+        max_position_embeddings=_size(values.get("max_position_embeddings", 32768), "max_position_embeddings", where),
         head_dim=head_dim,
         rope_theta=_positive(rope.get("rope_theta", 10000.0), "rope_theta", where),
         rms_norm_eps=_positive(values.get("rms_norm_eps", 1e-6), "rms_norm_eps", where),
@@ -174,7 +173,10 @@ def _refuse_unsupported(values: dict[str, Any], where: str) -> None:
     found = []
     if values.get("use_sliding_window"):
         found.append("use_sliding_window=true (every layer attends to all earlier tokens)")
-    odd_layers = sorted({str(kind) for kind in values.get("layer_types") or () if kind != "full_attention"})
+    layer_types = values.get("layer_types") or []
+    if not isinstance(layer_types, list):
+        raise UserError(f"{where}: expected layer_types to be a list or null, got {layer_types!r}: correct it")
+    odd_layers = sorted({str(kind) for kind in layer_types if kind != "full_attention"})
     if odd_layers:
         found.append(f"layer_types {', '.join(odd_layers)} (only full_attention)")
     for key in ("rope_scaling", "rope_parameters"):
@@ -194,6 +196,12 @@ def _refuse_unsupported(values: dict[str, Any], where: str) -> None:
         found.append("quantization_config (only bfloat16, float16 and float32 weights)")
     if found:
         raise UserError(f"{where} asks for what is not supported: {'; '.join(found)}: use another model or set it off")
+
+
+def _size(value: object, name: str, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{where}: expected {name} to be a positive integer, got {value!r}: correct it")
+    return value
 
 
 def _positive(value: object, name: str, where: str) -> float:

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from rlt_jax.errors import UserError
+from rlt_jax.report.folder import writing_to
 from rlt_jax.report.writer import METRICS_FILE, read_lines
 
 CURVES_FILE = "curves.png"
@@ -65,7 +66,7 @@ def draw_curves(run_dir: Path, *, panels: Sequence[Panel] = PANELS) -> Path:
     Returns:
       The path of the picture.
     Raises:
-      UserError: the folder holds no values of any panel.
+      UserError: the folder holds no values of any panel, or cannot be written.
     """
     run_dir = Path(run_dir)
     records = read_lines(run_dir / METRICS_FILE)
@@ -90,7 +91,8 @@ def draw_curves(run_dir: Path, *, panels: Sequence[Panel] = PANELS) -> Path:
             axes.set_xlabel("step", color=INK, fontsize=9)
     _draw_legend(figure, shown, records)
     path = run_dir / CURVES_FILE
-    figure.savefig(path)
+    with writing_to(run_dir):
+        figure.savefig(path)
     return path
 
 

@@ -125,8 +125,8 @@ def open_writer(
     # first: a missing package or login must not cost old files
     wandb_run = _open_wandb(run_dir, wandb_project, config, resume_step) if wandb else None
     with writing_to(run_dir):
-        kept = _keep_until(run_dir / METRICS_FILE, resume_step)
-        _keep_until(run_dir / COMPLETIONS_FILE, resume_step)
+        kept = keep_until(run_dir / METRICS_FILE, resume_step)
+        keep_until(run_dir / COMPLETIONS_FILE, resume_step)
         metrics_file = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
         completions_file = (run_dir / COMPLETIONS_FILE).open("a", encoding="utf-8")
         tensorboard_writer = _open_tensorboard(run_dir / TENSORBOARD_DIR, kept) if tensorboard else None
@@ -151,15 +151,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
-
-
-def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
+def keep_until(path: Path, step: int) -> list[dict[str, Any]]:
     """Drop a file's lines after `step` (all of them at 0) and torn ones, in one atomic move; returns the rest."""
     records = read_lines(path)
     # a run that starts anew writes its own step 0, so at 0 nothing of an earlier one stays
@@ -174,6 +166,14 @@ def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
             os.fsync(file.fileno())
         os.replace(scratch, path)
     return kept
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def _append(file: TextIO, record: Mapping[str, object]) -> None:
