@@ -44,7 +44,7 @@ def open_run_folder(path: str, *, resume: Resume) -> Path:
 
     Raises:
       UserError: it cannot be made or read; `resume="must"` and it holds no checkpoint; `resume="never"` and it holds
-        anything.
+        anything but logs.
     """
     folder = Path(path)
     checkpoints = folder / "checkpoints"
@@ -54,7 +54,8 @@ def open_run_folder(path: str, *, resume: Resume) -> Path:
             raise UserError(
                 f"--resume must: no checkpoint under {checkpoints}: start without it, or check --output-dir"
             )
-        if resume == "never" and folder.is_dir() and any(folder.iterdir()):
+        # logs alone are what a start leaves that was refused for its models or data
+        if resume == "never" and folder.is_dir() and any(child.name != "logs" for child in folder.iterdir()):
             raise UserError(f"--resume never: {folder} is not empty: choose another --output-dir, or delete it")
         if resume == "auto" and not has_checkpoint and (folder / "metrics.jsonl").exists():
             log.warning("%s holds a run without a checkpoint: starting anew, its metrics are replaced", folder)

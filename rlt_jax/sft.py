@@ -59,15 +59,7 @@ def sft(config: SftConfig) -> Path:
     setup_logging(run_dir)
     use_compilation_cache()
 
-    layout = load_layout(
-        config.model,
-        config.model,
-        tags=config.data.tags,
-        teacher_prompt_file=config.data.teacher_prompt_file,
-        student_prompt_file=config.data.student_prompt_file,
-    )
-    if config.student_gap == "blank-line":
-        layout = replace(layout, student_sft_gap="\n\n")
+    layout = layout_of(config)
     examples, held_out = load_examples(config, layout)
     steps_per_epoch = len(examples) // config.train_batch_size
     if steps_per_epoch == 0:
@@ -89,6 +81,8 @@ def sft(config: SftConfig) -> Path:
         state, facts = restore_checkpoint(checkpoints, state, seed=config.seed, max_steps=max_steps)
         first_step = facts["step"]
         log.info("continuing from step %d", first_step)
+        if first_step == max_steps:
+            log.info("the run is finished: raise --max-steps to go on, or choose another --output-dir for a new one")
     save_config(config, run_dir / "config.yaml")
 
     accumulate = make_accumulate(sft_batch_loss(model, chunk=config.logprob_chunk, remat=config.remat))
@@ -136,6 +130,18 @@ def sft(config: SftConfig) -> Path:
         save_model(run_dir / "final", model, state.params, tokenizer_from=config.model)
         log.info("the model is in %s", run_dir / "final")
     return run_dir
+
+
+def layout_of(config: SftConfig) -> Layout:
+    """The run's layout, with the gap between a student's thought and solution that it asks for."""
+    layout = load_layout(
+        config.model,
+        config.model,
+        tags=config.data.tags,
+        teacher_prompt_file=config.data.teacher_prompt_file,
+        student_prompt_file=config.data.student_prompt_file,
+    )
+    return replace(layout, student_sft_gap="\n\n") if config.student_gap == "blank-line" else layout
 
 
 def load_examples(config: SftConfig, layout: Layout) -> tuple[Sequence[SftExample], Sequence[SftExample]]:

@@ -76,6 +76,10 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
     setup_logging(run_dir)
     use_compilation_cache()
     compiles = CompileCounter()
+    if config.budget_gb is not None:
+        log.warning(
+            "budget_gb and planned_gb are noted, not enforced, in this version: see README.md for what a run needs"
+        )
 
     layout = load_layout(
         config.teacher,
@@ -115,6 +119,8 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
         )
         first_step = facts["step"]
         log.info("continuing from step %d", first_step)
+        if first_step == config.max_steps:
+            log.info("the run is finished: raise --max-steps to go on, or choose another --output-dir for a new one")
     save_config(config, run_dir / "config.yaml")
 
     policy_temperature = config.temperature if config.loss.unbias_log_probabilities else 1.0

@@ -191,11 +191,13 @@ def check_dependence(student: Path, rows: list[dict[str, str]], work: Path) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/make_tiny"), help="folder for what lies between")
-    parser.add_argument("--out", type=Path, default=Path("rlt_jax/assets/tiny"), help="folder to write")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--student-steps", type=int, default=12000)
-    parser.add_argument("--teacher-steps", type=int, default=10000)
-    parser.add_argument("--learning-rate", default="1e-3")
+    parser.add_argument(
+        "--out", type=Path, default=Path("rlt_jax/assets/tiny"), help="folder to write, the package's own by default"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of problems, order and initial weights")
+    parser.add_argument("--student-steps", type=int, default=12000, help="gradient steps of the student")
+    parser.add_argument("--teacher-steps", type=int, default=10000, help="gradient steps of the teacher")
+    parser.add_argument("--learning-rate", default="1e-3", help="peak learning rate of both")
     args = parser.parse_args()
 
     rng = np.random.default_rng(args.seed)

@@ -113,6 +113,9 @@ def _numbers(metrics: Mapping[str, float]) -> list[str]:
         shown.append(f"reward {metrics['reward']:.3f}")
     if "eval/reward" in metrics:
         shown.append(f"eval reward {metrics['eval/reward']:.3f}")
+    for name in ("loss", "eval/loss"):  # of supervised runs; the loss of GRPO says nothing
+        if name in metrics and "reward" not in metrics:
+            shown.append(f"{name.replace('/', ' ')} {metrics[name]:.4f}")
     if "tokens_per_second/generate" in metrics:
         shown.append(f"{metrics['tokens_per_second/generate']:,.0f} tokens/s")
     if "seconds/step" in metrics:
