@@ -5,6 +5,9 @@ randomness of a run is derived from (seed, step), so seed and step are the state
 version is the step.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +65,9 @@ def restore_checkpoint(
     expected = _signature(like)
     differences = [
         f"{name}: this run has {expected.get(name, 'none')}, the checkpoint {written.get(name, 'none')}"
-        for name in sorted(expected.keys() | written.keys())
+        for name in sorted(
+            expected.keys() | written.keys(), key=lambda name: (name not in expected or name not in written, name)
+        )
         if expected.get(name) != written.get(name)
     ]
     if differences:
@@ -83,7 +88,8 @@ def restore_checkpoint(
         )
     abstract = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
     try:
-        arrays = manager.restore(step, args=ocp.args.Composite(arrays=abstract))["arrays"]
+        with _quiet_when_failing():
+            arrays = manager.restore(step, args=ocp.args.Composite(arrays=abstract))["arrays"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise _damaged(where, error) from error
     return arrays, facts
@@ -93,6 +99,24 @@ def _signature(arrays: Arrays) -> dict[str, str]:
     """Name -> type and shape of every array."""
     leaves = jax.tree_util.tree_leaves_with_path(arrays)
     return {jax.tree_util.keystr(path): f"{leaf.dtype.name}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+@contextmanager
+def _quiet_when_failing() -> Iterator[None]:
+    """When one read fails, Orbax abandons the others, and these print tracebacks of their own from their threads.
+
+    After a failure such complaints, and no others, are dropped: the failure itself is raised.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        abandoned = "Event loop is closed" in str(unraisable.exc_value) or "_read_array" in repr(unraisable.object)
+        if not abandoned:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    yield
+    sys.unraisablehook = before  # not reached after a failure: late complaints are still to come
 
 
 def _damaged(where: str, error: Exception) -> UserError:

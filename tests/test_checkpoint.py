@@ -89,7 +89,7 @@ def test_a_step_is_saved_once(tmp_path):
     ("saved", "wanted", "difference"),
     [
         ("float32", "bfloat16", "[0].params['b']: this run has bfloat16[5], the checkpoint float32[5]"),
-        ("bfloat16", "float32", "[0].low['b']: this run has none, the checkpoint uint16[5]"),
+        ("bfloat16", "float32", "[0].params['b']: this run has float32[5], the checkpoint bfloat16[5]"),
     ],
 )
 def test_another_dtype_is_refused(written, saved, wanted, difference):

@@ -1,0 +1,69 @@
+"""The commands as a user runs them, with the tiny models that come with the package and sizes that take seconds."""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import rlt_jax
+from rlt_jax.errors import run_command
+
+TINY = Path(rlt_jax.__file__).parent / "assets" / "tiny"
+
+SMALL = (  # a whole run in seconds: 8 completions a step, of 16 tokens
+    *("--preset", "tiny", "--train-batch-size", "8", "--num-generations", "4", "--per-device-train-batch-size", "4"),
+    *("--score-batch-size", "8", "--max-completion-length", "16", "--eval-steps", "0"),
+    *("--data.eval-rows", "8", "--learning-rate", "1e-3"),
+)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """Folder of the tiny models and their data."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def small() -> tuple:
+    """Flags of `rlt_jax.train` for a run that takes seconds."""
+    return SMALL
+
+
+@pytest.fixture(autouse=True)
+def leave_the_log_as_it_was():
+    """A run in this process takes the project's log over."""
+    logger = logging.getLogger("rlt_jax")
+    level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
+    yield
+    for handler in logger.handlers:
+        if handler not in handlers:
+            handler.close()
+    logger.level, logger.propagate, logger.handlers = level, propagate, handlers
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., str]:
+    """command("train", *flags): `python -m rlt_jax.train` in a process of its own; returns what it printed."""
+
+    def run(name: str, *flags: object) -> str:
+        line = [sys.executable, "-m", f"rlt_jax.{name}", *map(str, flags)]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def main(monkeypatch) -> Callable[..., None]:
+    """main(module, *flags): a command's entry point in this process, as `python -m` runs it."""
+
+    def run(module: ModuleType, *flags: object) -> None:
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, flags)])
+        run_command(module.main)
+
+    return run

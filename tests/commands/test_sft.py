@@ -1,0 +1,150 @@
+"""`python -m rlt_jax.sft`: the loss falls, a resumed run is the same run, each target trains on its own part."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import torch
+from transformers import Qwen2ForCausalLM
+
+from rlt_jax import sft as sft_command
+from rlt_jax.configs import SftConfig, load_settings, parse_command
+from rlt_jax.models import load_model
+from rlt_jax.run import load_layout
+from rlt_jax.sft import load_examples, sft
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def parse(flags: tuple) -> SftConfig:
+    return parse_command(SftConfig, list(map(str, flags)), prog="sft", description="")[0]
+
+
+@pytest.fixture(scope="module")
+def data(tiny, tmp_path_factory) -> Path:
+    """64 rows with true traces, one without a trace (row 5) and one that is too long (row 9)."""
+    rows = lines(tiny / "train.jsonl")[:64]
+    rows.insert(5, {"question": "What is 1+1?", "solution": "2"})
+    rows.insert(9, {"question": "What is 1+1?", "solution": "2", "reasoning_trace": "One and one. " * 100})
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def flags(tiny, data) -> tuple:
+    return (
+        *("--model", tiny / "teacher", "--data.path", data, "--data.eval-path", tiny / "eval.jsonl"),
+        *("--data.eval-rows", 16, "--data.teacher-prompt-file", tiny / "teacher_prompt.txt", "--no-remat"),
+        *("--max-length", 256, "--train-batch-size", 16, "--per-device-train-batch-size", 16),
+        *("--learning-rate", 1e-3, "--optimizer.lr-scheduler", "constant"),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(command, flags, golden, tmp_path_factory) -> Path:
+    """A model of random weights as teacher."""
+    folder = tmp_path_factory.mktemp("runs") / "teacher"
+    command(
+        *("sft", *flags, "--model", golden / "teacher", "--target", "teacher", "--dtype", "float32"),
+        *("--num-train-epochs", 3, "--eval-steps", 4, "--output-dir", folder),
+    )
+    return folder
+
+
+def test_held_out_loss_falls(run):
+    held_out = [(line["step"], line["eval/loss"]) for line in lines(run / "metrics.jsonl") if "eval/loss" in line]
+    assert [step for step, _ in held_out] == [0, 4, 8, 12]  # 3 epochs of 64 rows
+    assert held_out[-1][1] < 0.7 * held_out[0][1]
+
+
+def test_metrics_of_a_step(run):
+    logged = [line for line in lines(run / "metrics.jsonl") if "loss" in line]
+    assert [line["step"] for line in logged] == list(range(1, 13))
+    for line in logged:
+        assert line["loss"] > 0 and line["grad_norm"] > 0 and line["seconds/update"] <= line["seconds/step"]
+        assert line["tokens_per_second/update"] > 0 and line["memory/host_gb"] > 0
+    assert logged[0]["learning_rate"] == pytest.approx(0.5e-3)  # warm-up of a twentieth: one step
+    assert [line["learning_rate"] for line in logged[1:]] == [pytest.approx(1e-3)] * 11
+
+
+def test_files_and_the_rows_that_are_not_used(run, data):
+    for name in ("config.yaml", "logs", "tensorboard", "checkpoints/12", "final/tokenizer.json"):
+        assert (run / name).exists()
+    log = (run / "logs" / "training.log").read_text()
+    skipped = "1 x no reasoning trace (row 5); 1 x text is too long (row 9)"
+    assert f"WARNING rlt_jax: 2 training rows skipped: {skipped}\n" in log
+    assert "64 training examples" in log and "16 held-out examples" in log
+    assert load_settings(run / "config.yaml", SftConfig).data.path == str(data)
+
+
+def test_the_result_opens_in_transformers_with_equal_logits(run):
+    model, params = load_model(run / "final")
+    ids = np.arange(1, 40, dtype=np.int32)[None]
+    with torch.no_grad():
+        theirs = Qwen2ForCausalLM.from_pretrained(run / "final", dtype=torch.float32)(torch.tensor(ids)).logits.numpy()
+    np.testing.assert_allclose(model.logits(params, ids, np.ones_like(ids)), theirs, atol=1e-4)
+
+
+def test_two_steps_and_two_more_are_four_in_bfloat16(flags, tiny, tmp_path):
+    """A student; the second half starts from the checkpoint and the configuration that the whole run left at step 2."""
+    flags = (*flags, "--target", "student", "--model", tiny / "student", "--student-gap", "blank-line")
+    flags = (*flags, "--optimizer.lr-scheduler", "cosine", "--log.no-tensorboard", "--save-steps", 2)
+    whole = sft(parse((*flags, "--max-steps", 4, "--output-dir", tmp_path / "whole")))
+    halves = shutil.copytree(whole, tmp_path / "halves")
+    shutil.rmtree(halves / "checkpoints" / "4")
+    shutil.rmtree(halves / "final")
+    sft(parse(("--config", halves / "config.yaml", "--output-dir", halves, "--resume", "must")))
+
+    def state(folder):
+        with ocp.CheckpointManager(folder.resolve() / "checkpoints") as manager:
+            items = manager.restore(4, args=ocp.args.Composite(arrays=ocp.args.StandardRestore()))
+        return [np.asarray(leaf) for leaf in jax.tree.leaves(items["arrays"])]
+
+    for ours, theirs in zip(state(halves), state(whole), strict=True):
+        assert ours.dtype == theirs.dtype and ours.tobytes() == theirs.tobytes()
+    assert (halves / "final" / "model.safetensors").read_bytes() == (whole / "final" / "model.safetensors").read_bytes()
+    losses = [[line["loss"] for line in lines(folder / "metrics.jsonl")] for folder in (halves, whole)]
+    assert len(losses[0]) == 4 and losses[0] == losses[1]
+    assert "continuing from step 2" in (halves / "logs" / "training.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("target", "gap", "expected"),
+    [
+        ("teacher", "as-row", "{trace}\n\n<|end_of_explanation|><|im_end|>\n"),
+        (
+            "student",
+            "as-row",
+            "<|begin_of_thought|>\n\n{trace}\n\n<|end_of_thought|>"
+            "<|begin_of_solution|>{solution}<|end_of_solution|><|im_end|>\n",
+        ),
+        (
+            "student",
+            "blank-line",
+            "<|begin_of_thought|>\n\n{trace}\n\n<|end_of_thought|>\n\n"
+            "<|begin_of_solution|>{solution}<|end_of_solution|><|im_end|>\n",
+        ),
+    ],
+)
+def test_what_teacher_and_student_are_trained_on(flags, tiny, target, gap, expected):
+    config = parse((*flags, "--target", target, "--student-gap", gap, "--output-dir", "unused"))
+    examples, held_out = load_examples(config, sft_command.layout_of(config))
+    assert (len(examples), len(held_out)) == (64, 16)
+    layout = load_layout(
+        str(tiny / "teacher"), str(tiny / "teacher"), tags="bespoke", teacher_prompt_file=None, student_prompt_file=None
+    )
+    row = lines(tiny / "train.jsonl")[0]
+    trained = layout.tokenizer.decode(examples[0].ids[examples[0].trained])
+    assert trained == expected.format(trace=row["reasoning_trace"], solution=row["solution"])
+    untrained = layout.tokenizer.decode(examples[0].ids[~examples[0].trained])
+    assert row["question"] in untrained and row["reasoning_trace"] not in untrained
+    assert (row["solution"] in untrained.split("assistant")[-1]) is (target == "teacher")
+    assert not examples[0].trained[: np.argmax(examples[0].trained)].any()  # one run, to the end
+    assert examples[0].trained[np.argmax(examples[0].trained) :].all()
