@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from rlt_jax.errors import UserError
 
 Arrays = Any
+CheckpointManager = ocp.CheckpointManager
 
 _SHOWN = 4  # differences in one message
 

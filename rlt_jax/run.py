@@ -12,6 +12,7 @@ from typing import Literal
 import jax
 import jax.monitoring
 
+from rlt_jax.checkpoint import Arrays, CheckpointManager, restore_checkpoint
 from rlt_jax.configs import DataConfig, SftConfig, TrainConfig
 from rlt_jax.data import (
     STUDENT_PROMPT,
@@ -63,6 +64,21 @@ def open_run_folder(path: str, *, resume: Resume) -> Path:
     except OSError as error:
         raise UserError(f"--output-dir {folder} cannot be used ({error.strerror}): choose another folder") from None
     return folder
+
+
+def continue_run(checkpoints: CheckpointManager, arrays: Arrays, *, seed: int, max_steps: int) -> tuple[Arrays, int]:
+    """(arrays of the newest checkpoint, its step), or (arrays as given, 0) where there is none yet.
+
+    Raises:
+      UserError: the checkpoint is damaged or not of this run (see `restore_checkpoint`).
+    """
+    if checkpoints.latest_step() is None:
+        return arrays, 0
+    arrays, facts = restore_checkpoint(checkpoints, arrays, seed=seed, max_steps=max_steps)
+    log.info("continuing from step %d", facts["step"])
+    if facts["step"] == max_steps:
+        log.info("the run is finished: raise --max-steps to go on, or choose another --output-dir for a new one")
+    return arrays, facts["step"]
 
 
 def use_compilation_cache() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rlt_jax.checkpoint import open_checkpoints, restore_checkpoint, save_checkpoint
+from rlt_jax.checkpoint import open_checkpoints, save_checkpoint
 from rlt_jax.configs import SftConfig, check_sft_config, config_yaml, parse_command, save_config
 from rlt_jax.data import Layout, SftExample, build_sft_examples, describe_skipped, questions_of_step
 from rlt_jax.errors import UserError, run_command
@@ -23,6 +23,7 @@ from rlt_jax.report.log import setup_logging
 from rlt_jax.report.progress import open_progress
 from rlt_jax.report.timing import PhaseClock
 from rlt_jax.run import (
+    continue_run,
     load_fitting_model,
     load_layout,
     load_split_rows,
@@ -76,13 +77,7 @@ def sft(config: SftConfig) -> Path:
     state = jax.device_put(init_state(params, optimizer), jax.local_devices()[0])
     del params
     checkpoints = open_checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
-    first_step = 0
-    if checkpoints.latest_step() is not None:
-        state, facts = restore_checkpoint(checkpoints, state, seed=config.seed, max_steps=max_steps)
-        first_step = facts["step"]
-        log.info("continuing from step %d", first_step)
-        if first_step == max_steps:
-            log.info("the run is finished: raise --max-steps to go on, or choose another --output-dir for a new one")
+    state, first_step = continue_run(checkpoints, state, seed=config.seed, max_steps=max_steps)
     save_config(config, run_dir / "config.yaml")
 
     accumulate = make_accumulate(sft_batch_loss(model, chunk=config.logprob_chunk, remat=config.remat))

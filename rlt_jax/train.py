@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlt_jax.checkpoint import open_checkpoints, restore_checkpoint, save_checkpoint
+from rlt_jax.checkpoint import open_checkpoints, save_checkpoint
 from rlt_jax.configs import TrainConfig, check_config, config_yaml, parse_train_args, save_config
 from rlt_jax.data import eos_ids, questions_of_step
 from rlt_jax.errors import run_command
@@ -36,6 +36,7 @@ from rlt_jax.rollout import rollout_metrics, sample_records
 from rlt_jax.run import (
     CompileCounter,
     check_room,
+    continue_run,
     load_fitting_model,
     load_layout,
     load_prompts,
@@ -112,15 +113,9 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
     # committed to their device as restored arrays are, or a resumed run would compile everything anew
     state, reference, student_params = jax.device_put((state, reference, student_params), jax.local_devices()[0])
     checkpoints = open_checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
-    first_step = 0
-    if checkpoints.latest_step() is not None:
-        (state, reference), facts = restore_checkpoint(
-            checkpoints, (state, reference), seed=config.seed, max_steps=config.max_steps
-        )
-        first_step = facts["step"]
-        log.info("continuing from step %d", first_step)
-        if first_step == config.max_steps:
-            log.info("the run is finished: raise --max-steps to go on, or choose another --output-dir for a new one")
+    (state, reference), first_step = continue_run(
+        checkpoints, (state, reference), seed=config.seed, max_steps=config.max_steps
+    )
     save_config(config, run_dir / "config.yaml")
 
     policy_temperature = config.temperature if config.loss.unbias_log_probabilities else 1.0
@@ -141,7 +136,6 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
         model,
         state.params,
         eos_ids=ends,
-        max_positions=model.config.max_position_embeddings,
         max_batch=config.sampler.max_batch,
         version=first_step,
     )

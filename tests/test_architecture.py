@@ -30,7 +30,7 @@ MAY_IMPORT = {  # part (a subpackage, or a module of rlt_jax) -> other parts
     "update": {"types", "batching", "losses", "models", "scoring"},
     "rollout": {"types", "data", "metrics", "rewards"},
     "evaluation": {"types", "data", "metrics", "report", "rewards", "rollout", "sampling"},
-    "run": {"errors", "types", "configs", "data", "memory", "models", "report"},
+    "run": {"errors", "types", "checkpoint", "configs", "data", "memory", "models", "report"},
 }
 
 OUTSIDE = {  # package from outside -> the only places that may import it
