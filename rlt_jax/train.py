@@ -8,6 +8,7 @@ Departures from the original:
 
 import logging
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 
 from rlt_jax.checkpoint import open_checkpoints, save_checkpoint
 from rlt_jax.configs import TrainConfig, check_config, config_yaml, parse_train_args, save_config
-from rlt_jax.data import eos_ids, questions_of_step
+from rlt_jax.data import Layout, eos_ids, questions_of_step
 from rlt_jax.errors import run_command
 from rlt_jax.evaluation import EVAL_FILE, SOLUTION_LOGP, evaluate_policy, read_changes, write_records
 from rlt_jax.losses import group_advantages, mix_reference
@@ -44,11 +45,13 @@ from rlt_jax.run import (
     open_run_folder,
     open_run_writer,
     phases,
+    share_card,
     use_compilation_cache,
 )
-from rlt_jax.sampling.native import NativeSampler
+from rlt_jax.samplers import make_sampler, running_engine
+from rlt_jax.sampling.engine import Engine
 from rlt_jax.scoring import row_logprobs
-from rlt_jax.types import Request, SamplingParams
+from rlt_jax.types import Prompt, Request, SamplingParams
 from rlt_jax.update import (
     grpo_batch_loss,
     grpo_batches,
@@ -76,7 +79,8 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
     run_dir = open_run_folder(config.output_dir, resume=config.resume)
     setup_logging(run_dir)
     use_compilation_cache()
-    compiles = CompileCounter()
+    if config.sampler.kind == "vllm":
+        share_card()
     if config.budget_gb is not None:
         log.warning(
             "budget_gb and planned_gb are noted, not enforced, in this version: see README.md for what a run needs"
@@ -98,12 +102,38 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
         artificial_epochs=config.data.artificial_epochs,
     )
     questions(0)  # too few rows are refused here, before minutes of loading
+    with running_engine(config, run_dir) as engine:
+        _train(
+            config,
+            run_dir,
+            layout=layout,
+            prompts=prompts,
+            eval_prompts=eval_prompts,
+            questions=questions,
+            engine=engine,
+            reward_fn=reward_fn or rlt_reward(config.reward),
+        )
+    return run_dir
+
+
+def _train(
+    config: TrainConfig,
+    run_dir: Path,
+    *,
+    layout: Layout,
+    prompts: Sequence[Prompt],
+    eval_prompts: Sequence[Prompt],
+    questions: Callable[[int], np.ndarray],
+    engine: Engine | None,
+    reward_fn: RewardFn,
+) -> None:
+    """Load the models and take all steps. The engine, if any, is asleep and has the card's memory measured already."""
+    compiles = CompileCounter()
     model, params = load_fitting_model(config.teacher, layout, dtype=config.dtype)
     check_room(model, [*prompts, *eval_prompts], config)
     student, student_params = load_fitting_model(config.student, layout, dtype=config.dtype)
     reference = load_reference(config, model)  # arrays of its own: the policy's are donated
     ends = eos_ids(layout.tokenizer, config.teacher)
-    reward_fn = reward_fn or rlt_reward(config.reward)
 
     optimizer, learning_rate = make_optimizer(
         learning_rate=config.learning_rate, max_steps=config.max_steps, **asdict(config.optimizer)
@@ -128,16 +158,14 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
             beta=config.loss.beta,
             chunk=config.loss.logprob_chunk,
             remat=config.loss.remat,
+            importance_correction=config.loss.importance_correction,
+            importance_cap=config.loss.importance_cap,
         )
     )
     apply = make_apply(optimizer)
     move_reference = jax.jit(mix_reference, donate_argnums=0)
-    sampler = NativeSampler(
-        model,
-        state.params,
-        eos_ids=ends,
-        max_batch=config.sampler.max_batch,
-        version=first_step,
+    sampler = make_sampler(
+        config, engine, model, state.params, version=first_step, eos_ids=ends, prompts=[*prompts, *eval_prompts]
     )
     sampling = SamplingParams(
         max_tokens=config.max_completion_length,
@@ -196,6 +224,7 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
                 )
                 completions = [completion for of_prompt in drawn for completion in of_prompt]
                 repeated = [prompt for prompt in asked for _ in range(group)]
+                sampler.sleep()
 
             with phase("score"):
                 judged = judge(repeated, completions)
@@ -206,7 +235,12 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
             with phase("update"):
                 lengths = [len(completion.token_ids) for completion in completions]
                 batches = grpo_batches(
-                    ids, lengths, ref_logps, advantages, batch_size=config.per_device_train_batch_size
+                    ids,
+                    lengths,
+                    ref_logps,
+                    [completion.logps for completion in completions],
+                    advantages,
+                    batch_size=config.per_device_train_batch_size,
                 )
                 gradients, losses = sum_gradients(accumulate, state.params, batches)
                 state, grad_norm = apply(state, gradients)
@@ -215,6 +249,7 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
                 losses, grad_norm = jax.device_get((losses, grad_norm))
 
             with phase("sync"):
+                sampler.wake()
                 sampler.set_weights(state.params, step)
 
             if step % config.logging_steps == 0 or step == config.max_steps:
@@ -227,7 +262,7 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
                         "update": sum(map(len, ids)),
                     }
                 )
-                metrics |= memory_metrics() | monitor.metrics()
+                metrics |= sampler.metrics() | memory_metrics() | monitor.metrics()
                 metrics["compilations"] = compiles.count - compiled_before
                 if metrics["compilations"]:
                     log.info("step %d compiled or fetched %d programs", step, metrics["compilations"])
@@ -245,7 +280,6 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
                 save_checkpoint(checkpoints, step, (state, reference), facts)
 
     finish(config, run_dir, model, state.params)
-    return run_dir
 
 
 def finish(config: TrainConfig, run_dir: Path, model: Model, params: Params) -> None:

@@ -97,5 +97,5 @@ class TrainBatch(NamedTuple):
     ids: Array  # i32[B, T] token ids
     mask: Array  # bool[B, T] True on completion tokens up to and including EOS
     ref_logps: Array  # f32[B, T] nats, of the token at the same position; 0 off the mask
+    sampler_logps: Array  # f32[B, T] nats, under the distribution the tokens were drawn from; 0 off the mask
     advantages: Array  # f32[B]
-    token_weights: Array  # f32[B, T] importance weights of the tokens, 1 when off

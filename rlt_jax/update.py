@@ -14,13 +14,23 @@ import numpy as np
 import optax
 
 from rlt_jax.batching import length_batches, pad_rows
-from rlt_jax.losses import grpo_loss, sft_loss
+from rlt_jax.losses import grpo_loss, importance_weights, sft_loss
 from rlt_jax.models import Model, Params
 from rlt_jax.scoring import sequence_logprobs
 from rlt_jax.types import Array, TrainBatch
 
 Batch = Any
-LossFn = Callable[[Params, Batch], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+class Diagnostics(NamedTuple):
+    """Values beside a loss, f32[] by name."""
+
+    means: dict[str, jax.Array]  # averaged over the micro-batches of a step
+    maxima: dict[str, jax.Array]  # the largest of the micro-batches counts
+
+
+LossFn = Callable[[Params, Batch], tuple[jax.Array, Diagnostics]]
+Accumulate = Callable[[Params, Params, Batch, float], tuple[Params, Diagnostics]]
 
 
 class TrainState(NamedTuple):
@@ -98,8 +108,8 @@ def zero_gradients(params: Params) -> Params:
     return jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
 
 
-def make_accumulate(loss_fn: LossFn) -> Callable[[Params, Params, Batch, float], tuple[Params, dict[str, jax.Array]]]:
-    """A jitted `accumulate(params, accumulators, batch, weight)` -> (accumulators + weight·∇loss, aux).
+def make_accumulate(loss_fn: LossFn) -> Accumulate:
+    """A jitted `accumulate(params, accumulators, batch, weight)` -> (accumulators + weight·∇loss, diagnostics).
 
     The accumulators are donated. Compiles once for each shape of `batch`.
     """
@@ -131,7 +141,16 @@ def make_apply(
     return jax.jit(apply, donate_argnums=0)
 
 
-def grpo_batch_loss(model: Model, *, temperature: float, beta: float, chunk: int, remat: bool) -> LossFn:
+def grpo_batch_loss(
+    model: Model,
+    *,
+    temperature: float,
+    beta: float,
+    chunk: int,
+    remat: bool,
+    importance_correction: Literal["none", "token", "sequence"] = "none",
+    importance_cap: float = 1.0,
+) -> LossFn:
     """`grpo_loss` of a TrainBatch as a function of the policy's parameters.
 
     On-policy: the old log-probs are the policy's own, held constant, so the ratio is 1 in value.
@@ -139,6 +158,9 @@ def grpo_batch_loss(model: Model, *, temperature: float, beta: float, chunk: int
 
     def loss_fn(params: Params, batch: TrainBatch):
         logps = sequence_logprobs(model, params, batch.ids, temperature=temperature, chunk=chunk, remat=remat)
+        weights, means, maxima = importance_weights(
+            logps, batch.sampler_logps, batch.mask, correction=importance_correction, cap=importance_cap
+        )
         loss, aux = grpo_loss(
             logps,
             jax.lax.stop_gradient(logps),
@@ -146,11 +168,11 @@ def grpo_batch_loss(model: Model, *, temperature: float, beta: float, chunk: int
             batch.advantages,
             batch.mask,
             beta=beta,
-            token_weights=batch.token_weights,
+            token_weights=weights,
         )
         tokens = jnp.maximum(batch.mask.sum(1), 1)
         entropy = -(jnp.where(batch.mask, logps, 0.0).sum(1) / tokens).mean()
-        return loss, {"loss": loss, "kl": aux["kl"], "entropy": entropy}
+        return loss, Diagnostics({"loss": loss, "kl": aux["kl"], "entropy": entropy, **means}, maxima)
 
     return loss_fn
 
@@ -159,6 +181,7 @@ def grpo_batches(
     ids: Sequence[np.ndarray],
     completion_lengths: Sequence[int],
     ref_logps: Sequence[np.ndarray],
+    sampler_logps: Sequence[np.ndarray],
     advantages: np.ndarray,
     *,
     batch_size: int,
@@ -168,6 +191,7 @@ def grpo_batches(
     Args:
       ids: i32[T_i] prompt + completion each; the last completion_lengths[i] tokens are the completion.
       ref_logps: f32[T_i] nats each.
+      sampler_logps: f32[completion_lengths[i]] nats each, under the distribution the completions were drawn from.
       advantages: f32[B].
       batch_size: rows of a micro-batch. Rows that only fill one up have an empty mask and count nothing.
     """
@@ -178,8 +202,8 @@ def grpo_batches(
             ids=pad([ids[i] for i in indices]),
             mask=pad(mask),
             ref_logps=pad([ref_logps[i] for i in indices]),
+            sampler_logps=pad([np.pad(sampler_logps[i], (len(ids[i]) - completion_lengths[i], 0)) for i in indices]),
             advantages=np.pad(advantages[indices], (0, batch_size - len(indices))),
-            token_weights=np.ones((batch_size, length), np.float32),
         )
         yield batch, batch_size / len(ids)
 
@@ -196,16 +220,15 @@ def sft_batches(
 
 
 def sum_gradients(
-    accumulate: Callable[[Params, Params, Batch, float], tuple[Params, dict[str, jax.Array]]],
-    params: Params,
-    batches: Iterable[tuple[Batch, float]],
+    accumulate: Accumulate, params: Params, batches: Iterable[tuple[Batch, float]]
 ) -> tuple[Params, dict[str, jax.Array]]:
-    """Gradient and aux values of a whole step: the weighted sum over its micro-batches, all still on the device."""
+    """Gradient and diagnostics of a whole step, both over all its micro-batches and still on the device."""
     gradients = zero_gradients(params)
     totals: dict[str, jax.Array] = {}
     for batch, weight in batches:
-        gradients, aux = accumulate(params, gradients, batch, weight)
-        totals = {name: totals.get(name, jnp.zeros(())) + weight * value for name, value in aux.items()}
+        gradients, (means, maxima) = accumulate(params, gradients, batch, weight)
+        totals |= {name: totals.get(name, jnp.zeros(())) + weight * value for name, value in means.items()}
+        totals |= {name: jnp.maximum(totals.get(name, value), value) for name, value in maxima.items()}
     return gradients, totals
 
 
@@ -222,6 +245,6 @@ def sft_batch_loss(model: Model, *, chunk: int, remat: bool) -> LossFn:
     def loss_fn(params: Params, batch: SftBatch):
         logps = sequence_logprobs(model, params, batch.ids, temperature=1.0, chunk=chunk, remat=remat)
         loss = sft_loss(logps, batch.mask)
-        return loss, {"loss": loss}
+        return loss, Diagnostics({"loss": loss}, {})
 
     return loss_fn

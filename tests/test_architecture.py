@@ -27,18 +27,21 @@ MAY_IMPORT = {  # part (a subpackage, or a module of rlt_jax) -> other parts
     "sampling": {"errors", "types", "batching"},
     "scoring": {"types", "batching", "losses", "models"},
     "rewards": {"types", "configs", "data", "losses", "scoring"},
+    "backward": {"types", "losses", "models"},
     "update": {"types", "batching", "losses", "models", "scoring"},
     "rollout": {"types", "data", "metrics", "rewards"},
     "evaluation": {"types", "data", "metrics", "report", "rewards", "rollout", "sampling"},
+    "samplers": {"errors", "types", "configs", "models", "sampling", "scoring"},
     "run": {"errors", "types", "checkpoint", "configs", "data", "memory", "models", "report"},
 }
 
 OUTSIDE = {  # package from outside -> the only places that may import it
-    "vllm": {"sampling/vllm.py"},
+    "vllm": {"sampling/vllm_process/rlt_engine.py"},
     "flax": {"models"},
     "optax": {"update"},
     "orbax": {"checkpoint"},
-    "torch": set(),
+    "httpx": {"sampling/server.py"},
+    "torch": {"sampling/vllm_process/rlt_engine.py", "sampling/vllm_process/rlt_worker.py"},
 }
 
 NO_JAX = {"errors", "types", "batching", "configs", "data", "metrics", "memory", "report"}  # quick to import, host only

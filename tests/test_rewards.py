@@ -125,7 +125,8 @@ def test_loss_kl_and_gradient_of_the_step_are_the_originals(judged, arrays, mode
     model = build_model(replace(tied.config, tie_word_embeddings=False))
     params = {**params, "lm_head": params["embed_tokens"]}
     loss = grpo_batch_loss(model, temperature=step["temperature"], beta=step["beta"], chunk=64, remat=False)
-    batches = grpo_batches(ids, lengths.tolist(), ref, advantages, batch_size=2)
+    sampler_logps = [np.zeros(n, np.float32) for n in lengths]
+    batches = grpo_batches(ids, lengths.tolist(), ref, sampler_logps, advantages, batch_size=2)
     gradients, aux = sum_gradients(make_accumulate(loss), params, batches)
     assert float(aux["loss"]) == pytest.approx(float(arrays["loss"]), abs=1e-5)
     assert float(aux["kl"]) == pytest.approx(step["metrics"]["kl"][0], rel=1e-4)

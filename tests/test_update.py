@@ -46,6 +46,11 @@ def golden_rows(cases):
     return ids, lengths.tolist(), ref
 
 
+def no_sampler(lengths):
+    """Log-probs of a sampler, for tests that do not read them."""
+    return [np.zeros(n, np.float32) for n in lengths]
+
+
 def options(**changed):
     return {
         "learning_rate": 1e-3,
@@ -67,7 +72,7 @@ def test_gradients_of_a_step_equal_the_originals(policy, cases, golden, batch_si
     loss = grpo_batch_loss(
         model, temperature=float(cases["batch/temperature"]), beta=float(cases["batch/beta"]), chunk=16, remat=True
     )
-    batches = grpo_batches(ids, lengths, ref, cases["batch/advantages"], batch_size=batch_size)
+    batches = grpo_batches(ids, lengths, ref, no_sampler(lengths), cases["batch/advantages"], batch_size=batch_size)
     gradients, aux = sum_gradients(make_accumulate(loss), params, batches)
     assert float(aux["loss"]) == pytest.approx(float(cases["batch/loss"]), abs=1e-5)
     assert float(aux["kl"]) == pytest.approx(float(cases["batch/mean_kl"]), rel=1e-3)
@@ -146,13 +151,14 @@ def test_filling_rows_and_pads_change_nothing(policy, cases):
     model, params = policy
     ids, lengths, ref = golden_rows(cases)
     accumulate = make_accumulate(grpo_batch_loss(model, temperature=0.7, beta=0.04, chunk=16, remat=False))
-    ((batch, weight),) = grpo_batches(ids[:2], lengths[:2], ref[:2], np.array([1.0, -1.0], np.float32), batch_size=3)
+    advantages = np.array([1.0, -1.0], np.float32)
+    ((batch, weight),) = grpo_batches(ids[:2], lengths[:2], ref[:2], no_sampler(lengths[:2]), advantages, batch_size=3)
     poisoned = TrainBatch(
         ids=np.where(np.arange(batch.ids.shape[1]) < [[len(ids[0])], [len(ids[1])], [0]], batch.ids, 7),
         mask=batch.mask,
         ref_logps=np.where(batch.mask, batch.ref_logps, np.inf).astype(np.float32),
         advantages=np.where([True, True, False], batch.advantages, 1e9).astype(np.float32),
-        token_weights=np.where(batch.mask, 1.0, np.nan).astype(np.float32),
+        sampler_logps=np.where(batch.mask, batch.sampler_logps, np.nan).astype(np.float32),
     )
     clean, _ = sum_gradients(accumulate, params, [(batch, weight)])
     dirty, _ = sum_gradients(accumulate, params, [(poisoned, weight)])
@@ -176,5 +182,6 @@ def test_a_bucket_compiles_once(policy, cases):
     ids, lengths, ref = golden_rows(cases)
     accumulate = make_accumulate(grpo_batch_loss(model, temperature=0.7, beta=0.04, chunk=16, remat=False))
     for _ in range(3):
-        sum_gradients(accumulate, params, grpo_batches(ids, lengths, ref, cases["batch/advantages"], batch_size=2))
+        batches = grpo_batches(ids, lengths, ref, no_sampler(lengths), cases["batch/advantages"], batch_size=2)
+        sum_gradients(accumulate, params, batches)
     assert accumulate._cache_size() == 1

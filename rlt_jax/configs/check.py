@@ -25,6 +25,8 @@ def check_config(config: TrainConfig) -> None:
                     "student": (config.student, "a model folder or hub name"),
                     "reference": (config.reference, "a model folder or hub name, or None for the teacher"),
                     "output_dir": (config.output_dir, "a folder for the run"),
+                    "sampler.python": (config.sampler.python, "the path of a Python interpreter, or None"),
+                    "sampler.url": (config.sampler.url, "the address of a vLLM server, or None"),
                     "log.wandb_project": (config.log.wandb_project, "the name of a project"),
                 }
             ),
@@ -33,7 +35,7 @@ def check_config(config: TrainConfig) -> None:
             *_memory(config),
             *data_problems(config.data, eval_steps=config.eval_steps),
             *_sampling(config),
-            *_not_built(config),
+            *_engine(config),
             *reward_problems(config.reward),
             *optimizer_problems(config.optimizer, learning_rate=config.learning_rate),
             *_objective(config),
@@ -218,15 +220,23 @@ def _sampling(config: TrainConfig) -> Iterator[str]:
         yield f"log.sample_probability={config.log.sample_probability:g}: expected a probability from 0 to 1"
 
 
-def _not_built(config: TrainConfig) -> Iterator[str]:
-    """Choices that the schema knows and this version does not have."""
-    if config.sampler.kind != "native":
-        yield f"sampler.kind={config.sampler.kind} is not part of this version: use native"
+def _engine(config: TrainConfig) -> Iterator[str]:
+    sampler = config.sampler
+    if sampler.kind == "vllm-server" and sampler.url is None:
+        yield "sampler.kind=vllm-server without sampler.url: give the server's address, such as http://127.0.0.1:8000"
+    if sampler.kind != "vllm-server" and sampler.url is not None:
+        yield f"sampler.url={sampler.url} with sampler.kind={sampler.kind}: only vllm-server talks to a server"
+    if sampler.kind != "vllm" and sampler.python is not None:
+        yield f"sampler.python={sampler.python} with sampler.kind={sampler.kind}: only vllm starts a Python of its own"
+    if sampler.sync_tolerance is not None and sampler.sync_tolerance <= 0:
+        yield f"sampler.sync_tolerance={sampler.sync_tolerance:g}: expected a positive number of nats, or None"
 
 
 def _objective(config: TrainConfig) -> Iterator[str]:
     if config.loss.beta < 0:
         yield f"loss.beta={config.loss.beta:g}: expected 0 or a positive number"
+    if config.loss.importance_cap <= 0:
+        yield f"loss.importance_cap={config.loss.importance_cap:g}: expected a positive number, such as 2"
     if not 0 <= config.ref.ref_model_mixup_alpha <= 1:
         yield (
             f"ref.ref_model_mixup_alpha={config.ref.ref_model_mixup_alpha:g}: expected the policy's share, from 0 to 1"

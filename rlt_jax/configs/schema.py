@@ -52,7 +52,17 @@ class SamplerConfig:
     """How the teacher's explanations are drawn."""
 
     kind: Literal["native", "vllm", "vllm-server"] = "native"
-    """Who draws: native is the JAX sampler, which runs everywhere. The vllm kinds are not part of this version."""
+    """Who draws: the JAX sampler, which runs everywhere; vLLM in a process of its own; a vLLM server that runs."""
+    python: str | None = None
+    """vllm: interpreter to run it with, a path; its packages need not be the trainer's. None: the trainer's."""
+    url: str | None = None
+    """vllm-server: where it listens, such as http://127.0.0.1:8000."""
+    allow_remote: bool = False
+    """vllm-server: accept a URL on another machine, which must see the trainer's shared memory under the same path."""
+    on_mismatch: Literal["stop", "warn"] = "stop"
+    """vllm kinds: what to do when log-probs of vLLM and trainer differ too much after a sync of the weights."""
+    sync_tolerance: float | None = None
+    """vllm kinds: most mean difference of those log-probs, nats. None: 0.1 for bfloat16, 0.001 for float32."""
     top_k: int = 0
     """Draw among the k likeliest tokens, tokens. 0: off."""
     top_p: float = 1.0
@@ -75,6 +85,10 @@ class LossConfig:
     """Tokens whose logits over the vocabulary are held at once, tokens. Changes memory, not results."""
     remat: bool = True
     """Recompute each layer in the backward pass: about a third more compute for far less memory."""
+    importance_correction: Literal["none", "token", "sequence"] = "none"
+    """Weigh the gain by policy over sampler probability, of each token or of the whole completion."""
+    importance_cap: float = 2.0
+    """Importance weights are cut off here (truncated importance sampling), no unit."""
 
 
 @dataclass(frozen=True, kw_only=True)

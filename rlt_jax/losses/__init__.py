@@ -6,6 +6,7 @@ token t. What stands in a slot that its mask switches off changes nothing, be it
 
 from rlt_jax.losses.component_names import ORIGINAL_NAMES
 from rlt_jax.losses.grpo import completion_mask, group_advantages, grpo_loss
+from rlt_jax.losses.importance import importance_weights
 from rlt_jax.losses.kl import KLKind, kl_estimate
 from rlt_jax.losses.logprobs import linear_token_logprobs, token_logprobs
 from rlt_jax.losses.reference import mix_reference
@@ -21,6 +22,7 @@ __all__ = [
     "completion_mask",
     "group_advantages",
     "grpo_loss",
+    "importance_weights",
     "kl_estimate",
     "linear_token_logprobs",
     "mix_reference",

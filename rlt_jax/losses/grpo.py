@@ -99,7 +99,7 @@ def grpo_loss(
       advantages: f32[B].
       mask: bool[B, T], True on completion tokens up to and including EOS.
       beta: weight of the KL term.
-      token_weights: f32[B, T], truncated importance weights min(exp(old_logp - sampler_logp), cap), or None for 1. They
+      token_weights: f32[B, T], truncated importance weights (`importance_weights`), or None for 1. They
         correct the policy term for tokens drawn by a slightly different sampler. The KL term is not weighted: it holds
         the policy near the reference on every token, down-weighted ones too.
     Returns:

@@ -1,7 +1,15 @@
 """Qwen2 / Qwen2.5 / Qwen3 in JAX, and their Hugging Face folders."""
 
-from rlt_jax.models.config import ModelConfig
-from rlt_jax.models.hf import init_model, load_model, named_tensors, save_model
+from rlt_jax.models.config import ModelConfig, read_config
+from rlt_jax.models.hf import (
+    checkpoint_shapes,
+    init_model,
+    load_model,
+    named_tensors,
+    placed_tensors,
+    resolve_folder,
+    save_model,
+)
 from rlt_jax.models.qwen import Cache, Context, Model, Params, build_model
 
 __all__ = [
@@ -11,8 +19,12 @@ __all__ = [
     "ModelConfig",
     "Params",
     "build_model",
+    "checkpoint_shapes",
     "init_model",
     "load_model",
     "named_tensors",
+    "placed_tensors",
+    "read_config",
+    "resolve_folder",
     "save_model",
 ]

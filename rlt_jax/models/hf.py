@@ -73,10 +73,32 @@ def named_tensors(model: Model, params: Params) -> Iterator[tuple[str, jax.Array
     Args:
       params: any tree of the parameters' shapes, of jax or numpy arrays.
     """
+    for name, array, index in placed_tensors(model, params):
+        yield name, array if index is None else _slice(array, index)
+
+
+def placed_tensors(model: Model, params: Params) -> Iterator[tuple[str, jax.Array | np.ndarray, int | None]]:
+    """Every tensor as (Hugging Face name, the leaf that holds it, its row on axis 0 of the leaf or None for all)."""
     for leaf in name_table(model):
         array = _get(params, leaf.path)
         for index, name in enumerate(leaf.names):
-            yield name, _slice(array, index) if leaf.stacked else array
+            yield name, array, index if leaf.stacked else None
+
+
+def checkpoint_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the parameters in a model folder (or hub model), as its safetensors files say.
+
+    Raises:
+      UserError: no such folder or model, or damaged files.
+    """
+    folder = resolve_folder(path)
+    config = read_config(folder)
+    return {
+        name: tensor.shape
+        for file in _weight_files(folder)
+        for name, tensor in _read_header(file).items()
+        if not _ignorable(config, name)
+    }
 
 
 def load_model(path: str | Path, *, dtype: str = "auto") -> tuple[Model, Params]:

@@ -8,6 +8,7 @@ its "model." prefix; the leaves below "layers" carry all layers on axis 0 and ar
 
 Departures from the Hugging Face implementation:
 - Logits are accumulated and returned in float32 also for bfloat16 weights, since log-probs are taken from them.
+- RoPE is computed in float32 and rounded once: three roundings in bfloat16 made log-probs a tenth noisier.
 - Positions count real tokens when a mask is given; RoPE is relative, so left padding changes rounding only.
 """
 
@@ -30,8 +31,8 @@ Params = dict[str, Any]  # nested dict of arrays
 class Context(NamedTuple):
     """What every layer needs besides its input: the rotation of each position, and which keys are real."""
 
-    cos: jax.Array  # [B or 1, T, 1, hd]
-    sin: jax.Array  # [B or 1, T, 1, hd]
+    cos: jax.Array  # f32[B or 1, T, 1, hd]
+    sin: jax.Array  # f32[B or 1, T, 1, hd]
     key_mask: jax.Array | None  # bool[B, 1, 1, T] True = real; None = the causal mask alone
 
 
@@ -118,12 +119,17 @@ class MLP(nnx.Module):
         self.up_proj = Linear(config, (inner, hidden), dtype, rngs)
         self.down_proj = Linear(config, (hidden, inner), dtype, rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+    def gate_and_up(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Both inner projections, [B, T, inner] each, before the activation."""
+        return self.gate_proj(x), self.up_proj(x)
+
+    def down(self, gate: jax.Array, up: jax.Array) -> jax.Array:
+        """The rest, [B, T, D]."""
+        return self.down_proj(jax.nn.silu(gate) * up)
 
 
 class Layer(nnx.Module):
-    """One decoder layer, in two halves so that a cache can stand between projecting and attending."""
+    """One decoder layer in stages: a cache can stand between projecting and attending, kept arrays between any two."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.input_layernorm = RMSNorm(config, config.hidden_size, dtype)
@@ -135,10 +141,22 @@ class Layer(nnx.Module):
         """Queries, keys and values of the normalised input [B, T, D]."""
         return self.self_attn.project(self.input_layernorm(x), cos, sin)
 
+    def add_attention(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+        """The input [B, T, D] plus what attention returned [B, T, H, hd], projected."""
+        return x + self.self_attn.o_proj(attended.reshape(*x.shape[:2], -1))
+
+    def gate_and_up(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The MLP's inner projections [B, T, inner] of the normalised sum after attention."""
+        return self.mlp.gate_and_up(self.post_attention_layernorm(x))
+
+    def add_mlp(self, x: jax.Array, gate: jax.Array, up: jax.Array) -> jax.Array:
+        """The sum after attention plus the MLP's output: the layer's output [B, T, D]."""
+        return x + self.mlp.down(gate, up)
+
     def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
         """The layer's output [B, T, D] from its input and what attention returned [B, T, H, hd]."""
-        x = x + self.self_attn.o_proj(attended.reshape(*x.shape[:2], -1))
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = self.add_attention(x, attended)
+        return self.add_mlp(x, *self.gate_and_up(x))
 
 
 class Qwen(nnx.Module):
@@ -178,19 +196,40 @@ class Model:
 
     def context(self, params: Params, ids: jax.Array, attention_mask: jax.Array | None = None) -> Context:
         """What the layers need for a full forward over ids i32[B, T]; attention_mask as in `hidden`."""
-        dtype = params["embed_tokens"]["weight"].dtype
         if attention_mask is None:
-            return Context(*_rotation(self.config, jnp.arange(ids.shape[1])[None], dtype), None)
+            return Context(*_rotation(self.config, jnp.arange(ids.shape[1])[None]), None)
         chex.assert_equal_shape([ids, attention_mask])
         real = attention_mask.astype(bool)
         positions = jnp.maximum(jnp.cumsum(real, axis=1) - 1, 0)
-        return Context(*_rotation(self.config, positions, dtype), real[:, None, None, :])
+        return Context(*_rotation(self.config, positions), real[:, None, None, :])
 
     def layer(self, layer_params: Params, x: jax.Array, context: Context) -> jax.Array:
         """One layer, [B, T, D] -> [B, T, D]; layer_params is a layer's slice of params["layers"], without axis 0."""
-        layer = nnx.merge(self.layer_graphdef, layer_params)
-        q, k, v = layer.project(x, context.cos, context.sin)
-        return layer.finish(x, _attend(q, k, v, context.key_mask, causal=True))
+        attended = self.attend(*self.project(layer_params, x, context), context)
+        x = self.add_attention(layer_params, x, attended)
+        return self.add_mlp(layer_params, x, *self.gate_and_up(layer_params, x))
+
+    # The stages of `layer`, for a backward pass that recomputes some of them; layer_params as there.
+
+    def project(self, layer_params: Params, x: jax.Array, context: Context) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Rotated queries [B, T, H, hd], rotated keys [B, T, KH, hd] and values [B, T, KH, hd] of a layer's input."""
+        return nnx.merge(self.layer_graphdef, layer_params).project(x, context.cos, context.sin)
+
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, context: Context) -> jax.Array:
+        """Causal softmax attention [B, T, H, hd]; the only stage without parameters."""
+        return _attend(q, k, v, context.key_mask, causal=True)
+
+    def add_attention(self, layer_params: Params, x: jax.Array, attended: jax.Array) -> jax.Array:
+        """The layer's input [B, T, D] plus what attention returned [B, T, H, hd], projected."""
+        return nnx.merge(self.layer_graphdef, layer_params).add_attention(x, attended)
+
+    def gate_and_up(self, layer_params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The MLP's inner projections [B, T, inner] of the sum after attention, before the activation."""
+        return nnx.merge(self.layer_graphdef, layer_params).gate_and_up(x)
+
+    def add_mlp(self, layer_params: Params, x: jax.Array, gate: jax.Array, up: jax.Array) -> jax.Array:
+        """The sum after attention plus the MLP's output: the layer's output [B, T, D]."""
+        return nnx.merge(self.layer_graphdef, layer_params).add_mlp(x, gate, up)
 
     def final_norm(self, params: Params, x: jax.Array) -> jax.Array:
         """The norm after the last layer, [B, T, D] -> [B, T, D]; reads params["norm"] alone."""
@@ -287,7 +326,7 @@ class Model:
         """
         chex.assert_rank([token_ids, positions], 1)
         chex.assert_axis_dimension(cache.keys, 1, token_ids.shape[0])
-        cos, sin = _rotation(self.config, positions[:, None], cache.keys.dtype)
+        cos, sin = _rotation(self.config, positions[:, None])
         rows = jnp.arange(token_ids.shape[0])
         seen = jnp.arange(cache.keys.shape[2]) <= positions[:, None, None, None]  # bool[B, 1, 1, S]
 
@@ -345,19 +384,20 @@ def _matmul(x: jax.Array, weight: jax.Array, preferred: jnp.dtype | None = None)
     return jnp.einsum("...i,oi->...o", x, weight, precision=precision, preferred_element_type=preferred)
 
 
-def _rotation(config: ModelConfig, positions: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """cos and sin [B, T, 1, hd] of positions i32[B, T], RoPE (arXiv 2104.09864): angles in float32, then `dtype`."""
+def _rotation(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """cos and sin f32[B, T, 1, hd] of positions i32[B, T], RoPE (arXiv 2104.09864)."""
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     # numpy's float32: a compiled power would differ by rounding, and position times that shows in the angle
     frequencies = np.float32(1) / np.float32(config.rope_theta) ** exponents
     angles = positions[..., None, None].astype(jnp.float32) * np.concatenate([frequencies, frequencies])
-    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+    return jnp.cos(angles), jnp.sin(angles)
 
 
 def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate the pairs (i, i + hd/2) of x [B, T, heads, hd]."""
-    first, second = jnp.split(x, 2, axis=-1)
-    return x * cos + jnp.concatenate([-second, first], axis=-1) * sin
+    """Rotate the pairs (i, i + hd/2) of x [B, T, heads, hd], in float32, rounded once."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([-second, first], axis=-1)
+    return (x.astype(jnp.float32) * cos + rotated * sin).astype(x.dtype)
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array | None, *, causal: bool) -> jax.Array:

@@ -67,6 +67,10 @@ class Sampler(Protocol):
         """Take memory back. `generate` is refused until `set_weights` was called. Awake already: nothing happens."""
         ...
 
+    def metrics(self) -> dict[str, float]:
+        """Numbers about the sampler itself, by name, for the run's metrics; empty where there are none."""
+        ...
+
     def close(self) -> None:
         """Release everything for good. A second call does nothing; any other call raises RuntimeError."""
         ...

@@ -252,6 +252,9 @@ class NativeSampler:
         self._check_open()
         self._asleep = False
 
+    def metrics(self) -> dict[str, float]:
+        return {}
+
     def close(self) -> None:
         self._params = None
         self._closed = True

@@ -124,7 +124,22 @@ SETTINGS = {
     "negative budget": (["--budget-gb", "-85"], ["budget_gb=-85: expected a positive number of GB, or None"]),
     "a group of one": (["--num-generations", "1"], ["num_generations=1 makes every advantage 0", "use 2 or more"]),
     "nan": (["--temperature", "nan"], ["temperature=nan: expected a finite number"]),
-    "sampler that is not there": (["--sampler.kind", "vllm"], ["sampler.kind=vllm is not part of this version: use "]),
+    "server without an address": (
+        ["--sampler.kind", "vllm-server"],
+        ["without sampler.url: give the server's address"],
+    ),
+    "server on another machine": (
+        ["--sampler.kind", "vllm-server", "--sampler.url", "http://192.0.2.1:8000"],
+        ["192.0.2.1 is not this machine's loopback address", "--sampler.allow-remote"],
+    ),
+    "server that is not there": (
+        ["--sampler.kind", "vllm-server", "--sampler.url", "http://127.0.0.1:9"],
+        ["no vLLM server answers there", "VLLM_SERVER_DEV_MODE=1"],
+    ),
+    "engine without a Python": (
+        ["--sampler.kind", "vllm", "--sampler.python", "/no/python"],
+        ["--sampler.python /no/python cannot be run (No such file or directory): give a Python interpreter"],
+    ),
     "evaluation without rows": (["--eval-steps", "1", "--data.eval-rows", "0"], ["give the number of held-out rows"]),
     "coefficients without reductions": (
         ["--reward.answer-log-prob-coeff", "1", "2", "3"],

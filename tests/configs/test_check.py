@@ -91,8 +91,32 @@ NESTED = [
         "data.eval_split=train of rows.jsonl is what is trained on: name another split, "
         "or leave out data.eval_path and data.eval_split to hold out the last rows",
     ),
-    ("sampler", {"kind": "vllm"}, "sampler.kind=vllm is not part of this version: use native"),
-    ("sampler", {"kind": "vllm-server"}, "sampler.kind=vllm-server is not part of this version: use native"),
+    (
+        "sampler",
+        {"kind": "vllm-server"},
+        "sampler.kind=vllm-server without sampler.url: give the server's address, such as http://127.0.0.1:8000",
+    ),
+    (
+        "sampler",
+        {"url": "http://127.0.0.1:8000"},
+        "sampler.url=http://127.0.0.1:8000 with sampler.kind=native: only vllm-server talks to a server",
+    ),
+    (
+        "sampler",
+        {"python": "/usr/bin/python3"},
+        "sampler.python=/usr/bin/python3 with sampler.kind=native: only vllm starts a Python of its own",
+    ),
+    (
+        "sampler",
+        {"kind": "vllm", "python": " "},
+        "sampler.python is empty: expected the path of a Python interpreter, or None",
+    ),
+    (
+        "sampler",
+        {"kind": "vllm", "sync_tolerance": 0.0},
+        "sampler.sync_tolerance=0: expected a positive number of nats, or None",
+    ),
+    ("loss", {"importance_cap": 0.0}, "loss.importance_cap=0: expected a positive number, such as 2"),
     ("sampler", {"top_k": -1}, "sampler.top_k=-1: expected a positive whole number, or 0 for off"),
     ("sampler", {"top_p": 0.0}, "sampler.top_p=0: expected a share above 0 and at most 1, where 1 is off"),
     ("sampler", {"top_p": 1.5}, "sampler.top_p=1.5: expected a share above 0 and at most 1, where 1 is off"),

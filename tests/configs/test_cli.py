@@ -75,7 +75,7 @@ REFUSED_BY_CHECK = [
         "num_generations=24 does not divide train_batch_size=100: use 96 or 120",
     ),
     ("--budget-gb -5", "budget_gb=-5: expected a positive number of GB, or None"),
-    ("--sampler.kind vllm", "sampler.kind=vllm is not part of this version: use native"),
+    ("--sampler.kind vllm-server", "sampler.kind=vllm-server without sampler.url: give the server's address"),
     ("--temperature nan", "temperature=nan: expected a finite number"),
     ("--reward.answer-log-prob-coeff 1 2 3", "reward.answer_log_prob_coeff has 3 weights"),
     ("--reward.reduction-kl", "reward.reduction_kl is empty"),

@@ -1,0 +1,230 @@
+"""The vLLM child engine beside bare vLLM: start, sync, sleep, memory, tokens/s, agreement of log-probs.
+
+    python benchmarks/vllm_engine.py --model 7b                 # random Qwen2.5-7B, no download
+    python benchmarks/vllm_engine.py --model FOLDER --dtype float32 --prompt 64 --completion 32
+
+Prints one JSON object a line and a table last. The bare engine runs in a process of its own after ours has ended, with
+the same model, memory, prompts and sampling; JAX holds the trainer's weights meanwhile in both cases.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+os.environ.setdefault("XLA_PYTHON_CLIENT_ALLOCATOR", "platform")
+
+import numpy as np
+import tyro
+
+QWEN_7B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1000000.0,
+    "rms_norm_eps": 1e-06,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "initializer_range": 0.02,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+    "torch_dtype": "bfloat16",
+}
+
+
+def main(
+    model: str = "7b",
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    questions: int = 4,
+    group: int = 24,
+    prompt: int = 1024,
+    completion: int = 1024,
+    memory_gb: float = 46.75,
+    rounds: int = 3,
+    bare: bool = True,
+    restart: bool = True,
+    compilation: bool = False,
+) -> None:
+    """Measure.
+
+    Args:
+      model: "7b" for random weights of that shape, or a model folder.
+      questions: prompts of a submission.
+      group: completions per prompt.
+      prompt: tokens of a prompt.
+      completion: tokens of every completion; none ends earlier.
+      memory_gb: the engine's share of the card.
+      rounds: repetitions of what is repeated.
+      bare: also run vLLM by itself.
+      restart: also kill the engine while it draws, and start it again.
+      compilation: let vLLM compile the model in our engine too, as the bare one does.
+    """
+    from rlt_jax.memory.monitor import card_reader
+    from rlt_jax.sampling.child import ChildEngine
+    from rlt_jax.sampling.engine import EngineDied, Job
+
+    card = card_reader() or (lambda: float("nan"))
+    results: dict[str, object] = {"card_before_gb": card()}
+
+    def note(**values: object) -> None:
+        results.update(values)
+        print(json.dumps(values, default=float), flush=True)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(model)
+        if model == "7b":
+            folder = Path(scratch) / "qwen7b"
+            folder.mkdir()
+            (folder / "config.json").write_text(json.dumps(QWEN_7B))
+        options = {
+            "dtype": dtype,
+            "max_model_len": prompt + completion + 16,
+            "max_num_seqs": questions * group,
+            "seed": 0,
+        }
+        if compilation:
+            options["compilation_config"] = {}
+        log_file = Path(os.environ.get("OUT", scratch)) / "vllm.log"
+        start = time.perf_counter()
+        engine = ChildEngine(
+            folder, gpu_memory_bytes=round(memory_gb * 1e9), options=options, log_file=log_file, weights_on_gpu=True
+        )
+        note(start_s=time.perf_counter() - start, facts=engine.facts, awake_gb=card())
+        note(first_sleep_s=timed(engine.sleep), asleep_gb=card())
+
+        import jax
+
+        from rlt_jax.models import init_model, load_model, placed_tensors
+        from rlt_jax.sampling.weights import Tensor
+        from rlt_jax.scoring import row_logprobs
+
+        net, params = init_model(folder, 0, dtype=dtype) if model == "7b" else load_model(folder, dtype=dtype)
+        jax.block_until_ready(params)
+        note(with_trainer_weights_gb=card())
+        tensors = [Tensor(*place) for place in placed_tensors(net, params)]
+        if net.config.tie_word_embeddings:
+            tensors.append(Tensor("lm_head.weight", net.head(params), None))
+        rng = np.random.default_rng(0)
+        prompts = [
+            rng.integers(0, min(net.config.vocab_size, 150000), prompt).astype(np.int32) for _ in range(questions)
+        ]
+        jobs = [Job(i * group + j, ids, 7919 * i + j) for i, ids in enumerate(prompts) for j in range(group)]
+        sampling = {"max_tokens": completion, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+
+        def submit(jobs=jobs, length=completion, on_tokens=lambda count: None):
+            drawn = []
+            engine.generate(jobs, sampling | {"max_tokens": length}, drawn.append, on_tokens)
+            return drawn
+
+        def logprobs(params):
+            return [ids[1:] for ids in row_logprobs(net, params, prompts, temperature=1.0, batch_size=1, chunk=1024)]
+
+        for i in range(rounds):
+            wake = timed(engine.wake_weights)
+            push = timed(lambda: engine.load(tensors))
+            cache = timed(engine.wake_cache)
+            reset = timed(engine.reset_prefix_cache)
+            probe, drawn = prompts[0][:256], []
+            engine.generate([Job(0, probe, 1)], sampling | {"max_tokens": 8}, drawn.append, lambda count: None)
+            theirs = [engine.prompt_logprobs(ids) for ids in prompts]
+            ours = logprobs(params)
+            seconds = timed(submit)
+            note(
+                round=i,
+                wake_weights_s=wake,
+                push_s=push,
+                wake_cache_s=cache,
+                reset_s=reset,
+                **apart("ours_vllm", ours, theirs),
+                ours_tokens_per_s=len(jobs) * completion / seconds,
+                awake_gb=card(),
+            )
+            note(sleep_s=timed(engine.sleep), asleep_with_trainer_gb=card())
+
+        if dtype == "bfloat16":  # who of the two is nearer to what these weights compute without rounding?
+            exact = logprobs(jax.tree.map(lambda leaf: leaf.astype("float32"), params))
+            note(**apart("ours_float32", ours, exact), **apart("vllm_float32", theirs, exact))
+        if restart:
+            engine.wake_weights()
+            engine.load(tensors)
+            engine.wake_cache()
+            try:
+                submit(on_tokens=lambda count: os.kill(engine.pid, signal.SIGKILL))
+                note(killed=False)
+            except EngineDied as error:
+                note(killed=str(error), card_after_kill_gb=card(), restart_s=timed(engine.start))
+            drawn = submit(jobs[:4], 8)
+            note(drawn_after_restart=len(drawn))
+        engine.close()
+        note(closed_gb=card())
+
+        if bare:
+            arguments = {"model": str(folder), "memory_gb": memory_gb, "questions": questions, "group": group}
+            options.pop("compilation_config", None)
+            arguments |= {"options": options, "sampling": sampling, "prompts": [ids.tolist() for ids in prompts]}
+            arguments |= {"rounds": rounds}
+            spec = Path(scratch) / "bare.json"
+            spec.write_text(json.dumps(arguments))
+            subprocess.run([sys.executable, __file__, "--bare-process", str(spec)], check=True)
+            note(**json.loads(spec.read_text()))
+            best = float(results["bare_tokens_per_s"])  # type: ignore[arg-type]
+            note(ours_over_bare=float(results["ours_tokens_per_s"]) / best)  # type: ignore[arg-type]
+    print("\n| figure | value |\n|---|---|")
+    for name, value in results.items():
+        print(f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |")
+
+
+def bare_process(spec: Path) -> None:
+    """`LLM.generate` as its documentation shows it, with the sampling of ours."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; read on a CPU only
+    import torch
+    from vllm import LLM, SamplingParams, TokensPrompt
+
+    given = json.loads(spec.read_text())
+    options = dict(given["options"])
+    if torch.cuda.is_available():
+        options["gpu_memory_utilization"] = given["memory_gb"] * 1e9 / torch.cuda.mem_get_info()[1]
+    start = time.perf_counter()
+    llm = LLM(model=given["model"], load_format="dummy", skip_tokenizer_init=True, generation_config="vllm", **options)
+    result = {"bare_start_s": time.perf_counter() - start}
+    prompts = [TokensPrompt(prompt_token_ids=ids) for ids in given["prompts"]]
+    for name, extra in (("bare_tokens_per_s", {}), ("bare_seeded_logprobs_tokens_per_s", {"seed": 1, "logprobs": 0})):
+        params = SamplingParams(n=given["group"], ignore_eos=True, detokenize=False, **given["sampling"], **extra)
+        for _ in range(given["rounds"]):
+            llm.reset_prefix_cache()
+            start = time.perf_counter()
+            outputs = llm.generate(prompts, params, use_tqdm=False)
+            tokens = sum(len(piece.token_ids) for output in outputs for piece in output.outputs)
+            result[name] = tokens / (time.perf_counter() - start)
+    spec.write_text(json.dumps(result))
+
+
+def apart(name: str, ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, float]:
+    """Mean and largest absolute difference of log-probs, nats."""
+    difference = np.abs(np.concatenate(ours) - np.concatenate(theirs))
+    return {f"logp_{name}_mean": float(difference.mean()), f"logp_{name}_max": float(difference.max())}
+
+
+def timed(call) -> float:
+    """Seconds that `call()` takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--bare-process"]:
+        bare_process(Path(sys.argv[2]))
+    else:
+        tyro.cli(main)

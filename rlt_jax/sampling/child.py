@@ -1,0 +1,217 @@
+"""The trainer's side of a vLLM child process: start it, ask it, notice when it dies. See `vllm_process/rlt_engine.py`.
+
+The child is a fresh interpreter in a process group of its own, and may be another Python than the trainer's. Whatever
+ends one side ends the other: a trainer that is gone closes the pipe, and the child then ends its group.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from rlt_jax.errors import UserError
+from rlt_jax.sampling.engine import Drawn, EngineDied, EngineFailed, EngineRefused, Job
+from rlt_jax.sampling.weights import Tensor, send_on_card, write_shared_file
+
+log = logging.getLogger("rlt_jax")
+
+SCRIPT = Path(__file__).parent / "vllm_process" / "rlt_engine.py"
+
+KILL_SECONDS = 10  # for killed processes to be gone
+
+DEFAULTS = {  # of environment variables, read before vLLM and torch start
+    "VLLM_NO_USAGE_STATS": "1",
+    # vLLM's scheduler runs in a process forked from the child, which has started neither CUDA nor JAX: half the start
+    "VLLM_WORKER_MULTIPROC_METHOD": "fork",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # looking for a card must not start CUDA before the fork
+    "OMP_WAIT_POLICY": "PASSIVE",  # on a CPU, spinning threads of the engine and of JAX slow each other down 80 times
+}
+
+
+class ChildEngine:
+    """A vLLM engine in a child process (`rlt_jax.sampling.engine.Engine` says what each method promises).
+
+    Args:
+      model: local folder with the model's config; its weights are not read.
+      python: interpreter to run it with, one that has vLLM.
+      gpu_memory_bytes: the engine's share of the card while it is awake; None: what vLLM takes by itself.
+      options: more arguments of `vllm.LLM`.
+      log_file: where the child's output goes.
+      weights_on_gpu: the trainer's arrays live on a card.
+    Raises:
+      UserError: no such interpreter, no vLLM in it, or the engine refuses to start; shows its log.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        python: str = sys.executable,
+        gpu_memory_bytes: int | None = None,
+        options: Mapping[str, Any],
+        log_file: Path,
+        weights_on_gpu: bool,
+    ):
+        self._start_args = {"model": str(model), "gpu_memory_bytes": gpu_memory_bytes, "options": dict(options)}
+        self._python = python
+        self._log_file = log_file
+        self._weights_on_gpu = weights_on_gpu
+        self._process: subprocess.Popen | None = None
+        self._connection: Connection | None = None
+        self.facts: dict[str, Any] = {}
+        try:
+            self.start()
+        except EngineFailed as error:
+            self.close()
+            raise UserError(f"the vLLM engine did not start: {error}\n{self._advice(str(error))}") from None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the child, which leads its process group; None while there is none."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        self.close()
+        ours, theirs = Pipe()
+        self._log_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self._log_file.open("ab") as log_file, theirs:
+                self._process = subprocess.Popen(
+                    [self._python, str(SCRIPT), str(theirs.fileno())],
+                    env=DEFAULTS | os.environ,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log_file,
+                    stderr=log_file,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # Ctrl-C is the trainer's to handle, and one signal ends the whole group
+                )
+        except OSError as error:
+            raise UserError(
+                f"--sampler.python {self._python} cannot be run ({error.strerror}): give a Python interpreter"
+            ) from None
+        self._connection = ours
+        self.facts = self._call("start", self._start_args)
+
+    def generate(
+        self,
+        jobs: Sequence[Job],
+        sampling: Mapping[str, Any],
+        on_drawn: Callable[[Drawn], None],
+        on_tokens: Callable[[int], None],
+    ) -> None:
+        rows = [(job.index, job.prompt_ids.tolist(), job.seed) for job in jobs]
+
+        def listen(message):
+            if message[0] == "tokens":
+                on_tokens(message[1])
+            else:
+                _, index, ids, logps, finished = message
+                on_drawn(Drawn(index, np.frombuffer(ids, np.int32), np.frombuffer(logps, np.float32), finished))
+
+        self._call("generate", (rows, dict(sampling)), listen)
+
+    def prompt_logprobs(self, prompt_ids: np.ndarray) -> np.ndarray:
+        return np.frombuffer(self._call("prompt_logprobs", (prompt_ids.tolist(),)), np.float32)
+
+    def load(self, tensors: Sequence[Tensor]) -> None:
+        if self._weights_on_gpu and self.facts["device"] == "cuda":
+            send_on_card(
+                tensors,
+                open_remote=lambda size: self._call("open_staging", (size,)),
+                load_remote=lambda manifest: self._call("load_staged", (manifest,)),
+                close_remote=lambda: self._call("close_staging", ()),
+            )
+        else:
+            with write_shared_file(tensors) as path:
+                self._call("load_file", (str(path),))
+
+    def reset_prefix_cache(self) -> None:
+        self._call("reset_prefix_cache", ())
+
+    def sleep(self) -> None:
+        self._call("sleep", ())
+
+    def wake_weights(self) -> None:
+        self._call("wake", ("weights",))
+
+    def wake_cache(self) -> None:
+        self._call("wake", ("kv_cache",))
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._process is not None:
+            _end_group(self._process.pid)
+            self._process.wait()
+            self._process = None
+
+    def log_tail(self, lines: int = 20) -> str:
+        try:
+            text = self._log_file.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def _call(self, method: str, args, listen: Callable[[tuple], None] | None = None):
+        """Send a request, hear its messages, return its value.
+
+        Raises:
+          EngineDied: the pipe broke.
+          EngineRefused: the engine answered with an exception.
+        """
+        if self._connection is None:
+            raise EngineDied(f"{method}: the engine is not running")
+        try:
+            self._connection.send((method, args))
+            while True:
+                message = self._connection.recv()
+                if message[0] == "ok":
+                    return message[1]
+                if message[0] == "error":
+                    raise EngineRefused(f"{message[1]}: {message[2]}")
+                if listen is not None:
+                    listen(message)
+        except (EOFError, OSError):
+            code = self._exit_code()
+            self.close()
+            raise EngineDied(f"{method}: the engine's process ended ({code})") from None
+
+    def _exit_code(self) -> str:
+        if self._process is None:
+            return "not running"
+        try:
+            code = self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return "it closed its pipe"
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    def _advice(self, error: str) -> str:
+        if "ModuleNotFoundError" in error:
+            return f"install vLLM for {self._python}, or name a Python that has it with --sampler.python"
+        return f"the end of its log, {self._log_file}:\n{self.log_tail()}"
+
+
+def _end_group(leader: int) -> None:
+    """Kill a process group, and wait until its memory is free for the next engine."""
+    members = [process for process in psutil.process_iter() if _group_of(process.pid) == leader]
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+    psutil.wait_procs([process for process in members if process.pid != leader], timeout=KILL_SECONDS)
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None

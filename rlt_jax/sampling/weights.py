@@ -1,0 +1,157 @@
+"""Moving weights from JAX arrays to an engine in another process: through shared memory, or on the card by CUDA IPC."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+STAGING_BYTES = 2_000_000_000  # of the buffer on the card that weights pass through
+ALIGNMENT = 256  # bytes, of a tensor in it
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a model, where it lies in the parameter tree."""
+
+    name: str  # Hugging Face name
+    leaf: Any  # jax array of the tree
+    index: int | None  # row of `leaf` that is the tensor (layers are stacked on axis 0); None: all of it
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.leaf.shape if self.index is None else self.leaf.shape[1:]
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape)) * self.leaf.dtype.itemsize
+
+
+def check_tensors(tensors: Sequence[Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse to send anything but the checkpoint's tensors: an engine would take a part of them without a word.
+
+    Raises:
+      ValueError: a name is missing, unknown or there twice, or a shape differs.
+    """
+    given = {tensor.name: tensor.shape for tensor in tensors}
+    problems = [f"{name} is missing" for name in shapes.keys() - given.keys()]
+    problems += [f"{name} is not in the checkpoint" for name in given.keys() - shapes.keys()]
+    problems += [
+        f"{name} is {given[name]}, in the checkpoint {tuple(shape)}"
+        for name, shape in shapes.items()
+        if name in given and given[name] != tuple(shape)
+    ]
+    if len(given) < len(tensors):
+        problems.append("a name occurs twice")
+    if problems:
+        raise ValueError(f"weights that are not the checkpoint's, nothing was sent: {'; '.join(sorted(problems))}")
+
+
+@contextlib.contextmanager
+def write_shared_file(tensors: Sequence[Tensor]) -> Iterator[Path]:
+    """A safetensors file of the tensors, in memory where the machine has room for it; gone when the context ends."""
+    leaves = {id(tensor.leaf): np.asarray(tensor.leaf) for tensor in tensors}  # one transfer per leaf
+    arrays = {
+        tensor.name: leaves[id(tensor.leaf)] if tensor.index is None else leaves[id(tensor.leaf)][tensor.index]
+        for tensor in tensors
+    }
+    folder = _roomy_folder(sum(tensor.nbytes for tensor in tensors))
+    with tempfile.TemporaryDirectory(prefix="rlt_jax-weights-", dir=folder) as name:
+        path = Path(name) / "model.safetensors"
+        save_file(arrays, path)
+        yield path
+
+
+def _roomy_folder(size: int) -> str | None:
+    """Shared memory if `size` bytes fit, else None: the system's temporary folder."""
+    with contextlib.suppress(OSError):
+        room = os.statvfs("/dev/shm")
+        if room.f_bavail * room.f_frsize > 1.05 * size:
+            return "/dev/shm"
+    return None
+
+
+def send_on_card(
+    tensors: Sequence[Tensor],
+    *,
+    open_remote: Callable[[int], bytes],
+    load_remote: Callable[[list[tuple[str, str, tuple[int, ...], int]]], int],
+    close_remote: Callable[[], None],
+) -> None:
+    """Copy tensors from JAX's memory into a buffer of another process on the same card, a buffer-full at a time.
+
+    The other process owns the buffer: JAX's own memory need not be exportable, and no framework but JAX is needed here.
+    Arrays must be ready (`jax.block_until_ready`), on one card.
+
+    Args:
+      open_remote: size in bytes -> the CUDA IPC handle of a fresh buffer.
+      load_remote: called with each buffer-full's (name, dtype, shape, offset); returns how many tensors were taken.
+      close_remote: frees the buffer.
+    Raises:
+      RuntimeError: CUDA refused, or the other side took another number of tensors.
+    """
+    from cuda.bindings import driver
+
+    size = max(STAGING_BYTES, *(tensor.nbytes for tensor in tensors))
+    size = min(size, sum(_aligned(tensor.nbytes) for tensor in tensors))
+    _enter_primary_context(tensors[0].leaf)
+    handle = driver.CUipcMemHandle()
+    handle.reserved = open_remote(size)
+    try:
+        flags = driver.CUipcMem_flags.CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS.value
+        (staging,) = _checked(driver.cuIpcOpenMemHandle(handle, flags))
+        try:
+            for chunk in _chunks(tensors, size):
+                for tensor, offset in chunk:
+                    source = tensor.leaf.unsafe_buffer_pointer() + (tensor.index or 0) * tensor.nbytes
+                    _checked(driver.cuMemcpyDtoDAsync(int(staging) + offset, source, tensor.nbytes, 0))
+                _checked(driver.cuStreamSynchronize(0))
+                manifest = [(t.name, t.leaf.dtype.name, t.shape, offset) for t, offset in chunk]
+                taken = load_remote(manifest)
+                if taken != len(chunk):
+                    raise RuntimeError(f"the engine took {taken} of {len(chunk)} tensors")
+        finally:
+            _checked(driver.cuIpcCloseMemHandle(staging))
+    finally:
+        close_remote()
+
+
+def _chunks(tensors: Sequence[Tensor], size: int) -> Iterator[list[tuple[Tensor, int]]]:
+    """Tensors with their offsets, as many at a time as `size` bytes hold."""
+    chunk: list[tuple[Tensor, int]] = []
+    end = 0
+    for tensor in tensors:
+        if chunk and end + tensor.nbytes > size:
+            yield chunk
+            chunk, end = [], 0
+        chunk.append((tensor, end))
+        end += _aligned(tensor.nbytes)
+    if chunk:
+        yield chunk
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _enter_primary_context(array: Any) -> None:
+    """Make the CUDA context that JAX uses current in this thread."""
+    from cuda.bindings import driver
+
+    _checked(driver.cuInit(0))
+    (device,) = _checked(driver.cuDeviceGet(next(iter(array.devices())).local_hardware_id))
+    (context,) = _checked(driver.cuDevicePrimaryCtxRetain(device))
+    _checked(driver.cuCtxSetCurrent(context))
+
+
+def _checked(result: tuple) -> tuple:
+    """Values of a CUDA driver call, without its status."""
+    status, *values = result
+    if status.value:
+        raise RuntimeError(f"CUDA driver: {status.name}")
+    return tuple(values)

@@ -1,0 +1,54 @@
+"""What is sent to an engine: exactly the checkpoint's tensors, in a file or in buffer-fulls."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from rlt_jax.sampling.weights import ALIGNMENT, Tensor, _chunks, check_tensors, write_shared_file
+
+STACK = jnp.arange(24, dtype=jnp.float32).reshape(2, 3, 4)
+TABLE = jnp.arange(10, dtype=jnp.bfloat16).reshape(5, 2)
+TENSORS = [Tensor("layers.0.w", STACK, 0), Tensor("layers.1.w", STACK, 1), Tensor("embed", TABLE, None)]
+SHAPES = {"layers.0.w": (3, 4), "layers.1.w": (3, 4), "embed": (5, 2)}
+
+
+def test_the_checkpoints_tensors_pass():
+    check_tensors(TENSORS, SHAPES)
+    assert [tensor.nbytes for tensor in TENSORS] == [48, 48, 20]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "shapes", "message"),
+    [
+        (TENSORS[1:], SHAPES, "layers.0.w is missing"),
+        (TENSORS, {k: v for k, v in SHAPES.items() if k != "embed"}, "embed is not in the checkpoint"),
+        (TENSORS, SHAPES | {"embed": (2, 5)}, r"embed is \(5, 2\), in the checkpoint \(2, 5\)"),
+        ([*TENSORS, TENSORS[0]], SHAPES, "a name occurs twice"),
+    ],
+)
+def test_anything_else_is_refused_by_name(tensors, shapes, message):
+    with pytest.raises(ValueError, match=f"nothing was sent: {message}"):
+        check_tensors(tensors, shapes)
+
+
+def test_a_shared_file_holds_every_tensor_bit_for_bit_and_goes_away():
+    with write_shared_file(TENSORS) as path:
+        read = load_file(path)
+        assert read.keys() == SHAPES.keys()
+        np.testing.assert_array_equal(read["layers.1.w"], STACK[1])
+        assert read["embed"].dtype == TABLE.dtype
+        np.testing.assert_array_equal(read["embed"], np.asarray(TABLE))
+    assert not path.parent.exists()
+
+
+@pytest.mark.parametrize("size", [48, 300, 512, 10**6])
+def test_buffer_fulls_hold_every_tensor_once_and_fit(size):
+    chunks = list(_chunks(TENSORS, size))
+    assert [tensor for chunk in chunks for tensor, _ in chunk] == TENSORS
+    for chunk in chunks:
+        ends = [offset + tensor.nbytes for tensor, offset in chunk]
+        assert max(ends) <= size
+        assert all(offset % ALIGNMENT == 0 for _, offset in chunk)
+        assert all(end <= offset for end, (_, offset) in zip(ends, chunk[1:]))
+    assert len(chunks) == {48: 3, 300: 2, 512: 2, 10**6: 1}[size]
