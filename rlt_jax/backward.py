@@ -1,0 +1,341 @@
+"""Gradient accumulation for a model whose parameters fill the card: one layer's gradient exists at a time.
+
+    forward   x_{l+1} = layer_l(x_l), every x_l kept;  log-probs z of the tokens;  g = weight · dL/dz
+    backward  head and last norm give dx_L;  l = L-1 .. 0: (dθ_l, dx_l) = vjp(layer_l at x_l)(dx_{l+1}), A_l += dθ_l;
+              A_embedding[ids] += dx_0
+
+The fp32 accumulators A are donated and changed in place inside the loops, so they cost what they hold and no more.
+Recomputing a layer inside its vjp is the rematerialisation of Chen et al. (arXiv 1604.06174), written out.
+
+Where 16-bit weights lose precision, as under `jax.grad`: what flows between two operations, and each layer's gradient
+of one micro-batch, are rounded to the weights' type (products sum in fp32). The gradients of head and embedding are
+summed in fp32 over chunks and over the places of a token, and are not rounded; those of `jax.grad` are.
+
+The log-probs of tokens off the batch's mask are never computed: no loss reads them, and in long prompts they would cost
+as much of the head as the completions do.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rlt_jax.models import Context, Model, Params
+from rlt_jax.types import Array
+
+
+class MaskedBatch(Protocol):
+    """What a micro-batch must have; a loss may read more of it."""
+
+    @property
+    def ids(self) -> Array:
+        """i32[B, T] token ids, right-padded."""
+
+    @property
+    def mask(self) -> Array:
+        """bool[B, T], True on the tokens whose log-probs the loss reads."""
+
+
+Batch = TypeVar("Batch", bound=MaskedBatch)
+Aux = Any  # pytree of arrays
+LossOfLogps = Callable[[jax.Array, Batch], tuple[jax.Array, Aux]]
+Tree = TypeVar("Tree")
+
+
+def make_layerwise_accumulate(
+    model: Model,
+    loss_of_logps: LossOfLogps[Batch],
+    *,
+    temperature: float,
+    chunk: int,
+    keep: Literal["layer_inputs", "mlp"] = "layer_inputs",
+    kept_layers: int = 0,
+    kept_attention: int = 0,
+) -> Callable[[Params, Params, Batch, float], tuple[Params, Aux]]:
+    """A jitted `accumulate(params, accumulators, batch, weight)` -> (accumulators + weight·∇loss, aux).
+
+    The accumulators are donated. Compiles once for each shape of `batch`. Memory beside parameters and accumulators,
+    with B·T tokens and w bytes a weight: L·B·T·D·w for the layers' inputs, what else is kept, and about the larger of
+    one layer's backward pass and 4 + w bytes for each of min(chunk, B·T)·V logits.
+
+    Args:
+      loss_of_logps: (logps f32[B, T] nats, batch) -> (f32[] loss, aux). The log-prob at position t is that of the token
+        at t; it is 0 off batch.mask and at position 0, which has no context.
+      temperature: > 0, divides the logits.
+      chunk: >= 1, tokens whose logits exist at one time. Each chunk reads and writes the head's whole accumulator once.
+      keep: "mlp" keeps the MLP's gate and up projections of the last `kept_layers` layers from the forward pass, 2
+        inner·w bytes a token and layer, and saves the backward pass computing them again; "layer_inputs" nothing.
+      kept_layers: see `keep`; 0 for "layer_inputs".
+      kept_attention: the last so many layers keep their attention (queries, keys, values, output, and the softmax sums
+        where attention is a fused kernel; all B·H·T² probabilities where it is not) and do not compute it again.
+    Raises:
+      ValueError: an argument outside its range.
+    """
+    num_layers = model.config.num_hidden_layers
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature}: expected a number > 0")
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk}: expected a number of tokens >= 1")
+    for name, count in (("kept_layers", kept_layers), ("kept_attention", kept_attention)):
+        if not 0 <= count <= num_layers:
+            raise ValueError(f"{name}={count}: expected 0 to {num_layers}, the model's layers")
+    if keep == "layer_inputs" and kept_layers:
+        raise ValueError(f"kept_layers={kept_layers} with keep='layer_inputs': expected 0, or keep='mlp'")
+    segments = _segments(num_layers, kept_attention=kept_attention, kept_mlp=kept_layers)
+    head_name = "embed_tokens" if model.config.tie_word_embeddings else "lm_head"
+
+    def accumulate(params: Params, accumulators: Params, batch: Batch, weight: float) -> tuple[Params, Aux]:
+        chex.assert_rank(batch.ids, 2)
+        chex.assert_equal_shape([batch.ids, batch.mask])
+        chex.assert_trees_all_equal_shapes(params, accumulators)
+        ids = jnp.asarray(batch.ids)
+        context = model.context(params, ids)
+        x, kept = _forward(model, params, model.embed(params, ids), context, segments)
+        # Checkpointed: of its float32 arrays, none outlives the head's backward pass.
+        norm = jax.checkpoint(lambda norm_params, x: model.final_norm({"norm": norm_params}, x))
+        hidden, norm_vjp = jax.vjp(norm, params["norm"], x)
+
+        targets = _targets(ids, batch.mask, chunk)
+        logps, normalisers = _head_logps(model, params, hidden, targets, temperature)
+        d_logps, aux = jax.grad(loss_of_logps, has_aux=True)(logps, batch)
+        # Here and not at every sum: gradients are linear in it.
+        d_logps *= weight
+        d_hidden, head = _head_backward(
+            model, params, model.head(accumulators), hidden, targets, normalisers, d_logps, temperature
+        )
+
+        d_norm, d_x = norm_vjp(d_hidden)
+        d_x, layers = _backward(model, params, accumulators["layers"], kept, d_x, context, segments)
+        sums = accumulators | {
+            "layers": layers,
+            "norm": jax.tree.map(_add, accumulators["norm"], d_norm),
+            head_name: {"weight": head},
+        }
+        embedding = sums["embed_tokens"]["weight"]  # the head's as well, when tied
+        return sums | {"embed_tokens": {"weight": embedding.at[ids].add(d_x.astype(embedding.dtype))}}, aux
+
+    return jax.jit(accumulate, donate_argnums=1)
+
+
+class _Segment(NamedTuple):
+    """Neighbouring layers, start <= l < stop, that keep the same things."""
+
+    start: int
+    stop: int
+    attention: bool
+    mlp: bool
+
+
+class _Kept(NamedTuple):
+    """What a layer's backward pass gets from its forward pass; None: to be computed again."""
+
+    x: jax.Array  # [B, T, D] its input
+    attention: tuple[jax.Array, Callable] | None  # [B, T, H, hd] attention's output, and its pullback
+    gate_and_up: tuple[jax.Array, jax.Array] | None  # [B, T, inner] each
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["places", "structure"])
+@dataclass(frozen=True)
+class _Shared:
+    """A pytree that holds an array once however often it occurs: attention's output is also in its pullback."""
+
+    arrays: list[jax.Array]
+    places: tuple[int, ...]  # of each leaf among the arrays
+    structure: jax.tree_util.PyTreeDef
+
+
+def _share(tree: Any) -> _Shared:
+    leaves, structure = jax.tree.flatten(tree)
+    arrays = {id(leaf): leaf for leaf in leaves}
+    order = list(arrays)
+    return _Shared(list(arrays.values()), tuple(order.index(id(leaf)) for leaf in leaves), structure)
+
+
+def _unshare(shared: _Shared) -> Any:
+    return jax.tree.unflatten(shared.structure, [shared.arrays[place] for place in shared.places])
+
+
+def _segments(num_layers: int, *, kept_attention: int, kept_mlp: int) -> list[_Segment]:
+    attention_from, mlp_from = num_layers - kept_attention, num_layers - kept_mlp
+    cuts = sorted({0, attention_from, mlp_from, num_layers})
+    return [_Segment(i, j, attention=i >= attention_from, mlp=i >= mlp_from) for i, j in pairwise(cuts)]
+
+
+def _forward(
+    model: Model, params: Params, x: jax.Array, context: Context, segments: list[_Segment]
+) -> tuple[jax.Array, list[_Shared]]:
+    """The last layer's output [B, T, D], and each segment's _Kept, stacked by layer on axis 0."""
+
+    def step(segment: _Segment, x: jax.Array, index: jax.Array) -> tuple[jax.Array, _Shared]:
+        weights = _at(params["layers"], index)
+        qkv = model.project(weights, x, context)
+        attend = partial(model.attend, context=context)
+        attention = jax.vjp(attend, *qkv) if segment.attention else None
+        attended = attend(*qkv) if attention is None else attention[0]
+        middle = model.add_attention(weights, x, attended)
+        gate_and_up = model.gate_and_up(weights, middle)
+        kept = _Kept(x, attention, gate_and_up if segment.mlp else None)
+        return model.add_mlp(weights, middle, *gate_and_up), _share(kept)
+
+    kept = []
+    for segment in segments:
+        # Over layer numbers, not over a part of the weights: that would be a copy of them.
+        numbers = jnp.arange(segment.start, segment.stop)
+        x, of_segment = lax.scan(partial(step, segment), x, numbers)
+        kept.append(of_segment)
+    return x, kept
+
+
+def _backward(
+    model: Model,
+    params: Params,
+    accumulators: Params,
+    kept: list[_Shared],
+    d_x: jax.Array,
+    context: Context,
+    segments: list[_Segment],
+) -> tuple[jax.Array, Params]:
+    """The gradient [B, T, D] of the first layer's input, and the layers' accumulators with theirs added."""
+
+    def step(
+        segment: _Segment, of_segment: _Shared, n: jax.Array, carry: tuple[jax.Array, Params]
+    ) -> tuple[jax.Array, Params]:
+        d_y, accumulators = carry
+        index = segment.stop - 1 - n
+        weights = _at(params["layers"], index)
+        kept = _unshare(_at(of_segment, index - segment.start))
+        d_x, gradient = _layer_backward(model, weights, kept, d_y, context)
+        return d_x, jax.tree.map(lambda a, g: _add_at(a, index, g), accumulators, gradient)
+
+    for segment, of_segment in zip(reversed(segments), reversed(kept)):
+        length = segment.stop - segment.start
+        d_x, accumulators = lax.fori_loop(0, length, partial(step, segment, of_segment), (d_x, accumulators))
+    return d_x, accumulators
+
+
+def _layer_backward(
+    model: Model, weights: Params, kept: _Kept, d_y: jax.Array, context: Context
+) -> tuple[jax.Array, Params]:
+    """The gradients of a layer's input [B, T, D] and of its weights, from its output's [B, T, D].
+
+    One vjp for each stage. The compiler drops a stage's own output where a kept one replaces it or nobody reads it.
+    """
+    qkv, project_vjp = jax.vjp(partial(model.project, context=context), weights, kept.x)
+    if kept.attention is None:
+        attended, attend_vjp = jax.vjp(partial(model.attend, context=context), *qkv)
+    else:
+        attended, attend_vjp = kept.attention
+    middle, add_attention_vjp = jax.vjp(model.add_attention, weights, kept.x, attended)
+    gate_and_up, gate_and_up_vjp = jax.vjp(model.gate_and_up, weights, middle)
+    if kept.gate_and_up is not None:
+        gate_and_up = kept.gate_and_up
+    _, add_mlp_vjp = jax.vjp(model.add_mlp, weights, middle, *gate_and_up)
+
+    d_down, d_residual, *d_gate_and_up = add_mlp_vjp(d_y)
+    d_inner, d_normalised = gate_and_up_vjp(tuple(d_gate_and_up))
+    d_output, d_x, d_attended = add_attention_vjp(d_residual + d_normalised)
+    d_qkv, d_input = project_vjp(attend_vjp(d_attended))
+    # Each stage has gradients of 0 for the weights of the others, and the compiler drops sums with 0.
+    return d_x + d_input, jax.tree.map(lambda *parts: sum(parts), d_down, d_inner, d_output, d_qkv)
+
+
+class _Targets(NamedTuple):
+    """The tokens to score, by the flattened position b·T + t that predicts them, in chunks of C."""
+
+    next_ids: jax.Array  # i32[B·T] the token that each position predicts
+    positions: jax.Array  # i32[P, C] those whose next token is on the mask, in order; filled up with B·T
+    num_chunks: jax.Array  # i32[] chunks that hold any
+
+
+def _targets(ids: jax.Array, mask: jax.Array, chunk: int) -> _Targets:
+    wanted = _shift_left(jnp.asarray(mask).astype(bool))
+    size = min(chunk, ids.size)
+    padded = -(-ids.size // size) * size
+    (positions,) = jnp.nonzero(wanted.reshape(-1), size=padded, fill_value=ids.size)
+    num_chunks = (wanted.sum() + size - 1) // size
+    return _Targets(_shift_left(ids).reshape(-1), positions.reshape(-1, size), num_chunks)
+
+
+def _head_logps(
+    model: Model, params: Params, hidden: jax.Array, targets: _Targets, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probs f32[B, T] of the tokens themselves, and log Σ exp(logits / temperature) f32[P, C] of the positions."""
+    shape, hidden = hidden.shape[:2], hidden.reshape(-1, hidden.shape[-1])
+
+    def step(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        logps, normalisers = carry
+        at = targets.positions[i]
+        logits = model.unembed(params, hidden.at[at].get(mode="clip")) / temperature
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        label = targets.next_ids.at[at].get(mode="clip")
+        logp = jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0] - normaliser
+        return logps.at[at].set(logp, mode="drop"), lax.dynamic_update_index_in_dim(normalisers, normaliser, i, 0)
+
+    start = jnp.zeros(targets.next_ids.shape), jnp.zeros(targets.positions.shape)
+    logps, normalisers = lax.fori_loop(0, targets.num_chunks, step, start)
+    return jnp.pad(logps.reshape(shape)[:, :-1], ((0, 0), (1, 0))), normalisers
+
+
+def _head_backward(
+    model: Model,
+    params: Params,
+    accumulator: jax.Array,
+    hidden: jax.Array,
+    targets: _Targets,
+    normalisers: jax.Array,
+    d_logps: jax.Array,
+    temperature: float,
+) -> tuple[jax.Array, jax.Array]:
+    """The gradient [B, T, D] of hidden, and the head's accumulator f32[V, D] with its own added, both from
+
+    d logits = (onehot(label) - softmax(logits / temperature)) · d logp / temperature.
+    """
+    head, flat = model.head(params), hidden.reshape(-1, hidden.shape[-1])
+    d_next = _shift_left(d_logps).reshape(-1)
+
+    def step(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        d_hidden, accumulator = carry
+        at = targets.positions[i]
+        h, label = flat.at[at].get(mode="clip"), targets.next_ids.at[at].get(mode="clip")
+        scale = d_next.at[at].get(mode="fill", fill_value=0.0) / temperature
+        probs = jnp.exp(model.unembed(params, h) / temperature - normalisers[i][:, None])
+        is_label = jnp.arange(head.shape[0]) == label[:, None]
+        # In the weights' type, for the tensor cores.
+        d_logits = ((is_label - probs) * scale[:, None]).astype(head.dtype)
+        d_h = _product("nv,vd->nd", d_logits, head).astype(hidden.dtype)
+        return d_hidden.at[at].set(d_h, mode="drop"), accumulator + _product("nv,nd->vd", d_logits, h)
+
+    d_hidden, accumulator = lax.fori_loop(0, targets.num_chunks, step, (jnp.zeros_like(flat), accumulator))
+    return d_hidden.reshape(hidden.shape), accumulator
+
+
+def _shift_left(x: jax.Array) -> jax.Array:
+    """x[:, 1:] with a column of 0 behind it: what stands at a token, at the position that predicts the token."""
+    return jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
+
+
+def _product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Matrix product summed in float32."""
+    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None  # a GPU would multiply float32 in TF32
+    return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _at(tree: Tree, index: jax.Array) -> Tree:
+    """One layer of arrays stacked on axis 0."""
+    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
+
+
+def _add(accumulator: jax.Array, gradient: jax.Array) -> jax.Array:
+    return accumulator + gradient.astype(accumulator.dtype)
+
+
+def _add_at(accumulator: jax.Array, index: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Slice, add and put back, which a loop does in place on what it carries (`.at[].add` would be a scatter)."""
+    row = lax.dynamic_index_in_dim(accumulator, index, keepdims=False)
+    return lax.dynamic_update_index_in_dim(accumulator, _add(row, gradient), index, 0)
