@@ -1,4 +1,4 @@
-"""Drawing completions: the Sampler protocol (base), its math (draw) and the native JAX sampler (native).
+"""Drawing completions: the Sampler protocol (base), the native JAX sampler (native, draw), vLLM (vllm and the rest).
 
-Imports nothing, so that a generation process under another Python can import a part of it without JAX.
+Imports nothing of its own; `vllm_process` runs under any Python that has vLLM and imports none of this package.
 """

@@ -166,7 +166,8 @@ class Engine:
                 **sampling,
                 seed=seed,
                 n=1,
-                logprobs=0,
+                logprobs=0,  # of the drawn token alone
+                flat_logprobs=True,  # one list of numbers instead of a dictionary per token
                 ignore_eos=True,  # the trainer's own EOS tokens stop it, in stop_token_ids
                 detokenize=False,
                 output_kind=RequestOutputKind.DELTA,
@@ -179,9 +180,7 @@ class Engine:
             for output in engine.step():
                 (piece,) = output.outputs
                 tokens[output.request_id].extend(piece.token_ids)
-                logps[output.request_id].extend(
-                    entry[token].logprob for token, entry in zip(piece.token_ids, piece.logprobs)
-                )
+                logps[output.request_id].extend(piece.logprobs.logprobs)
                 drawn += len(piece.token_ids)
                 if output.finished:
                     self._send(
