@@ -182,19 +182,25 @@ def test_a_batch_with_nothing_on_its_mask_adds_nothing():
 
 
 def test_bfloat16_gradients_are_as_exact_as_those_of_jax_grad():
-    """Rounding to 8 bits at every operation puts both 2 to 6 % from float32, by ways of their own; neither farther."""
+    """Rounding to 8 bits at every operation puts both 3 % from float32, single arrays 2 to 7 %, by ways of their own."""
     model, params = make_model("qwen2.5", "bfloat16")
-    batch = make_batch()
     accumulate = layerwise(model, grpo, temperature=0.7, chunk=7, **KEPT["mlp of some"])
-    found, _ = accumulate(params, zeros(params), batch, 1.0)
-    theirs, _ = dense_gradient(model, grpo, params, batch, 0.7)
-    exact, _ = dense_gradient(model, grpo, jax.tree.map(lambda p: p.astype(jnp.float32), params), batch, 0.7)
-    limits = jax.tree.map(lambda other, want: 1.25 * distance(other, want), theirs, exact)
-    for (path, ours), want, limit in zip(
-        jax.tree.leaves_with_path(found), jax.tree.leaves(exact), jax.tree.leaves(limits)
-    ):
-        assert ours.dtype == jnp.float32
-        assert distance(ours, want) < min(limit, 0.08), jax.tree_util.keystr(path)
+    ours, theirs = [], []
+    for seed in range(3):
+        batch = make_batch(seed)
+        found, _ = accumulate(params, zeros(params), batch, 1.0)
+        other, _ = dense_gradient(model, grpo, params, batch, 0.7)
+        exact, _ = dense_gradient(model, grpo, jax.tree.map(lambda p: p.astype(jnp.float32), params), batch, 0.7)
+        for (path, leaf), want in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(exact)):
+            assert leaf.dtype == jnp.float32
+            assert distance(leaf, want) < 0.08, jax.tree_util.keystr(path)
+        ours.append(distance(flat(found), flat(exact)))
+        theirs.append(distance(flat(other), flat(exact)))
+    assert sum(ours) < 1.15 * sum(theirs)
+
+
+def flat(tree: Params) -> np.ndarray:
+    return np.concatenate([np.asarray(leaf, np.float32).ravel() for leaf in jax.tree.leaves(tree)])
 
 
 def distance(found: jax.Array, expected: jax.Array) -> float:

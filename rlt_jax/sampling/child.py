@@ -88,7 +88,7 @@ class ChildEngine:
             with self._log_file.open("ab") as log_file, theirs:
                 self._process = subprocess.Popen(
                     [self._python, str(SCRIPT), str(theirs.fileno())],
-                    env=DEFAULTS | os.environ,
+                    env=self._environment(),
                     stdin=subprocess.DEVNULL,
                     stdout=log_file,
                     stderr=log_file,
@@ -186,6 +186,13 @@ class ChildEngine:
             code = self._exit_code()
             self.close()
             raise EngineDied(f"{method}: the engine's process ended ({code})") from None
+
+    def _environment(self) -> dict[str, str]:
+        inherited = dict(os.environ)
+        if self._python != sys.executable:  # it has packages of its own
+            for name in ("PYTHONPATH", "PYTHONHOME"):
+                inherited.pop(name, None)
+        return DEFAULTS | inherited
 
     def _exit_code(self) -> str:
         if self._process is None:

@@ -128,18 +128,6 @@ SETTINGS = {
         ["--sampler.kind", "vllm-server"],
         ["without sampler.url: give the server's address"],
     ),
-    "server on another machine": (
-        ["--sampler.kind", "vllm-server", "--sampler.url", "http://192.0.2.1:8000"],
-        ["192.0.2.1 is not this machine's loopback address", "--sampler.allow-remote"],
-    ),
-    "server that is not there": (
-        ["--sampler.kind", "vllm-server", "--sampler.url", "http://127.0.0.1:9"],
-        ["no vLLM server answers there", "VLLM_SERVER_DEV_MODE=1"],
-    ),
-    "engine without a Python": (
-        ["--sampler.kind", "vllm", "--sampler.python", "/no/python"],
-        ["--sampler.python /no/python cannot be run (No such file or directory): give a Python interpreter"],
-    ),
     "evaluation without rows": (["--eval-steps", "1", "--data.eval-rows", "0"], ["give the number of held-out rows"]),
     "coefficients without reductions": (
         ["--reward.answer-log-prob-coeff", "1", "2", "3"],
@@ -284,6 +272,29 @@ def test_completions_that_do_not_fit_into_the_model(refused, train_flags):
     message = refused(train_command, *train_flags, "--max-completion-length", 1000)
     assert "max_completion_length=1000 after the longest prompt of " in message
     assert "expected at most the 1024 positions that" in message
+
+
+ENGINES = {
+    "server on another machine": (
+        ["--sampler.kind", "vllm-server", "--sampler.url", "http://192.0.2.1:8000"],
+        ["192.0.2.1 is not this machine's loopback address", "--sampler.allow-remote"],
+    ),
+    "server that is not there": (
+        ["--sampler.kind", "vllm-server", "--sampler.url", "http://127.0.0.1:9"],
+        ["no vLLM server answers there", "VLLM_SERVER_DEV_MODE=1"],
+    ),
+    "engine without a Python": (
+        ["--sampler.kind", "vllm", "--sampler.python", "/no/python"],
+        ["--sampler.python /no/python cannot be run (No such file or directory): give a Python interpreter"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("flags", "parts"), ENGINES.values(), ids=ENGINES.keys())
+def test_engines(refused, train_flags, place, flags, parts):
+    message = refused(train_command, *train_flags, *flags)
+    assert [part for part in parts if part not in message] == []
+    assert {path.name for path in (place.folder / "run").iterdir()} == {"logs"}
 
 
 DATA = {

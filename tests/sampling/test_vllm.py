@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import logprobs_of, needs_vllm, perturbed, tensors_of
 
 from rlt_jax.errors import UserError
 from rlt_jax.sampling.child import SCRIPT, ChildEngine
@@ -19,6 +18,7 @@ from rlt_jax.sampling.engine import EngineRefused
 from rlt_jax.sampling.native import NativeSampler
 from rlt_jax.sampling.vllm import MOST_FAILURES, Probe, VllmSampler
 from rlt_jax.types import Request, SamplingParams
+from tests.sampling.conftest import logprobs_of, needs_vllm, perturbed, tensors_of
 
 pytestmark = needs_vllm
 

@@ -119,27 +119,23 @@ class Engine:
         }
 
     def answer(self, method: str, args):
-        if method == "generate":
-            return self._generate(*args)
-        if method == "prompt_logprobs":
-            return self._prompt_logprobs(*args)
-        if method == "load_file":
-            return self._in_worker("load_file", *args)
-        if method == "open_staging":
-            return self._in_worker("open_staging", *args)
-        if method == "load_staged":
-            return self._in_worker("load_staged", *args)
-        if method == "close_staging":
-            return self._in_worker("close_staging")
-        if method == "reset_prefix_cache":
-            if not self._llm.reset_prefix_cache():
-                raise RuntimeError("the prefix cache could not be reset: some of its blocks are in use")
-            return None
-        if method == "sleep":
-            return self._sleep()
-        if method == "wake":
-            return self._wake(*args)
-        raise ValueError(f"unknown method {method!r}")
+        match method:
+            case "generate":
+                return self._generate(*args)
+            case "prompt_logprobs":
+                return self._prompt_logprobs(*args)
+            case "load_file" | "open_staging" | "load_staged" | "close_staging":
+                return self._in_worker(method, *args)
+            case "reset_prefix_cache":
+                if not self._llm.reset_prefix_cache():
+                    raise RuntimeError("the prefix cache could not be reset: some of its blocks are in use")
+                return None
+            case "sleep":
+                return self._sleep()
+            case "wake":
+                return self._wake(*args)
+            case _:
+                raise ValueError(f"unknown method {method!r}")
 
     def _in_worker(self, method: str, *args):
         (value,) = self._llm.collective_rpc(method, args=args)
