@@ -75,8 +75,7 @@ def main(
                         loss_of_logps,
                         temperature=0.7,
                         chunk=chunk_size,
-                        keep="mlp" if mlp else "layer_inputs",
-                        kept_layers=mlp,
+                        kept_mlp=mlp,
                         kept_attention=attention,
                     )
                     name = f"rlt_jax batch {size} chunk {chunk_size} keep {kept}"

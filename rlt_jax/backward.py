@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import chex
 import jax
@@ -54,8 +54,7 @@ def make_layerwise_accumulate(
     *,
     temperature: float,
     chunk: int,
-    keep: Literal["layer_inputs", "mlp"] = "layer_inputs",
-    kept_layers: int = 0,
+    kept_mlp: int = 0,
     kept_attention: int = 0,
 ) -> Callable[[Params, Params, Batch, float], tuple[Params, Aux]]:
     """A jitted `accumulate(params, accumulators, batch, weight)` -> (accumulators + weight·∇loss, aux).
@@ -69,9 +68,8 @@ def make_layerwise_accumulate(
         at t; it is 0 off batch.mask and at position 0, which has no context.
       temperature: > 0, divides the logits.
       chunk: >= 1, tokens whose logits exist at one time. Each chunk reads and writes the head's whole accumulator once.
-      keep: "mlp" keeps the MLP's gate and up projections of the last `kept_layers` layers from the forward pass, 2
-        inner·w bytes a token and layer, and saves the backward pass computing them again; "layer_inputs" nothing.
-      kept_layers: see `keep`; 0 for "layer_inputs".
+      kept_mlp: the last so many layers keep the MLP's gate and up projections from the forward pass, 2·inner·w bytes a
+        token and layer, and the backward pass does not compute them again.
       kept_attention: the last so many layers keep their attention (queries, keys, values, output, and the softmax sums
         where attention is a fused kernel; all B·H·T² probabilities where it is not) and do not compute it again.
     Raises:
@@ -82,12 +80,10 @@ def make_layerwise_accumulate(
         raise ValueError(f"temperature={temperature}: expected a number > 0")
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: expected a number of tokens >= 1")
-    for name, count in (("kept_layers", kept_layers), ("kept_attention", kept_attention)):
+    for name, count in (("kept_mlp", kept_mlp), ("kept_attention", kept_attention)):
         if not 0 <= count <= num_layers:
             raise ValueError(f"{name}={count}: expected 0 to {num_layers}, the model's layers")
-    if keep == "layer_inputs" and kept_layers:
-        raise ValueError(f"kept_layers={kept_layers} with keep='layer_inputs': expected 0, or keep='mlp'")
-    segments = _segments(num_layers, kept_attention=kept_attention, kept_mlp=kept_layers)
+    segments = _segments(num_layers, kept_attention=kept_attention, kept_mlp=kept_mlp)
     head_name = "embed_tokens" if model.config.tie_word_embeddings else "lm_head"
 
     def accumulate(params: Params, accumulators: Params, batch: Batch, weight: float) -> tuple[Params, Aux]:

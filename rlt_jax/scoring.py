@@ -15,21 +15,19 @@ from rlt_jax.types import ScoreRow, Spans
 RowLogprobs = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 
-def sequence_logprobs(
-    model: Model, params: Params, ids: jax.Array, *, temperature: float, chunk: int, remat: bool = False
-) -> jax.Array:
+def sequence_logprobs(model: Model, params: Params, ids: jax.Array, *, temperature: float, chunk: int) -> jax.Array:
     """log π(ids_t | ids_<t) at `temperature`, f32[B, T] nats; position 0 has no context and gets 0.
 
     Args:
       ids: i32[B, T], right-padded. What stands at pads is junk (but finite): mask it.
       chunk: tokens whose logits exist at one time.
     """
-    hidden = model.hidden(params, ids, remat=remat)
+    hidden = model.hidden(params, ids)
     logps = linear_token_logprobs(hidden[:, :-1], model.head(params), ids[:, 1:], temperature=temperature, chunk=chunk)
     return jnp.pad(logps, ((0, 0), (1, 0)))
 
 
-_sequence_logprobs = jax.jit(sequence_logprobs, static_argnames=("model", "chunk", "remat"))
+_sequence_logprobs = jax.jit(sequence_logprobs, static_argnames=("model", "chunk"))
 
 
 def row_logprobs(

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from rlt_jax.backward import make_layerwise_accumulate
 from rlt_jax.checkpoint import open_checkpoints, save_checkpoint
 from rlt_jax.configs import SftConfig, check_sft_config, config_yaml, parse_command, save_config
 from rlt_jax.data import Layout, SftExample, build_sft_examples, describe_skipped, questions_of_step
@@ -36,11 +37,10 @@ from rlt_jax.scoring import row_logprobs
 from rlt_jax.types import Row
 from rlt_jax.update import (
     init_state,
-    make_accumulate,
     make_apply,
     make_optimizer,
-    sft_batch_loss,
     sft_batches,
+    sft_objective,
     sum_gradients,
 )
 
@@ -80,7 +80,14 @@ def sft(config: SftConfig) -> Path:
     state, first_step = continue_run(checkpoints, state, seed=config.seed, max_steps=max_steps)
     save_config(config, run_dir / "config.yaml")
 
-    accumulate = make_accumulate(sft_batch_loss(model, chunk=config.logprob_chunk, remat=config.remat))
+    accumulate = make_layerwise_accumulate(
+        model,
+        sft_objective,
+        temperature=1.0,
+        chunk=config.logprob_chunk,
+        kept_mlp=min(config.kept_mlp, model.config.num_hidden_layers),
+        kept_attention=min(config.kept_attention, model.config.num_hidden_layers),
+    )
     apply = make_apply(optimizer)
     clock = PhaseClock()
     with (

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlt_jax.backward import make_layerwise_accumulate
 from rlt_jax.checkpoint import open_checkpoints, save_checkpoint
 from rlt_jax.configs import TrainConfig, check_config, config_yaml, parse_train_args, save_config
 from rlt_jax.data import Layout, eos_ids, questions_of_step
@@ -53,10 +54,9 @@ from rlt_jax.sampling.engine import Engine
 from rlt_jax.scoring import row_logprobs
 from rlt_jax.types import Prompt, Request, SamplingParams
 from rlt_jax.update import (
-    grpo_batch_loss,
     grpo_batches,
+    grpo_objective,
     init_state,
-    make_accumulate,
     make_apply,
     make_optimizer,
     sum_gradients,
@@ -151,16 +151,17 @@ def _train(
     policy_temperature = config.temperature if config.loss.unbias_log_probabilities else 1.0
     teacher_temperature = config.temperature if config.reward.unbias_teacher_log_probs else 1.0
     student_temperature = config.reward.unbias_student_log_probs_temp or 1.0
-    accumulate = make_accumulate(
-        grpo_batch_loss(
-            model,
-            temperature=policy_temperature,
+    accumulate = make_layerwise_accumulate(
+        model,
+        grpo_objective(
             beta=config.loss.beta,
-            chunk=config.loss.logprob_chunk,
-            remat=config.loss.remat,
             importance_correction=config.loss.importance_correction,
             importance_cap=config.loss.importance_cap,
-        )
+        ),
+        temperature=policy_temperature,
+        chunk=config.loss.logprob_chunk,
+        kept_mlp=min(config.loss.kept_mlp, model.config.num_hidden_layers),
+        kept_attention=min(config.loss.kept_attention, model.config.num_hidden_layers),
     )
     apply = make_apply(optimizer)
     move_reference = jax.jit(mix_reference, donate_argnums=0)

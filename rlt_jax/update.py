@@ -15,8 +15,7 @@ import optax
 
 from rlt_jax.batching import length_batches, pad_rows
 from rlt_jax.losses import grpo_loss, importance_weights, sft_loss
-from rlt_jax.models import Model, Params
-from rlt_jax.scoring import sequence_logprobs
+from rlt_jax.models import Params
 from rlt_jax.types import Array, TrainBatch
 
 Batch = Any
@@ -29,7 +28,6 @@ class Diagnostics(NamedTuple):
     maxima: dict[str, jax.Array]  # the largest of the micro-batches counts
 
 
-LossFn = Callable[[Params, Batch], tuple[jax.Array, Diagnostics]]
 Accumulate = Callable[[Params, Params, Batch, float], tuple[Params, Diagnostics]]
 
 
@@ -108,20 +106,6 @@ def zero_gradients(params: Params) -> Params:
     return jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
 
 
-def make_accumulate(loss_fn: LossFn) -> Accumulate:
-    """A jitted `accumulate(params, accumulators, batch, weight)` -> (accumulators + weight·∇loss, diagnostics).
-
-    The accumulators are donated. Compiles once for each shape of `batch`.
-    """
-
-    def accumulate(params, accumulators, batch, weight):
-        grads, aux = jax.grad(loss_fn, has_aux=True)(params, batch)
-        add = lambda a, g: a + weight * g.astype(jnp.float32)  # noqa: E731
-        return jax.tree.map(add, accumulators, grads), aux
-
-    return jax.jit(accumulate, donate_argnums=1)
-
-
 def make_apply(
     optimizer: optax.GradientTransformation,
 ) -> Callable[[TrainState, Params], tuple[TrainState, jax.Array]]:
@@ -141,23 +125,18 @@ def make_apply(
     return jax.jit(apply, donate_argnums=0)
 
 
-def grpo_batch_loss(
-    model: Model,
+def grpo_objective(
     *,
-    temperature: float,
     beta: float,
-    chunk: int,
-    remat: bool,
     importance_correction: Literal["none", "token", "sequence"] = "none",
     importance_cap: float = 1.0,
-) -> LossFn:
-    """`grpo_loss` of a TrainBatch as a function of the policy's parameters.
+) -> Callable[[jax.Array, TrainBatch], tuple[jax.Array, Diagnostics]]:
+    """`grpo_loss` as a function of the policy's log-probs f32[B, T] and the TrainBatch they belong to.
 
     On-policy: the old log-probs are the policy's own, held constant, so the ratio is 1 in value.
     """
 
-    def loss_fn(params: Params, batch: TrainBatch):
-        logps = sequence_logprobs(model, params, batch.ids, temperature=temperature, chunk=chunk, remat=remat)
+    def objective(logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, Diagnostics]:
         weights, means, maxima = importance_weights(
             logps, batch.sampler_logps, batch.mask, correction=importance_correction, cap=importance_cap
         )
@@ -174,7 +153,7 @@ def grpo_batch_loss(
         entropy = -(jnp.where(batch.mask, logps, 0.0).sum(1) / tokens).mean()
         return loss, Diagnostics({"loss": loss, "kl": aux["kl"], "entropy": entropy, **means}, maxima)
 
-    return loss_fn
+    return objective
 
 
 def grpo_batches(
@@ -239,12 +218,7 @@ class SftBatch(NamedTuple):
     mask: Array  # bool[B, T] True on trained tokens
 
 
-def sft_batch_loss(model: Model, *, chunk: int, remat: bool) -> LossFn:
-    """`sft_loss` of an SftBatch as a function of the model's parameters."""
-
-    def loss_fn(params: Params, batch: SftBatch):
-        logps = sequence_logprobs(model, params, batch.ids, temperature=1.0, chunk=chunk, remat=remat)
-        loss = sft_loss(logps, batch.mask)
-        return loss, Diagnostics({"loss": loss}, {})
-
-    return loss_fn
+def sft_objective(logps: jax.Array, batch: SftBatch) -> tuple[jax.Array, Diagnostics]:
+    """`sft_loss` of the model's log-probs f32[B, T] and the SftBatch they belong to."""
+    loss = sft_loss(logps, batch.mask)
+    return loss, Diagnostics({"loss": loss}, {})

@@ -234,7 +234,8 @@ def main() -> None:
                 "256",
                 "--resume",
                 "never",
-                "--no-remat",
+                "--kept-mlp=9",  # all layers
+                "--kept-attention=9",
                 "--student-gap",
                 "blank-line",
             ),

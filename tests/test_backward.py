@@ -22,9 +22,9 @@ CONFIGS = {
     ),
 }
 KEPT = {
-    "mlp of some": {"keep": "mlp", "kept_layers": 2},
-    "more attention than mlp": {"keep": "mlp", "kept_layers": 1, "kept_attention": 2},
-    "more mlp than attention": {"keep": "mlp", "kept_layers": LAYERS, "kept_attention": 1},
+    "mlp of some": {"kept_mlp": 2},
+    "more attention than mlp": {"kept_mlp": 1, "kept_attention": 2},
+    "more mlp than attention": {"kept_mlp": LAYERS, "kept_attention": 1},
 }
 
 
@@ -182,7 +182,7 @@ def test_a_batch_with_nothing_on_its_mask_adds_nothing():
 
 
 def test_bfloat16_gradients_are_as_exact_as_those_of_jax_grad():
-    """Rounding to 8 bits at every operation puts both 3 % from float32, single arrays 2 to 7 %, by ways of their own."""
+    """Rounding to 8 bits puts both 3 % from float32, single arrays 2 to 7 %, by ways of their own."""
     model, params = make_model("qwen2.5", "bfloat16")
     accumulate = layerwise(model, grpo, temperature=0.7, chunk=7, **KEPT["mlp of some"])
     ours, theirs = [], []
@@ -231,7 +231,7 @@ def accumulator_bytes() -> tuple[int, int]:
 
 @pytest.mark.parametrize(
     ("dtype", "kept"),
-    [("float32", {}), ("float32", {"keep": "mlp", "kept_layers": 5, "kept_attention": 9}), ("bfloat16", {})],
+    [("float32", {}), ("float32", {"kept_mlp": 5, "kept_attention": 9}), ("bfloat16", {})],
     ids=["float32", "more kept", "bfloat16"],
 )
 def test_no_second_gradient_exists(dtype, kept):
@@ -246,7 +246,7 @@ def test_no_second_gradient_exists(dtype, kept):
 
 def test_kept_projections_take_their_memory_and_save_their_flops():
     """2 · inner numbers a token and layer; the two products that made them (XLA counts a loop's body once)."""
-    plain, kept = compiled(), compiled(keep="mlp", kept_layers=16)
+    plain, kept = compiled(), compiled(kept_mlp=16)
     more = kept.memory_analysis().temp_size_in_bytes - plain.memory_analysis().temp_size_in_bytes
     assert more == pytest.approx(16 * TOKENS * 2 * WIDE.intermediate_size * 4, rel=0.1)
     products = 2 * (2 * TOKENS * WIDE.hidden_size * WIDE.intermediate_size)
@@ -266,9 +266,8 @@ def test_kept_attention_is_not_computed_again():
     [
         ({"temperature": 0.0}, "temperature=0.0: expected a number > 0"),
         ({"chunk": 0}, "chunk=0: expected a number of tokens >= 1"),
-        ({"keep": "mlp", "kept_layers": 4}, "kept_layers=4: expected 0 to 3, the model's layers"),
+        ({"kept_mlp": 4}, "kept_mlp=4: expected 0 to 3, the model's layers"),
         ({"kept_attention": -1}, "kept_attention=-1: expected 0 to 3, the model's layers"),
-        ({"kept_layers": 1}, "kept_layers=1 with keep='layer_inputs': expected 0, or keep='mlp'"),
     ],
 )
 def test_arguments_out_of_range_are_refused(changed, message):

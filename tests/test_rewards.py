@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
+from rlt_jax.backward import make_layerwise_accumulate
 from rlt_jax.configs import RewardConfig
 from rlt_jax.data import BESPOKE, Layout, build_prompts, eos_ids, load_tokenizer
 from rlt_jax.losses import ORIGINAL_NAMES, group_advantages
@@ -14,7 +15,7 @@ from rlt_jax.models import build_model, load_model, named_tensors
 from rlt_jax.rewards import RewardInputs, Rewards, judge_completions, judge_rows, rlt_reward
 from rlt_jax.scoring import row_logprobs
 from rlt_jax.types import Completion, Row
-from rlt_jax.update import grpo_batch_loss, grpo_batches, make_accumulate, sum_gradients
+from rlt_jax.update import grpo_batches, grpo_objective, sum_gradients
 
 TEMPERATURE = 0.7
 GROUP = 2
@@ -124,10 +125,12 @@ def test_loss_kl_and_gradient_of_the_step_are_the_originals(judged, arrays, mode
     tied, params = models["teacher"]
     model = build_model(replace(tied.config, tie_word_embeddings=False))
     params = {**params, "lm_head": params["embed_tokens"]}
-    loss = grpo_batch_loss(model, temperature=step["temperature"], beta=step["beta"], chunk=64, remat=False)
+    accumulate = make_layerwise_accumulate(
+        model, grpo_objective(beta=step["beta"]), temperature=step["temperature"], chunk=64
+    )
     sampler_logps = [np.zeros(n, np.float32) for n in lengths]
     batches = grpo_batches(ids, lengths.tolist(), ref, sampler_logps, advantages, batch_size=2)
-    gradients, aux = sum_gradients(make_accumulate(loss), params, batches)
+    gradients, aux = sum_gradients(accumulate, params, batches)
     assert float(aux["loss"]) == pytest.approx(float(arrays["loss"]), abs=1e-5)
     assert float(aux["kl"]) == pytest.approx(step["metrics"]["kl"][0], rel=1e-4)
 

@@ -6,18 +6,18 @@ import numpy as np
 import optax
 import pytest
 
+from rlt_jax.backward import make_layerwise_accumulate
 from rlt_jax.models import load_model, named_tensors
 from rlt_jax.types import TrainBatch
 from rlt_jax.update import (
-    grpo_batch_loss,
     grpo_batches,
+    grpo_objective,
     init_state,
     join_master,
-    make_accumulate,
     make_apply,
     make_optimizer,
-    sft_batch_loss,
     sft_batches,
+    sft_objective,
     split_master,
     sum_gradients,
 )
@@ -69,11 +69,11 @@ def options(**changed):
 def test_gradients_of_a_step_equal_the_originals(policy, cases, golden, batch_size):
     model, params = policy
     ids, lengths, ref = golden_rows(cases)
-    loss = grpo_batch_loss(
-        model, temperature=float(cases["batch/temperature"]), beta=float(cases["batch/beta"]), chunk=16, remat=True
-    )
+    objective = grpo_objective(beta=float(cases["batch/beta"]))
+    temperature = float(cases["batch/temperature"])
+    accumulate = make_layerwise_accumulate(model, objective, temperature=temperature, chunk=16)
     batches = grpo_batches(ids, lengths, ref, no_sampler(lengths), cases["batch/advantages"], batch_size=batch_size)
-    gradients, aux = sum_gradients(make_accumulate(loss), params, batches)
+    gradients, aux = sum_gradients(accumulate, params, batches)
     assert float(aux["loss"]) == pytest.approx(float(cases["batch/loss"]), abs=1e-5)
     assert float(aux["kl"]) == pytest.approx(float(cases["batch/mean_kl"]), rel=1e-3)
     expected = np.load(golden / "policy_grad.npz")
@@ -150,7 +150,7 @@ def test_filling_rows_and_pads_change_nothing(policy, cases):
     """Whatever stands in pads and in the rows that only fill a micro-batch, the gradient stays the same and finite."""
     model, params = policy
     ids, lengths, ref = golden_rows(cases)
-    accumulate = make_accumulate(grpo_batch_loss(model, temperature=0.7, beta=0.04, chunk=16, remat=False))
+    accumulate = make_layerwise_accumulate(model, grpo_objective(beta=0.04), temperature=0.7, chunk=16)
     advantages = np.array([1.0, -1.0], np.float32)
     ((batch, weight),) = grpo_batches(ids[:2], lengths[:2], ref[:2], no_sampler(lengths[:2]), advantages, batch_size=3)
     poisoned = TrainBatch(
@@ -170,7 +170,7 @@ def test_supervised_micro_batches_sum_to_the_mean_over_all_tokens(policy):
     model, params = policy
     rng = np.random.default_rng(2)
     examples = [(rng.integers(0, 900, n).astype(np.int32), np.arange(n) >= n // 2) for n in (9, 30, 14, 21, 5)]
-    accumulate = make_accumulate(sft_batch_loss(model, chunk=32, remat=False))
+    accumulate = make_layerwise_accumulate(model, sft_objective, temperature=1.0, chunk=32)
     whole, aux = sum_gradients(accumulate, params, sft_batches(examples, batch_size=5))
     parts, parts_aux = sum_gradients(accumulate, params, sft_batches(examples, batch_size=2))
     assert float(aux["loss"]) == pytest.approx(float(parts_aux["loss"]), rel=1e-5)
@@ -180,7 +180,7 @@ def test_supervised_micro_batches_sum_to_the_mean_over_all_tokens(policy):
 def test_a_bucket_compiles_once(policy, cases):
     model, params = policy
     ids, lengths, ref = golden_rows(cases)
-    accumulate = make_accumulate(grpo_batch_loss(model, temperature=0.7, beta=0.04, chunk=16, remat=False))
+    accumulate = make_layerwise_accumulate(model, grpo_objective(beta=0.04), temperature=0.7, chunk=16)
     for _ in range(3):
         batches = grpo_batches(ids, lengths, ref, no_sampler(lengths), cases["batch/advantages"], batch_size=2)
         sum_gradients(accumulate, params, batches)

@@ -158,6 +158,8 @@ def _counts(config: TrainConfig) -> Iterator[str]:
     off_at_zero = {
         "save_steps": (config.save_steps, "0 to save only at the end"),
         "eval_steps": (config.eval_steps, "0 for no evaluation"),
+        "loss.kept_mlp": (config.loss.kept_mlp, "0 for none"),
+        "loss.kept_attention": (config.loss.kept_attention, "0 for none"),
     }
     for name, count in positive.items():
         if count < 1:

@@ -35,7 +35,7 @@ TINY = TrainConfig(
         teacher_prompt_file=str(_TINY_ASSETS / "teacher_prompt.txt"),
     ),
     sampler=SamplerConfig(max_batch=64),
-    loss=LossConfig(remat=False),
+    loss=LossConfig(kept_mlp=3, kept_attention=3),
     log=LogConfig(sample_probability=0.1),
 )
 """Two small checkpoints that come with the package, on synthetic arithmetic.

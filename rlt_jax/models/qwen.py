@@ -243,17 +243,14 @@ class Model:
         """Logits f32[..., V] of hidden states [..., D] after the final norm."""
         return _matmul(hidden, self.head(params), preferred=jnp.float32)
 
-    @partial(jax.jit, static_argnames=("self", "remat"))
-    def hidden(
-        self, params: Params, ids: jax.Array, *, attention_mask: jax.Array | None = None, remat: bool = False
-    ) -> jax.Array:
+    @partial(jax.jit, static_argnames="self")
+    def hidden(self, params: Params, ids: jax.Array, *, attention_mask: jax.Array | None = None) -> jax.Array:
         """Hidden states after the final norm, [B, T, D] in the parameters' type.
 
         Args:
           ids: i32[B, T] token ids.
           attention_mask: bool or int [B, T], nonzero = real token, pads on either side. None: rows are right-padded,
             and the causal mask alone keeps pads out of real tokens' sight (fastest: cuDNN on a GPU in 16 bits).
-          remat: recompute each layer in the backward pass instead of keeping its activations.
         Positions of padding hold finite junk.
         """
         chex.assert_rank(ids, 2)
@@ -262,8 +259,6 @@ class Model:
         def step(x: jax.Array, layer_params: Params) -> tuple[jax.Array, None]:
             return self.layer(layer_params, x, context), None
 
-        if remat:
-            step = jax.checkpoint(step, prevent_cse=False)  # scan already keeps the two passes apart
         x, _ = jax.lax.scan(step, self.embed(params, ids), params["layers"])
         return self.final_norm(params, x)
 

@@ -41,7 +41,16 @@ def data(tiny, tmp_path_factory) -> Path:
 def flags(tiny, data) -> tuple:
     return (
         *("--model", tiny / "teacher", "--data.path", data, "--data.eval-path", tiny / "eval.jsonl"),
-        *("--data.eval-rows", 16, "--data.teacher-prompt-file", tiny / "teacher_prompt.txt", "--no-remat"),
+        *(
+            "--data.eval-rows",
+            16,
+            "--data.teacher-prompt-file",
+            tiny / "teacher_prompt.txt",
+            "--kept-mlp",
+            3,
+            "--kept-attention",
+            3,
+        ),
         *("--max-length", 256, "--train-batch-size", 16, "--per-device-train-batch-size", 16),
         *("--learning-rate", 1e-3, "--optimizer.lr-scheduler", "constant"),
     )

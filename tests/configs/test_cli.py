@@ -43,11 +43,11 @@ def test_flag_names_of_the_original():
 
 
 def test_section_flags():
-    argv = "--loss.beta 0.1 --loss.remat --data.truncate-prompts --sampler.kind native --log.no-tensorboard"
+    argv = "--loss.beta 0.1 --loss.kept-mlp 2 --data.truncate-prompts --sampler.kind native --log.no-tensorboard"
     argv += " --reward.kl-penalty-reward-coeff 2 --reward.reduction-kl median --reward.normalize-log-prob exp"
     argv += " --reward.clip-kl None --data.eval-rows 8 --planned_gb 3.5 --resume must"
     config, _ = parse_train_args(argv.split())
-    assert (config.loss.beta, config.loss.remat, config.data.truncate_prompts) == (0.1, True, True)
+    assert (config.loss.beta, config.loss.kept_mlp, config.data.truncate_prompts) == (0.1, 2, True)
     assert (config.sampler.kind, config.log.tensorboard) == ("native", False)
     assert (config.reward.kl_penalty_reward_coeff, config.reward.reduction_kl) == ((2.0,), ("median",))
     assert (config.reward.normalize_log_prob, config.reward.clip_kl) == ("exp", None)
@@ -112,7 +112,7 @@ REFUSED_BY_TYRO = [
     ("--max-steps", ["Missing value for argument '--max-steps'"]),
     ("--preset", ["Missing value for argument '--preset'"]),
     ("--config", ["Missing value for argument '--config'"]),
-    ("--loss.remat False", ["Unrecognized options: False"]),
+    ("--log.wandb False", ["Unrecognized options: False"]),
     ("stray", ["Unrecognized options: stray"]),
 ]
 

@@ -1,0 +1,257 @@
+"""AdamW whose state lives in pinned host memory and visits the card piece by piece.
+
+The card keeps the weights and the accumulated gradients. The rest of a parameter (the low half of its fp32 master, both
+moments) stays on the host and comes over for the moment of its update:
+
+    to the card        | 1 | 2 | 3 | 4 | ...
+    update                 |   |   |   |
+    back to the host       | 1 | 2 | 3 | ...
+
+A piece is a layer, or as many rows of the embedding or the head as have about a layer's parameters. Its state is three
+flat arrays, not three for each of a dozen leaves: few large copies. They come by `device_put`, which has streams of its
+own, and go back as the output of a program, whose copies have another: the bus is busy both ways at once. Were both
+part of one program, XLA would put them on one stream, one after the other.
+
+Pinned memory is slow to get (a second for a GB) and JAX never returns it to the system, so each buffer is taken once,
+by `init_host_state` or by restoring a checkpoint. Later states are written over it: the program that returns a state
+is given the old one, donated, and XLA gives its output that memory. Weights change in place too, row by row, and a
+state on the card is updated where it came to lie.
+
+Departures from `update.make_apply`: none with float32 moments. On a CPU all results are bit-equal to its, unless rows
+are so short (below 16) that the compiler unrolls the two into different fused multiply-adds.
+"bfloat16" moments are rounded to nearest after each step. That is good for runs of some hundred steps; with beta2 =
+0.999 a second moment so rounded can grow but hardly fall, and is 6 % too large after 1000 steps of equal gradients.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import SingleDeviceSharding
+
+from rlt_jax.memory.pinned import Moments
+from rlt_jax.models import Params
+from rlt_jax.update import join_master, split_master
+
+
+class HostPiece(NamedTuple):
+    """State of a piece's N parameters: those of its leaves one after the other, each flattened."""
+
+    low: jax.Array | None  # u16[N] low halves of the masters; None when the weights are float32
+    mu: jax.Array  # f32[N] or bf16[N] first moments
+    nu: jax.Array  # f32[N] or bf16[N] second moments
+
+
+class HostState(NamedTuple):
+    """State of the optimizer. Donated to `apply`: use only what it returns."""
+
+    num_updates: jax.Array  # i32[], on the card
+    pieces: tuple[HostPiece, ...]  # as `cut_pieces` of the parameters; in pinned host memory
+
+
+class Piece(NamedTuple):
+    """Rows start .. start + rows - 1 on axis 0 of some leaves of the parameter tree."""
+
+    leaves: tuple[int, ...]  # numbers, in the order of jax.tree.leaves
+    start: int
+    rows: int
+
+
+HostApply = Callable[[Params, HostState, Params], tuple[Params, HostState, jax.Array]]
+
+
+def cut_pieces(params: Params) -> tuple[Piece, ...]:
+    """The pieces of a parameter tree (of arrays or ShapeDtypeStructs); together they hold every parameter once.
+
+    Each layer of the leaves below "layers" is a piece. Any other leaf is one too, or is cut into as few as are no
+    larger than a layer, of equally many rows but for the last. Without "layers" nothing is cut.
+    """
+    leaves, tree = jax.tree.flatten(params)
+    numbers = jax.tree.unflatten(tree, range(len(leaves)))
+    stacked = tuple(jax.tree.leaves(numbers.get("layers", {})))
+    pieces = [Piece(stacked, layer, 1) for layer in range(leaves[stacked[0]].shape[0])] if stacked else []
+    layer_size = sum(math.prod(leaves[i].shape[1:]) for i in stacked)
+    for i in sorted(set(range(len(leaves))) - set(stacked)):
+        length, row_size = leaves[i].shape[0], math.prod(leaves[i].shape[1:])
+        most = max(layer_size // row_size, 1) if stacked else length
+        rows = math.ceil(length / math.ceil(length / most))
+        pieces += [Piece((i,), start, min(rows, length - start)) for start in range(0, length, rows)]
+    return tuple(pieces)
+
+
+def host_state_shapes(params: Params, *, moments: Moments = "float32") -> HostState:
+    """The state of `params` (arrays or ShapeDtypeStructs) as ShapeDtypeStructs that know their place.
+
+    Restore a checkpoint like this, not like a state: two of them at once would need twice the pinned memory.
+
+    Raises:
+      ValueError: the parameters are not all bfloat16 or all float32.
+    """
+    leaves = jax.tree.leaves(params)
+    dtypes = sorted({leaf.dtype.name for leaf in leaves})
+    if dtypes not in (["bfloat16"], ["float32"]):
+        raise ValueError(f"parameters of {' and '.join(dtypes)}: expected all bfloat16 or all float32")
+
+    def flat(piece: Piece, dtype: str) -> Any:
+        size = sum(_sizes([leaves[i] for i in piece.leaves], piece.rows))
+        return jax.ShapeDtypeStruct((size,), dtype, sharding=_pinned_host())
+
+    def shapes(piece: Piece) -> HostPiece:
+        low = flat(piece, "uint16") if dtypes == ["bfloat16"] else None
+        return HostPiece(low, flat(piece, moments), flat(piece, moments))
+
+    num_updates: Any = jax.ShapeDtypeStruct((), "int32", sharding=_device())
+    return HostState(num_updates, tuple(map(shapes, cut_pieces(params))))
+
+
+def init_host_state(params: Params, *, moments: Moments = "float32") -> HostState:
+    """Fresh state around loaded weights, whose exact values are the first masters.
+
+    Raises:
+      ValueError: as `host_state_shapes`.
+    """
+    shapes = host_state_shapes(params, moments=moments)
+    return jax.tree.map(lambda like: _make_zeros(like.shape, like.dtype, like.sharding)(), shapes)
+
+
+def to_host(state: HostState) -> HostState:
+    """A state of arrays anywhere, NumPy's too, where `apply` wants it; what is there already is not copied."""
+    return HostState(jax.device_put(state.num_updates, _device()), jax.device_put(state.pieces, _pinned_host()))
+
+
+def make_host_apply(
+    rate: optax.Schedule,
+    *,
+    adam_beta1: float,
+    adam_beta2: float,
+    adam_epsilon: float,
+    weight_decay: float,
+    max_grad_norm: float,
+) -> HostApply:
+    """`apply(params, state, gradients)` -> (new params, new state, global gradient norm before clipping).
+
+    The step of `update.make_apply` with `update.make_optimizer`: clip to the global norm, then AdamW (Loshchilov &
+    Hutter, arXiv 1711.05101). `rate` is that function's schedule; the rest are its arguments.
+
+    Parameters (all bfloat16 or all float32) and state are donated. The gradients, float32, are only read: free them
+    afterwards. On the card beside both: the state of 2 pieces, and of one its weights and gradients. Compiles four
+    small programs for each shape of a piece.
+    """
+    adamw = optax.adamw(rate, b1=adam_beta1, b2=adam_beta2, eps=adam_epsilon, weight_decay=weight_decay)
+    device, host = _device(), _pinned_host()
+
+    # Every place is said. Otherwise JAX would mix up card and host where it pairs donated arrays with outputs, and
+    # would compile anew when arrays that were put on the card follow those that are there by default.
+    take_rows = jax.jit(_take_rows, static_argnums=0, in_shardings=device, out_shardings=device)
+
+    @partial(jax.jit, in_shardings=device, out_shardings=device)
+    def begin(gradients: Params, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return optax.global_norm(gradients), optax.safe_increment(count)
+
+    @partial(jax.jit, static_argnums=0, donate_argnums=(1, 3), in_shardings=device, out_shardings=device)
+    def update(
+        alone: bool, weights: jax.Array, gradient: jax.Array, old: HostPiece, count: jax.Array, norm: jax.Array
+    ) -> tuple[jax.Array, HostPiece, list[jax.Array]]:
+        """A piece's new weights and state, and something to be ignored."""
+        gradient = lax.select(norm < max_grad_norm, gradient, gradient / norm * max_grad_norm)
+        master = weights if old.low is None else join_master(weights, old.low)
+        arrays = gradient, master, old.mu.astype(jnp.float32), old.nu.astype(jnp.float32)
+        # XLA rounds otherwise where 1 - beta^t divides a single array: it multiplies by the inverse. With a second one
+        # (of one parameter) a piece is rounded as it would be among the other leaves.
+        gradients, masters, mu, nu = ([x] if alone else [x, x[:1]] for x in arrays)
+        state = optax.tree.set(adamw.init(masters), count=count, mu=mu, nu=nu)
+        updates, state = adamw.update(gradients, state, masters)
+        master, *ignored = optax.apply_updates(masters, updates)
+        weights, low = (master, None) if old.low is None else split_master(master)
+        new_mu, new_nu = (optax.tree.get(state, name)[0].astype(old.mu.dtype) for name in ("mu", "nu"))
+        return weights, HostPiece(low, new_mu, new_nu), ignored
+
+    @partial(
+        jax.jit,
+        static_argnums=0,
+        donate_argnums=(1, 4),
+        keep_unused=True,  # `kept` is there for its memory
+        in_shardings=(device, device, device, host, device),
+        out_shardings=(device, host),
+    )
+    def store(
+        rows: int, leaves: list[jax.Array], weights: jax.Array, new: HostPiece, kept: HostPiece, start: np.int32
+    ) -> tuple[list[jax.Array], HostPiece]:
+        """The leaves with new rows, and the new state on the host, over `kept`."""
+        return _with_rows(leaves, weights, start, rows), new
+
+    def step(
+        piece: Piece,
+        leaves: list[jax.Array],
+        gradients: list[jax.Array],
+        staged: HostPiece,
+        kept: HostPiece,
+        count: jax.Array,
+        norm: jax.Array,
+    ) -> HostPiece:
+        """Update one piece of `leaves`, in that list; returns its new state.
+
+        Three programs, since what AdamW's sums of products are fused with decides on a CPU how they are rounded.
+        """
+        ours, start = [leaves[i] for i in piece.leaves], np.int32(piece.start)
+        weights = take_rows(piece.rows, ours, start)
+        gradient = take_rows(piece.rows, [gradients[i] for i in piece.leaves], start)
+        weights, new, _ = update(len(leaves) == 1, weights, gradient, staged, count, norm)
+        ours, kept = store(piece.rows, ours, weights, new, kept, start)
+        for i, leaf in zip(piece.leaves, ours):
+            leaves[i] = leaf
+        return kept
+
+    def apply(params: Params, state: HostState, gradients: Params) -> tuple[Params, HostState, jax.Array]:
+        chex.assert_trees_all_equal_shapes(params, gradients)
+        norm, count = begin(gradients, state.num_updates)
+        leaves, tree = jax.tree.flatten(params)
+        accumulators, kept = jax.tree.leaves(gradients), list(state.pieces)
+        following = jax.device_put(kept[0], device)
+        for i, piece in enumerate(cut_pieces(params)):
+            if i:  # otherwise copies would be started, and memory taken for them, as fast as Python can
+                jax.block_until_ready(kept[i - 1])
+            staged, following = following, jax.device_put(kept[i + 1], device) if i + 1 < len(kept) else None
+            kept[i] = step(piece, leaves, accumulators, staged, kept[i], state.num_updates, norm)
+        return jax.tree.unflatten(tree, leaves), HostState(count, tuple(kept)), norm
+
+    return apply
+
+
+def _device() -> SingleDeviceSharding:
+    return SingleDeviceSharding(jax.devices()[0])
+
+
+def _pinned_host() -> SingleDeviceSharding:
+    return SingleDeviceSharding(jax.devices()[0], memory_kind="pinned_host")
+
+
+@cache  # a jitted function compiles anew when it is made anew
+def _make_zeros(shape: tuple[int, ...], dtype: jnp.dtype, sharding: SingleDeviceSharding) -> Callable[[], jax.Array]:
+    return jax.jit(partial(jnp.zeros, shape, dtype), out_shardings=sharding)
+
+
+def _sizes(leaves: Sequence[jax.Array | jax.ShapeDtypeStruct], rows: int) -> list[int]:
+    """How many parameters so many rows of each leaf have."""
+    return [rows * math.prod(leaf.shape[1:]) for leaf in leaves]
+
+
+def _take_rows(rows: int, leaves: list[jax.Array], start: np.int32) -> jax.Array:
+    """Rows start .. start + rows - 1 of every leaf, flattened and joined."""
+    return jnp.concatenate([lax.dynamic_slice_in_dim(leaf, start, rows).reshape(-1) for leaf in leaves])
+
+
+def _with_rows(leaves: list[jax.Array], flat: jax.Array, start: np.int32, rows: int) -> list[jax.Array]:
+    """The leaves with `flat` in place of what `_take_rows` takes."""
+    parts = jnp.split(flat, np.cumsum(_sizes(leaves, rows))[:-1])
+    return [
+        lax.dynamic_update_slice_in_dim(leaf, part.reshape(rows, *leaf.shape[1:]), start, axis=0)
+        for leaf, part in zip(leaves, parts)
+    ]
