@@ -17,7 +17,7 @@ as much of the head as the completions do.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -26,12 +26,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rlt_jax.models import Context, Model, Params
+from rlt_jax.models import Context, Model, Params, segment_starts
 from rlt_jax.types import Array
 
 
 class MaskedBatch(Protocol):
-    """What a micro-batch must have; a loss may read more of it."""
+    """What a micro-batch must have; a loss may read more of it.
+
+    One of packed rows also has `segments` i32[B, T], as in `Model.hidden`. None or no such field: rows are single.
+    """
 
     @property
     def ids(self) -> Array:
@@ -65,7 +68,7 @@ def make_layerwise_accumulate(
 
     Args:
       loss_of_logps: (logps f32[B, T] nats, batch) -> (f32[] loss, aux). The log-prob at position t is that of the token
-        at t; it is 0 off batch.mask and at position 0, which has no context.
+        at t; it is 0 off batch.mask and on the first token of a row or segment, which has no context.
       temperature: > 0, divides the logits.
       chunk: >= 1, tokens whose logits exist at one time. Each chunk reads and writes the head's whole accumulator once.
       kept_mlp: the last so many layers keep the MLP's gate and up projections from the forward pass, 2·inner·w bytes a
@@ -83,21 +86,24 @@ def make_layerwise_accumulate(
     for name, count in (("kept_mlp", kept_mlp), ("kept_attention", kept_attention)):
         if not 0 <= count <= num_layers:
             raise ValueError(f"{name}={count}: expected 0 to {num_layers}, the model's layers")
-    segments = _segments(num_layers, kept_attention=kept_attention, kept_mlp=kept_mlp)
+    stretches = _stretches(num_layers, kept_attention=kept_attention, kept_mlp=kept_mlp)
     head_name = "embed_tokens" if model.config.tie_word_embeddings else "lm_head"
 
     def accumulate(params: Params, accumulators: Params, batch: Batch, weight: float) -> tuple[Params, Aux]:
         chex.assert_rank(batch.ids, 2)
         chex.assert_equal_shape([batch.ids, batch.mask])
         chex.assert_trees_all_equal_shapes(params, accumulators)
-        ids = jnp.asarray(batch.ids)
-        context = model.context(params, ids)
-        x, kept = _forward(model, params, model.embed(params, ids), context, segments)
+        ids, mask, segments = jnp.asarray(batch.ids), jnp.asarray(batch.mask), getattr(batch, "segments", None)
+        if segments is not None:
+            segments = jnp.asarray(segments)
+            mask = mask.astype(bool) & ~segment_starts(segments)
+        context = model.context(params, ids, segments=segments)
+        x, kept = _forward(model, params, model.embed(params, ids), context, stretches)
         # Checkpointed: of its float32 arrays, none outlives the head's backward pass.
         norm = jax.checkpoint(lambda norm_params, x: model.final_norm({"norm": norm_params}, x))
         hidden, norm_vjp = jax.vjp(norm, params["norm"], x)
 
-        targets = _targets(ids, batch.mask, chunk)
+        targets = _targets(ids, mask, chunk)
         logps, normalisers = _head_logps(model, params, hidden, targets, temperature)
         d_logps, aux = jax.grad(loss_of_logps, has_aux=True)(logps, batch)
         # Here and not at every sum: gradients are linear in it.
@@ -107,7 +113,7 @@ def make_layerwise_accumulate(
         )
 
         d_norm, d_x = norm_vjp(d_hidden)
-        d_x, layers = _backward(model, params, accumulators["layers"], kept, d_x, context, segments)
+        d_x, layers = _backward(model, params, accumulators["layers"], kept, d_x, context, stretches)
         sums = accumulators | {
             "layers": layers,
             "norm": jax.tree.map(_add, accumulators["norm"], d_norm),
@@ -116,10 +122,46 @@ def make_layerwise_accumulate(
         embedding = sums["embed_tokens"]["weight"]  # the head's as well, when tied
         return sums | {"embed_tokens": {"weight": embedding.at[ids].add(d_x.astype(embedding.dtype))}}, aux
 
-    return jax.jit(accumulate, donate_argnums=1)
+    return jax.jit(accumulate, donate_argnums=1, compiler_options=_compiler_options())
 
 
-class _Segment(NamedTuple):
+def make_fitting_accumulate(
+    model: Model,
+    loss_of_logps: LossOfLogps[Batch],
+    *,
+    temperature: float,
+    chunk: int,
+    kept: Callable[[int, int], tuple[int, int]],
+) -> Callable[[Params, Params, Batch, float], tuple[Params, Aux]]:
+    """`make_layerwise_accumulate`, in which each shape of a micro-batch keeps what it has room for.
+
+    Args:
+      kept: (sequences, tokens of each) -> (kept_attention, kept_mlp).
+    """
+
+    @cache
+    def keeping(kept_attention: int, kept_mlp: int) -> Callable:
+        return make_layerwise_accumulate(
+            model,
+            loss_of_logps,
+            temperature=temperature,
+            chunk=chunk,
+            kept_attention=kept_attention,
+            kept_mlp=kept_mlp,
+        )
+
+    def accumulate(params: Params, accumulators: Params, batch: Batch, weight: float) -> tuple[Params, Aux]:
+        return keeping(*kept(*batch.ids.shape))(params, accumulators, batch, weight)
+
+    return accumulate
+
+
+def _compiler_options() -> dict[str, Any]:
+    """What is kept is decided here, by a plan of the whole card. XLA would recompute parts of it to stay below 80 %."""
+    return {"xla_gpu_memory_limit_slop_factor": 140} if jax.default_backend() == "gpu" else {}
+
+
+class _Stretch(NamedTuple):
     """Neighbouring layers, start <= l < stop, that keep the same things."""
 
     start: int
@@ -139,52 +181,57 @@ class _Kept(NamedTuple):
 @partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["places", "structure"])
 @dataclass(frozen=True)
 class _Shared:
-    """A pytree that holds an array once however often it occurs: attention's output is also in its pullback."""
+    """A pytree that holds an array once however often it occurs: attention's output is also in its pullback.
+
+    Arrays that are there anyway for all layers, as the mask of packed rows in the pullback is, are not held at all.
+    """
 
     arrays: list[jax.Array]
-    places: tuple[int, ...]  # of each leaf among the arrays
+    places: tuple[int, ...]  # of each leaf among those of all layers, then the arrays
     structure: jax.tree_util.PyTreeDef
 
 
-def _share(tree: Any) -> _Shared:
+def _share(tree: Any, context: Context) -> _Shared:
     leaves, structure = jax.tree.flatten(tree)
-    arrays = {id(leaf): leaf for leaf in leaves}
-    order = list(arrays)
+    common = [id(leaf) for leaf in jax.tree.leaves(context)]
+    arrays = {id(leaf): leaf for leaf in leaves if id(leaf) not in common}
+    order = [*common, *arrays]
     return _Shared(list(arrays.values()), tuple(order.index(id(leaf)) for leaf in leaves), structure)
 
 
-def _unshare(shared: _Shared) -> Any:
-    return jax.tree.unflatten(shared.structure, [shared.arrays[place] for place in shared.places])
+def _unshare(shared: _Shared, context: Context) -> Any:
+    arrays = [*jax.tree.leaves(context), *shared.arrays]
+    return jax.tree.unflatten(shared.structure, [arrays[place] for place in shared.places])
 
 
-def _segments(num_layers: int, *, kept_attention: int, kept_mlp: int) -> list[_Segment]:
+def _stretches(num_layers: int, *, kept_attention: int, kept_mlp: int) -> list[_Stretch]:
     attention_from, mlp_from = num_layers - kept_attention, num_layers - kept_mlp
     cuts = sorted({0, attention_from, mlp_from, num_layers})
-    return [_Segment(i, j, attention=i >= attention_from, mlp=i >= mlp_from) for i, j in pairwise(cuts)]
+    return [_Stretch(i, j, attention=i >= attention_from, mlp=i >= mlp_from) for i, j in pairwise(cuts)]
 
 
 def _forward(
-    model: Model, params: Params, x: jax.Array, context: Context, segments: list[_Segment]
+    model: Model, params: Params, x: jax.Array, context: Context, stretches: list[_Stretch]
 ) -> tuple[jax.Array, list[_Shared]]:
-    """The last layer's output [B, T, D], and each segment's _Kept, stacked by layer on axis 0."""
+    """The last layer's output [B, T, D], and each stretch's _Kept, stacked by layer on axis 0."""
 
-    def step(segment: _Segment, x: jax.Array, index: jax.Array) -> tuple[jax.Array, _Shared]:
+    def step(stretch: _Stretch, x: jax.Array, index: jax.Array) -> tuple[jax.Array, _Shared]:
         weights = _at(params["layers"], index)
         qkv = model.project(weights, x, context)
         attend = partial(model.attend, context=context)
-        attention = jax.vjp(attend, *qkv) if segment.attention else None
+        attention = jax.vjp(attend, *qkv) if stretch.attention else None
         attended = attend(*qkv) if attention is None else attention[0]
         middle = model.add_attention(weights, x, attended)
         gate_and_up = model.gate_and_up(weights, middle)
-        kept = _Kept(x, attention, gate_and_up if segment.mlp else None)
-        return model.add_mlp(weights, middle, *gate_and_up), _share(kept)
+        kept = _Kept(x, attention, gate_and_up if stretch.mlp else None)
+        return model.add_mlp(weights, middle, *gate_and_up), _share(kept, context)
 
     kept = []
-    for segment in segments:
+    for stretch in stretches:
         # Over layer numbers, not over a part of the weights: that would be a copy of them.
-        numbers = jnp.arange(segment.start, segment.stop)
-        x, of_segment = lax.scan(partial(step, segment), x, numbers)
-        kept.append(of_segment)
+        numbers = jnp.arange(stretch.start, stretch.stop)
+        x, of_stretch = lax.scan(partial(step, stretch), x, numbers)
+        kept.append(of_stretch)
     return x, kept
 
 
@@ -195,23 +242,23 @@ def _backward(
     kept: list[_Shared],
     d_x: jax.Array,
     context: Context,
-    segments: list[_Segment],
+    stretches: list[_Stretch],
 ) -> tuple[jax.Array, Params]:
     """The gradient [B, T, D] of the first layer's input, and the layers' accumulators with theirs added."""
 
     def step(
-        segment: _Segment, of_segment: _Shared, n: jax.Array, carry: tuple[jax.Array, Params]
+        stretch: _Stretch, of_stretch: _Shared, n: jax.Array, carry: tuple[jax.Array, Params]
     ) -> tuple[jax.Array, Params]:
         d_y, accumulators = carry
-        index = segment.stop - 1 - n
+        index = stretch.stop - 1 - n
         weights = _at(params["layers"], index)
-        kept = _unshare(_at(of_segment, index - segment.start))
+        kept = _unshare(_at(of_stretch, index - stretch.start), context)
         d_x, gradient = _layer_backward(model, weights, kept, d_y, context)
         return d_x, jax.tree.map(lambda a, g: _add_at(a, index, g), accumulators, gradient)
 
-    for segment, of_segment in zip(reversed(segments), reversed(kept)):
-        length = segment.stop - segment.start
-        d_x, accumulators = lax.fori_loop(0, length, partial(step, segment, of_segment), (d_x, accumulators))
+    for stretch, of_stretch in zip(reversed(stretches), reversed(kept)):
+        length = stretch.stop - stretch.start
+        d_x, accumulators = lax.fori_loop(0, length, partial(step, stretch, of_stretch), (d_x, accumulators))
     return d_x, accumulators
 
 
@@ -250,7 +297,7 @@ class _Targets(NamedTuple):
 
 
 def _targets(ids: jax.Array, mask: jax.Array, chunk: int) -> _Targets:
-    wanted = _shift_left(jnp.asarray(mask).astype(bool))
+    wanted = _shift_left(mask.astype(bool))
     size = min(chunk, ids.size)
     padded = -(-ids.size // size) * size
     (positions,) = jnp.nonzero(wanted.reshape(-1), size=padded, fill_value=ids.size)
@@ -305,7 +352,7 @@ def _head_backward(
         # In the weights' type, for the tensor cores.
         d_logits = ((is_label - probs) * scale[:, None]).astype(head.dtype)
         d_h = _product("nv,vd->nd", d_logits, head).astype(hidden.dtype)
-        return d_hidden.at[at].set(d_h, mode="drop"), accumulator + _product("nv,nd->vd", d_logits, h)
+        return d_hidden.at[at].set(d_h, mode="drop"), _add(accumulator, _product("nv,nd->vd", d_logits, h))
 
     d_hidden, accumulator = lax.fori_loop(0, targets.num_chunks, step, (jnp.zeros_like(flat), accumulator))
     return d_hidden.reshape(hidden.shape), accumulator
@@ -328,7 +375,8 @@ def _at(tree: Tree, index: jax.Array) -> Tree:
 
 
 def _add(accumulator: jax.Array, gradient: jax.Array) -> jax.Array:
-    return accumulator + gradient.astype(accumulator.dtype)
+    """The sum, added in float32 and rounded to the accumulator's type."""
+    return (accumulator.astype(jnp.float32) + gradient.astype(jnp.float32)).astype(accumulator.dtype)
 
 
 def _add_at(accumulator: jax.Array, index: jax.Array, gradient: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """Static shapes for ragged rows: a few bucket lengths, a fixed number of rows, so that compiled programs are reused."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,3 +33,73 @@ def length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[tuple[np
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         yield indices, bucket_length(lengths[indices[0]])
+
+
+class Sequences(NamedTuple):
+    """The rows of one batch, by the sequence they stand in."""
+
+    packs: list[list[int]]  # row indices of each sequence, in order
+    length: int  # bucket of the longest sequence, tokens
+    num_sequences: int  # with those that only fill the batch up
+
+
+def sequence_batches(lengths: Sequence[int], batch_size: int, *, packed_length: int | None = None) -> list[Sequences]:
+    """`length_batches` of sequences that hold several rows each, with as little padding as can be, or one each.
+
+    Packed batches are of like size: what was packed into few sequences is not filled up with empty ones.
+
+    Args:
+      batch_size: sequences of a batch, at most.
+      packed_length: pack rows into sequences of at most the bucket of so many tokens, or of the longest row if that is
+        longer: of the buckets between, the one that leaves the least padding. None: one row a sequence.
+    """
+    if packed_length is None or not lengths:
+        return _cut([[i] for i in range(len(lengths))], lengths, batch_size)
+    capacities = [bucket_length(max(lengths))]
+    while (longer := bucket_length(capacities[-1] + 1)) <= bucket_length(packed_length):
+        capacities.append(longer)
+
+    def packed_into(capacity: int) -> list[Sequences]:
+        packs = pack_rows(lengths, capacity)
+        num_batches = -(-len(packs) // batch_size)
+        return _cut(packs, lengths, -(-len(packs) // num_batches))
+
+    def tokens(batches: list[Sequences]) -> int:
+        return sum(batch.num_sequences * batch.length for batch in batches)
+
+    return min(map(packed_into, capacities), key=tokens)  # the shortest of equal ones: attention is quadratic
+
+
+def _cut(packs: list[list[int]], lengths: Sequence[int], batch_size: int) -> list[Sequences]:
+    batches = length_batches([sum(lengths[i] for i in pack) for pack in packs], batch_size)
+    return [Sequences([packs[i] for i in indices], length, batch_size) for indices, length in batches]
+
+
+def pack_rows(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Cut rows into packs of at most `capacity` tokens: first fit, longest first; indices of each pack's rows.
+
+    All packs but one are more than half full.
+    """
+    packs: list[list[int]] = []
+    room: list[int] = []
+    for i in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
+        pack = next((pack for pack, free in enumerate(room) if free >= lengths[i]), len(packs))
+        if pack == len(packs):
+            packs.append([])
+            room.append(capacity)
+        packs[pack].append(i)
+        room[pack] -= lengths[i]
+    return packs
+
+
+def join_rows(rows: Sequence[np.ndarray], sequences: Sequences) -> np.ndarray:
+    """[num_sequences, length] of the rows' dtype: the rows of each sequence one behind the other, right-padded."""
+    joined = [np.concatenate([rows[i] for i in pack]) for pack in sequences.packs]
+    return pad_rows(joined, sequences.length, num_rows=sequences.num_sequences)
+
+
+def segments_of(lengths: Sequence[int], sequences: Sequences) -> np.ndarray:
+    """i32[num_sequences, length]: 1 on the tokens of a sequence's first row, 2 on its second's, ...; 0 on padding."""
+    numbers = [np.repeat(np.arange(len(pack)) + 1, [lengths[i] for i in pack]) for pack in sequences.packs]
+    padded = pad_rows(numbers, sequences.length, num_rows=sequences.num_sequences)
+    return padded.astype(np.int32)

@@ -19,12 +19,15 @@ from rlt_jax.errors import UserError
 Arrays = Any
 CheckpointManager = ocp.CheckpointManager
 
+COPIES_GB = 4  # of arrays on their way into a checkpoint at one time, unless one is larger
 _SHOWN = 4  # differences in one message
 
 
-def open_checkpoints(folder: Path, *, keep: int) -> ocp.CheckpointManager:
+def open_checkpoints(folder: Path, *, keep: int, like: Arrays = ()) -> ocp.CheckpointManager:
     """The manager of `folder` (made when missing); it keeps the newest `keep` checkpoints.
 
+    Args:
+      like: the arrays to be saved, or their shapes: the largest bounds the host memory that saving takes.
     Raises:
       UserError: `folder` is a file.
     """
@@ -33,7 +36,18 @@ def open_checkpoints(folder: Path, *, keep: int) -> ocp.CheckpointManager:
             f"expected a folder for checkpoints, but {folder} is a file: move it, or take another run folder"
         )
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(folder.resolve(), options=options)
+    largest = max((leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like)), default=0)
+    limit = max(COPIES_GB, largest / 1e9)  # Orbax refuses an array that is larger than its limit
+    # Left to itself Orbax copies all arrays to the host, and encodes all of them, before it writes the first: twice the
+    # memory of an optimizer whose state fills the host already. Each of these three is needed to bound that.
+    arrays = ocp.PyTreeCheckpointHandler(
+        save_concurrent_gb=limit,
+        save_device_host_concurrent_gb=limit,
+        is_prioritized_key_fn=lambda key: False,
+        restore_concurrent_gb=limit,
+    )
+    handlers = {"arrays": arrays, "facts": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(folder.resolve(), item_handlers=handlers, options=options)
 
 
 def save_checkpoint(manager: ocp.CheckpointManager, step: int, arrays: Arrays, facts: dict[str, int]) -> None:
@@ -41,7 +55,7 @@ def save_checkpoint(manager: ocp.CheckpointManager, step: int, arrays: Arrays, f
     if manager.latest_step() == step:
         return
     written = ocp.args.JsonSave({**facts, "arrays": _signature(arrays)})
-    manager.save(step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), facts=written))
+    manager.save(step, args=ocp.args.Composite(arrays=ocp.args.PyTreeSave(arrays), facts=written))
     manager.wait_until_finished()
 
 
@@ -87,7 +101,8 @@ def restore_checkpoint(
             f"{where}: expected a checkpoint of at most step {max_steps}, the run's last: raise --max-steps, or choose "
             "another --output-dir"
         )
-    abstract = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+    shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    abstract = ocp.args.PyTreeRestore(shapes, restore_args=ocp.checkpoint_utils.construct_restore_args(shapes))
     try:
         with _quiet_when_failing():
             arrays = manager.restore(step, args=ocp.args.Composite(arrays=abstract))["arrays"]

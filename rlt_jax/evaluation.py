@@ -8,23 +8,23 @@ import numpy as np
 
 from rlt_jax.data import Layout
 from rlt_jax.metrics import eval_metrics
+from rlt_jax.report.comparison import QUANTITIES, Evaluations, read_evaluations
 from rlt_jax.report.paired import PairedChange, paired_change
 from rlt_jax.report.writer import read_lines
 from rlt_jax.rewards import Judged
 from rlt_jax.rollout import rollout_metrics
-from rlt_jax.sampling.base import Sampler
-from rlt_jax.types import Completion, Prompt, Request, SamplingParams
+from rlt_jax.types import Completion, Prompt, Request
 
 SOLUTION_LOGP = "solution_logp/mean"  # the component that says whether the student got to know the solution
 EVAL_FILE = "eval.jsonl"
 
+Draw = Callable[[Sequence[Request]], list[tuple[Completion, ...]]]
 Judge = Callable[[Sequence[Prompt], Sequence[Completion]], Judged]
 
 
 def evaluate_policy(
-    sampler: Sampler,
+    draw: Draw,
     prompts: Sequence[Prompt],
-    params: SamplingParams,
     judge: Judge,
     layout: Layout,
     *,
@@ -33,12 +33,13 @@ def evaluate_policy(
     """One completion per held-out prompt.
 
     Args:
+      draw: completions of requests, as `Sampler.generate` returns them.
       seed: prompt i is drawn with seed + i, whatever the step.
     Returns:
       The means, named as the training metrics with "eval/" in front, and one record per prompt for EVAL_FILE.
     """
     requests = [Request(prompt.teacher_ids, (seed + i,)) for i, prompt in enumerate(prompts)]
-    completions = [drawn for (drawn,) in sampler.generate(requests, params)]
+    completions = [drawn for (drawn,) in draw(requests)]
     judged = judge(prompts, completions)
     metrics = rollout_metrics(judged, completions, layout, num_generations=1)
     values = {"reward": judged.rewards.reward, **judged.rewards.components}
@@ -71,3 +72,13 @@ def read_changes(run_dir: Path, names: Sequence[str], *, first: int, last: int) 
         for name in names
         if all(name in records[step, row] for step in (first, last) for row in rows)
     }
+
+
+def read_run(run_dir: Path, *, last: int) -> Evaluations | None:
+    """All evaluations of a run, to compare it with others; None if it has none at step `last`, its last one."""
+    values = read_evaluations(run_dir, last=last)
+    if not values:
+        return None
+    by_name = {quantity.metric.removeprefix("component/"): quantity.metric for quantity in QUANTITIES}
+    changes = read_changes(run_dir, tuple(by_name), first=0, last=last)
+    return Evaluations(last, values, {by_name[name]: change for name, change in changes.items()})

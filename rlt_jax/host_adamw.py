@@ -34,11 +34,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import SingleDeviceSharding
 
 from rlt_jax.memory.pinned import Moments
 from rlt_jax.models import Params
-from rlt_jax.update import join_master, split_master
+from rlt_jax.placement import card, pinned_host
+from rlt_jax.update import global_norm, join_master, split_master
 
 
 class HostPiece(NamedTuple):
@@ -101,13 +101,13 @@ def host_state_shapes(params: Params, *, moments: Moments = "float32") -> HostSt
 
     def flat(piece: Piece, dtype: str) -> Any:
         size = sum(_sizes([leaves[i] for i in piece.leaves], piece.rows))
-        return jax.ShapeDtypeStruct((size,), dtype, sharding=_pinned_host())
+        return jax.ShapeDtypeStruct((size,), dtype, sharding=pinned_host())
 
     def shapes(piece: Piece) -> HostPiece:
         low = flat(piece, "uint16") if dtypes == ["bfloat16"] else None
         return HostPiece(low, flat(piece, moments), flat(piece, moments))
 
-    num_updates: Any = jax.ShapeDtypeStruct((), "int32", sharding=_device())
+    num_updates: Any = jax.ShapeDtypeStruct((), "int32", sharding=card())
     return HostState(num_updates, tuple(map(shapes, cut_pieces(params))))
 
 
@@ -123,7 +123,7 @@ def init_host_state(params: Params, *, moments: Moments = "float32") -> HostStat
 
 def to_host(state: HostState) -> HostState:
     """A state of arrays anywhere, NumPy's too, where `apply` wants it; what is there already is not copied."""
-    return HostState(jax.device_put(state.num_updates, _device()), jax.device_put(state.pieces, _pinned_host()))
+    return HostState(jax.device_put(state.num_updates, card()), jax.device_put(state.pieces, pinned_host()))
 
 
 def make_host_apply(
@@ -140,12 +140,12 @@ def make_host_apply(
     The step of `update.make_apply` with `update.make_optimizer`: clip to the global norm, then AdamW (Loshchilov &
     Hutter, arXiv 1711.05101). `rate` is that function's schedule; the rest are its arguments.
 
-    Parameters (all bfloat16 or all float32) and state are donated. The gradients, float32, are only read: free them
-    afterwards. On the card beside both: the state of 2 pieces, and of one its weights and gradients. Compiles four
+    Parameters (all bfloat16 or all float32) and state are donated. The gradients, of either type, are only read: free
+    them afterwards. On the card beside both: the state of 2 pieces, and of one its weights and gradients. Compiles four
     small programs for each shape of a piece.
     """
     adamw = optax.adamw(rate, b1=adam_beta1, b2=adam_beta2, eps=adam_epsilon, weight_decay=weight_decay)
-    device, host = _device(), _pinned_host()
+    device, host = card(), pinned_host()
 
     # Every place is said. Otherwise JAX would mix up card and host where it pairs donated arrays with outputs, and
     # would compile anew when arrays that were put on the card follow those that are there by default.
@@ -153,13 +153,14 @@ def make_host_apply(
 
     @partial(jax.jit, in_shardings=device, out_shardings=device)
     def begin(gradients: Params, count: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return optax.global_norm(gradients), optax.safe_increment(count)
+        return global_norm(gradients), optax.safe_increment(count)
 
     @partial(jax.jit, static_argnums=0, donate_argnums=(1, 3), in_shardings=device, out_shardings=device)
     def update(
         alone: bool, weights: jax.Array, gradient: jax.Array, old: HostPiece, count: jax.Array, norm: jax.Array
     ) -> tuple[jax.Array, HostPiece, list[jax.Array]]:
         """A piece's new weights and state, and something to be ignored."""
+        gradient = gradient.astype(jnp.float32)
         gradient = lax.select(norm < max_grad_norm, gradient, gradient / norm * max_grad_norm)
         master = weights if old.low is None else join_master(weights, old.low)
         arrays = gradient, master, old.mu.astype(jnp.float32), old.nu.astype(jnp.float32)
@@ -187,54 +188,34 @@ def make_host_apply(
         """The leaves with new rows, and the new state on the host, over `kept`."""
         return _with_rows(leaves, weights, start, rows), new
 
-    def step(
-        piece: Piece,
-        leaves: list[jax.Array],
-        gradients: list[jax.Array],
-        staged: HostPiece,
-        kept: HostPiece,
-        count: jax.Array,
-        norm: jax.Array,
-    ) -> HostPiece:
-        """Update one piece of `leaves`, in that list; returns its new state.
-
-        Three programs, since what AdamW's sums of products are fused with decides on a CPU how they are rounded.
-        """
-        ours, start = [leaves[i] for i in piece.leaves], np.int32(piece.start)
-        weights = take_rows(piece.rows, ours, start)
-        gradient = take_rows(piece.rows, [gradients[i] for i in piece.leaves], start)
-        weights, new, _ = update(len(leaves) == 1, weights, gradient, staged, count, norm)
-        ours, kept = store(piece.rows, ours, weights, new, kept, start)
-        for i, leaf in zip(piece.leaves, ours):
-            leaves[i] = leaf
-        return kept
-
     def apply(params: Params, state: HostState, gradients: Params) -> tuple[Params, HostState, jax.Array]:
         chex.assert_trees_all_equal_shapes(params, gradients)
         norm, count = begin(gradients, state.num_updates)
         leaves, tree = jax.tree.flatten(params)
         accumulators, kept = jax.tree.leaves(gradients), list(state.pieces)
-        following = jax.device_put(kept[0], device)
+        staged = jax.device_put(kept[0], device)
         for i, piece in enumerate(cut_pieces(params)):
-            if i:  # otherwise copies would be started, and memory taken for them, as fast as Python can
-                jax.block_until_ready(kept[i - 1])
-            staged, following = following, jax.device_put(kept[i + 1], device) if i + 1 < len(kept) else None
-            kept[i] = step(piece, leaves, accumulators, staged, kept[i], state.num_updates, norm)
+            ours, start = [leaves[n] for n in piece.leaves], np.int32(piece.start)
+            weights = take_rows(piece.rows, ours, start)
+            gradient = take_rows(piece.rows, [accumulators[n] for n in piece.leaves], start)
+            # Three programs, since what AdamW's sums of products are fused with decides on a CPU how they are rounded.
+            weights, new, ignored = update(len(leaves) == 1, weights, gradient, staged, state.num_updates, norm)
+            # The copy to the card starts here, no earlier and no later: the driver waits for all copies under way
+            # before it frees memory, as it does behind `update`, and where it manages memory by itself a program
+            # returns when it is done, as `store` does with its copy to the host. Between them the two overlap.
+            staged = jax.device_put(kept[i + 1], device) if i + 1 < len(kept) else None
+            ours, kept[i] = store(piece.rows, ours, weights, new, kept[i], start)
+            jax.block_until_ready((kept[i], staged))
+            del weights, gradient, new, ignored
+            for n, leaf in zip(piece.leaves, ours):
+                leaves[n] = leaf
         return jax.tree.unflatten(tree, leaves), HostState(count, tuple(kept)), norm
 
     return apply
 
 
-def _device() -> SingleDeviceSharding:
-    return SingleDeviceSharding(jax.devices()[0])
-
-
-def _pinned_host() -> SingleDeviceSharding:
-    return SingleDeviceSharding(jax.devices()[0], memory_kind="pinned_host")
-
-
 @cache  # a jitted function compiles anew when it is made anew
-def _make_zeros(shape: tuple[int, ...], dtype: jnp.dtype, sharding: SingleDeviceSharding) -> Callable[[], jax.Array]:
+def _make_zeros(shape: tuple[int, ...], dtype: jnp.dtype, sharding: jax.sharding.Sharding) -> Callable[[], jax.Array]:
     return jax.jit(partial(jnp.zeros, shape, dtype), out_shardings=sharding)
 
 

@@ -11,6 +11,9 @@ from typing import Literal
 
 import jax
 import jax.monitoring
+import jax.numpy as jnp
+import psutil
+from jax._src import xla_bridge  # the one way to ask whether JAX has started without starting it
 
 from rlt_jax.checkpoint import Arrays, CheckpointManager, restore_checkpoint
 from rlt_jax.configs import DataConfig, SftConfig, TrainConfig
@@ -28,8 +31,12 @@ from rlt_jax.data import (
     tags_of,
 )
 from rlt_jax.errors import UserError
-from rlt_jax.memory.monitor import PeakMonitor
+from rlt_jax.memory.ledger import GB, Ledger
+from rlt_jax.memory.monitor import PeakMonitor, card_reader
+from rlt_jax.memory.pinned import LIMIT_VARIABLE, pool_limit_gib
 from rlt_jax.models import Model, Params, load_model
+from rlt_jax.placement import card, move_to_host, pinned_host
+from rlt_jax.planning import ledger_lines, shortfalls
 from rlt_jax.report.progress import ProgressDisplay
 from rlt_jax.report.timing import PhaseClock
 from rlt_jax.report.writer import Writer, open_writer
@@ -66,15 +73,19 @@ def open_run_folder(path: str, *, resume: Resume) -> Path:
     return folder
 
 
-def continue_run(checkpoints: CheckpointManager, arrays: Arrays, *, seed: int, max_steps: int) -> tuple[Arrays, int]:
-    """(arrays of the newest checkpoint, its step), or (arrays as given, 0) where there is none yet.
+def continue_run(
+    checkpoints: CheckpointManager, *, like: Arrays, fresh: Callable[[], Arrays], seed: int, max_steps: int
+) -> tuple[Arrays, int]:
+    """(arrays of the newest checkpoint, its step), or (fresh arrays, 0) where there is none yet.
 
+    Args:
+      like: shapes and places of the arrays. Fresh ones beside restored ones could take twice the memory.
     Raises:
       UserError: the checkpoint is damaged or not of this run (see `restore_checkpoint`).
     """
     if checkpoints.latest_step() is None:
-        return arrays, 0
-    arrays, facts = restore_checkpoint(checkpoints, arrays, seed=seed, max_steps=max_steps)
+        return fresh(), 0
+    arrays, facts = restore_checkpoint(checkpoints, like, seed=seed, max_steps=max_steps)
     log.info("continuing from step %d", facts["step"])
     if facts["step"] == max_steps:
         log.info("the run is finished: raise --max-steps to go on, or choose another --output-dir for a new one")
@@ -82,12 +93,68 @@ def continue_run(checkpoints: CheckpointManager, arrays: Arrays, *, seed: int, m
 
 
 def share_card() -> None:
-    """Let JAX return freed memory to the driver, so that an engine on the same card finds it. Before JAX starts.
+    """Let JAX return freed memory to the driver, so that others on the same card find it. Before JAX starts.
 
     JAX's own pool would take three quarters of the card at once, and would never give back what it has grown to.
+
+    Raises:
+      UserError: the environment says otherwise, or JAX started otherwise before.
     """
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    os.environ.setdefault("XLA_PYTHON_CLIENT_ALLOCATOR", "platform")
+    _set_before_jax({"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_ALLOCATOR": "platform"})
+
+
+def limit_pinned_memory(num_bytes: int) -> None:
+    """Let JAX's pool of pinned host memory hold `num_bytes` and take hardly more from the system. Before JAX starts.
+
+    Raises:
+      UserError: JAX started before with too small a pool, or the environment gives it one.
+    """
+    limit = pool_limit_gib(num_bytes)
+    given = os.environ.get(LIMIT_VARIABLE)
+    if given is not None and given.isdigit() and int(given) >= limit:
+        return
+    _set_before_jax({LIMIT_VARIABLE: str(limit)})
+
+
+def _set_before_jax(variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        given = os.environ.get(name)
+        if given is not None and given.lower() != value:
+            raise UserError(f"{name}={given} in the environment: this run needs {name}={value}: unset it, or set that")
+        if given is None and xla_bridge.backends_are_initialized():
+            raise UserError(
+                f"JAX has started without {name}={value}, which this run needs: set it in the environment, or call "
+                "rlt_jax before anything else that computes with JAX"
+            )
+        os.environ[name] = value
+
+
+def prepare_memory(*, shared: bool, pinned_bytes: int) -> None:
+    """Set JAX's memory up for a run on a card: what is freed goes back to the driver, what is pinned fits its pool.
+
+    Args:
+      shared: others use the card in turn.
+      pinned_bytes: that the run keeps in pinned host memory.
+    Raises:
+      UserError: as `share_card` and `limit_pinned_memory`.
+    """
+    if card_reader() is None:
+        return
+    if shared or pinned_bytes:
+        share_card()
+    if pinned_bytes:
+        limit_pinned_memory(pinned_bytes)
+
+
+def say_plan(config: TrainConfig, planned: Ledger) -> None:
+    """Log what a run with a budget will take of the card, and what of it does not fit."""
+    if config.budget_gb is None or card_reader() is None:
+        return
+    for line in ledger_lines(planned):
+        log.info(line)
+    host = config.host_gb * GB if config.host_gb is not None else psutil.virtual_memory().available
+    for line in shortfalls(planned, card_bytes=config.budget_gb * GB, host_bytes=host):
+        log.warning("%s: `python -m rlt_jax.plan` says what to lower", line)
 
 
 def use_compilation_cache() -> None:
@@ -174,13 +241,17 @@ def load_fitting_model(
     return model, params
 
 
-def load_reference(config: TrainConfig, teacher: Model) -> Params:
+def load_reference(config: TrainConfig, teacher: Model, params: Params) -> Params:
     """Parameters of the reference, which the teacher's model computes with and which is mixed with the teacher's.
 
+    Args:
+      params: the teacher's, as loaded; the reference gets arrays of its own, as the policy's are donated.
     Raises:
       UserError: it is of another architecture than the teacher, or cannot be loaded.
     """
-    model, params = load_model(config.reference_model, dtype=config.dtype)
+    if config.reference_model == config.teacher:
+        return place_frozen(config, params, copy=True)
+    model, own = load_model(config.reference_model, dtype=config.dtype)
     ours, its = asdict(teacher.config), asdict(model.config)
     free = {"max_position_embeddings", "initializer_range", "source"}  # what neither shapes nor computation depend on
     different = [
@@ -188,10 +259,27 @@ def load_reference(config: TrainConfig, teacher: Model) -> Params:
     ]
     if different:
         raise UserError(
-            f"--reference {config.reference_model}: expected the teacher's architecture, but it has "
+            f"--reference {config.reference}: expected the teacher's architecture, but it has "
             f"{', '.join(different)}: give a model of the teacher's kind, or leave the flag out for the teacher itself"
         )
-    return params
+    return place_frozen(config, own)
+
+
+def place_frozen(config: TrainConfig, params: Params, *, copy: bool = False) -> Params:
+    """A frozen model's parameters where the configuration keeps them.
+
+    Args:
+      copy: leave `params` as they are; else they are moved.
+    """
+    if config.memory.frozen == "card":
+        return jax.device_put(jax.tree.map(jnp.copy, params) if copy else params, card())
+    return jax.device_put(params, pinned_host()) if copy else move_to_host(params)
+
+
+def frozen_like(config: TrainConfig, params: Params) -> Params:
+    """Shapes and places of a frozen model of the same architecture, for a checkpoint to be restored into."""
+    place = card() if config.memory.frozen == "card" else pinned_host()
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), params)
 
 
 def check_room(model: Model, prompts: Sequence[Prompt], config: TrainConfig) -> None:
@@ -200,12 +288,27 @@ def check_room(model: Model, prompts: Sequence[Prompt], config: TrainConfig) -> 
     Raises:
       UserError: prompt and completion may be longer than the model has positions.
     """
-    longest, positions = max(len(prompt.teacher_ids) for prompt in prompts), model.config.max_position_embeddings
-    if longest + config.max_completion_length > positions:
+    check_positions(
+        model,
+        max(len(prompt.teacher_ids) for prompt in prompts),
+        max_completion_length=config.max_completion_length,
+        name=config.teacher,
+        hint=", or max_prompt_length to skip the longest prompts",
+    )
+
+
+def check_positions(model: Model, longest: int, *, max_completion_length: int, name: str, hint: str = "") -> None:
+    """`check_room` of any prompts, the longest of which has `longest` tokens.
+
+    Args:
+      name: of the model, for the message.
+      hint: what else there is to do.
+    """
+    positions = model.config.max_position_embeddings
+    if longest + max_completion_length > positions:
         raise UserError(
-            f"max_completion_length={config.max_completion_length} after the longest prompt of {longest} tokens: "
-            f"expected at most the {positions} positions that {config.teacher} was made for: lower "
-            f"max_completion_length, or max_prompt_length to skip the longest prompts"
+            f"max_completion_length={max_completion_length} after the longest prompt of {longest} tokens: "
+            f"expected at most the {positions} positions that {name} was made for: lower max_completion_length{hint}"
         )
 
 

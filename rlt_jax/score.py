@@ -1,9 +1,9 @@
 """Rewards and components of existing explanations: `python -m rlt_jax.score --teacher DIR --student DIR --data ...`."""
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,9 @@ from rich.progress import track
 from rlt_jax.configs import ScoreConfig, check_score_config, config_yaml, parse_command
 from rlt_jax.data import ExplainedRow, Layout, explained_score_row, load_explained_rows
 from rlt_jax.errors import UserError, run_command
+from rlt_jax.ranking import ranks, select_rows
+from rlt_jax.report.histogram import draw_histogram, histogram_text
+from rlt_jax.report.whole_file import whole_file
 from rlt_jax.rewards import Judged, judge_rows, rlt_reward
 from rlt_jax.run import load_fitting_model, load_layout, use_compilation_cache
 from rlt_jax.scoring import row_logprobs
@@ -21,20 +24,22 @@ BATCHES_A_PIECE = 16  # forward passes between two writes: sorting by length ins
 
 
 def score(config: ScoreConfig) -> Path:
-    """Score every row of config.data and write config.out, whole or not at all.
+    """Score every row of config.data and write config.out and what else is asked for, each whole or not at all.
 
-    Each line holds `row` (its number in the data), `reward`, `components` (name -> value), `matched`, `copy_rate`,
-    `thought_tokens` and `solution_tokens`.
+    Each line of config.out holds `row` (its number in the data), `reward`, `components` (name -> value), `matched`,
+    `copy_rate`, `thought_tokens` and `solution_tokens`. config.selected_out is a data set of the kept rows.
 
     Returns:
-      The file written.
+      config.out.
     Raises:
       UserError: anything in the config, its files, models or data that cannot work.
     """
     check_score_config(config)
-    out = Path(config.out)
-    if out.exists():
-        raise UserError(f"--out {out} exists: choose another file, or delete it")
+    named = {"--out": config.out, "--selected-out": config.selected_out, "--histogram": config.histogram}
+    outputs = {flag: Path(name) for flag, name in named.items() if name is not None}
+    for flag, path in outputs.items():
+        if path.exists():
+            raise UserError(f"{flag} {path} exists: choose another file, or delete it")
     use_compilation_cache()
     layout = load_layout(
         config.teacher,
@@ -44,6 +49,8 @@ def score(config: ScoreConfig) -> Path:
         student_prompt_file=config.student_prompt_file,
     )
     rows, skipped = load_explained_rows(config.data, layout.tags, on_bad_row=config.on_bad_row)
+    if config.selected_out is not None:
+        check_json(rows)  # before hours of scoring
     teacher, teacher_params = load_fitting_model(config.teacher, layout, dtype=config.dtype)
     student, student_params = load_fitting_model(config.student, layout, dtype=config.dtype)
     logprobs = partial(row_logprobs, batch_size=config.score_batch_size, chunk=config.logprob_chunk)
@@ -56,24 +63,33 @@ def score(config: ScoreConfig) -> Path:
         ),
         reward_fn=rlt_reward(config.reward),
     )
-    unfinished = out.with_name(f".{out.name}.writing-{os.getpid()}")
-    rewards: list[float] = []
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished.open("w", encoding="utf-8") as file:
+    kept = None
+    with ExitStack() as unfinished:
+        files = {flag: unfinished.enter_context(whole_file(path, flag)) for flag, path in outputs.items()}
+        rewards = np.empty(len(rows))
+        with files["--out"].open("w", encoding="utf-8") as file:
             piece = config.score_batch_size * BATCHES_A_PIECE
             for start in track(range(0, len(rows), piece), "scoring", transient=True):
-                for reward, record in score_records(rows[start : start + piece], layout, judge):
+                for i, (reward, record) in enumerate(score_records(rows[start : start + piece], layout, judge), start):
                     file.write(json.dumps(record) + "\n")
-                    rewards.append(reward)
-        unfinished.rename(out)
-    except OSError as error:
-        raise UserError(f"cannot write --out {out} ({error.strerror}): choose another file") from None
-    finally:
-        if unfinished.exists():  # not unlink alone: below a file it raises again
-            unfinished.unlink()
-    print(f"{len(rows)} rows scored, {len(skipped)} skipped, mean reward {np.mean(rewards):.4f}: {out}")
-    return out
+                    rewards[i] = reward
+        if "--selected-out" in files:
+            kept = select_rows(
+                rewards,
+                [(explained.row.question, explained.row.solution) for explained in rows],
+                best_of_question=config.best_of_question,
+                top_fraction=config.top_fraction,
+            )
+            with files["--selected-out"].open("w", encoding="utf-8") as file:
+                for i, rank in zip(kept, ranks(rewards[kept])):
+                    file.write(json.dumps({**rows[i].raw, "reward": rewards[i], "rank": int(rank)}) + "\n")
+        if "--histogram" in files:
+            draw_histogram(rewards, files["--histogram"], kept=kept)
+    print(f"rewards\n{histogram_text(rewards)}")
+    print(f"{len(rows)} rows scored, {len(skipped)} skipped, mean reward {rewards.mean():.4f}: {config.out}")
+    if kept is not None:
+        print(f"{len(kept)} rows kept, mean reward {rewards[kept].mean():.4f}: {config.selected_out}")
+    return Path(config.out)
 
 
 def score_records(
@@ -96,6 +112,19 @@ def score_records(
                 "solution_tokens": len(row.solution),
             },
         )
+
+
+def check_json(rows: Sequence[ExplainedRow]) -> None:
+    """Refuse rows that a JSON Lines file cannot hold, such as a parquet file's dates and images."""
+    for explained in rows:
+        for column, value in explained.raw.items():
+            try:
+                json.dumps(value)
+            except TypeError as error:
+                raise UserError(
+                    f"row {explained.row.number}: --selected-out is JSON Lines, which cannot hold its column "
+                    f"{column} ({error}): drop the column, or leave the flag out"
+                ) from None
 
 
 def main() -> None:

@@ -7,24 +7,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlt_jax.batching import bucket_length, length_batches, pad_rows
+from rlt_jax.batching import bucket_length, join_rows, pad_rows, segments_of, sequence_batches
 from rlt_jax.losses import linear_token_logprobs
-from rlt_jax.models import Model, Params
+from rlt_jax.models import Model, Params, segment_starts
 from rlt_jax.types import ScoreRow, Spans
 
 RowLogprobs = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
 
 
-def sequence_logprobs(model: Model, params: Params, ids: jax.Array, *, temperature: float, chunk: int) -> jax.Array:
+def sequence_logprobs(
+    model: Model,
+    params: Params,
+    ids: jax.Array,
+    *,
+    temperature: float,
+    chunk: int,
+    segments: jax.Array | None = None,
+) -> jax.Array:
     """log π(ids_t | ids_<t) at `temperature`, f32[B, T] nats; position 0 has no context and gets 0.
 
     Args:
       ids: i32[B, T], right-padded. What stands at pads is junk (but finite): mask it.
       chunk: tokens whose logits exist at one time.
+      segments: i32[B, T] of packed rows, as in `Model.hidden`; the first token of each gets 0.
     """
-    hidden = model.hidden(params, ids)
+    hidden = model.hidden(params, ids, segments=segments)
     logps = linear_token_logprobs(hidden[:, :-1], model.head(params), ids[:, 1:], temperature=temperature, chunk=chunk)
-    return jnp.pad(logps, ((0, 0), (1, 0)))
+    logps = jnp.pad(logps, ((0, 0), (1, 0)))
+    return logps if segments is None else jnp.where(segment_starts(segments), 0.0, logps)
 
 
 _sequence_logprobs = jax.jit(sequence_logprobs, static_argnames=("model", "chunk"))
@@ -38,24 +48,29 @@ def row_logprobs(
     temperature: float,
     batch_size: int,
     chunk: int,
+    packed_length: int | None = None,
 ) -> list[np.ndarray]:
     """`sequence_logprobs` of ragged rows: batched by length, returned in the order given.
 
     Args:
       rows: i32[T_i] token ids each.
-      batch_size: rows of one forward pass.
+      batch_size: sequences of one forward pass, at most.
+      packed_length: let rows share sequences, as `sequence_batches` says. Changes the result by rounding alone.
     Returns:
       f32[T_i] each, nats.
     """
-    batches = list(length_batches([len(row) for row in rows], batch_size))
+    lengths = [len(row) for row in rows]
+    logprobs = partial(_sequence_logprobs, model, params, temperature=temperature, chunk=chunk)
+    batches = sequence_batches(lengths, batch_size, packed_length=packed_length)
     on_device = []
-    for indices, length in batches:  # dispatch all before fetching any: the device never waits for the host
-        ids = pad_rows([rows[i] for i in indices], length, num_rows=batch_size)
-        on_device.append(_sequence_logprobs(model, params, jnp.asarray(ids), temperature=temperature, chunk=chunk))
+    for sequences in batches:  # dispatch all before fetching any: the device never waits for the host
+        segments = jnp.asarray(segments_of(lengths, sequences)) if packed_length else None
+        on_device.append(logprobs(jnp.asarray(join_rows(rows, sequences)), segments=segments))
     logps: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
-    for (indices, _), batch in zip(batches, jax.device_get(on_device)):
-        for i, values in zip(indices, batch):
-            logps[i] = values[: len(rows[i])]
+    for sequences, batch in zip(batches, jax.device_get(on_device)):
+        for pack, values in zip(sequences.packs, batch):
+            for i, of_row in zip(pack, np.split(values, np.cumsum([lengths[i] for i in pack]))):
+                logps[i] = of_row
     return logps
 
 

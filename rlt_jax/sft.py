@@ -7,19 +7,25 @@ the question (RLT, arXiv 2506.08388, section 3; the loss counts completion token
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from rlt_jax.backward import make_layerwise_accumulate
+from rlt_jax.backward import make_fitting_accumulate
 from rlt_jax.checkpoint import open_checkpoints, save_checkpoint
 from rlt_jax.configs import SftConfig, check_sft_config, config_yaml, parse_command, save_config
 from rlt_jax.data import Layout, SftExample, build_sft_examples, describe_skipped, questions_of_step
 from rlt_jax.errors import UserError, run_command
+from rlt_jax.fitting import Fitted, Sizes, explaining_out_of_memory
 from rlt_jax.memory.monitor import PeakMonitor, memory_metrics
+from rlt_jax.memory.pinned import host_bytes
 from rlt_jax.models import Model, Params, save_model
+from rlt_jax.optimizer import open_optimizer
+from rlt_jax.placement import free
+from rlt_jax.planning import model_config_of, model_shape
 from rlt_jax.report.log import setup_logging
 from rlt_jax.report.progress import open_progress
 from rlt_jax.report.timing import PhaseClock
@@ -31,20 +37,19 @@ from rlt_jax.run import (
     open_run_folder,
     open_run_writer,
     phases,
+    prepare_memory,
     use_compilation_cache,
 )
 from rlt_jax.scoring import row_logprobs
 from rlt_jax.types import Row
-from rlt_jax.update import (
-    init_state,
-    make_apply,
-    make_optimizer,
-    sft_batches,
-    sft_objective,
-    sum_gradients,
-)
+from rlt_jax.update import sft_batches, sft_objective, sum_gradients
 
 log = logging.getLogger("rlt_jax")
+
+TOO_LARGE = (
+    "lower --max-length (and --packed-length with --packing), or keep what the optimizer knows on the host with "
+    "--memory.optimizer host"
+)
 
 
 def sft(config: SftConfig) -> Path:
@@ -69,28 +74,48 @@ def sft(config: SftConfig) -> Path:
             f"{config.data.path}: lower it, or give more rows"
         )
     max_steps = config.max_steps or config.num_train_epochs * steps_per_epoch
+    if config.memory.optimizer == "host":
+        parameters = model_shape(model_config_of(config.model)).parameters
+        prepare_memory(
+            shared=False,
+            pinned_bytes=host_bytes(parameters, config.memory.moments, master_in_weights=config.dtype == "float32"),
+        )
     model, params = load_fitting_model(config.model, layout, dtype=config.dtype)
-    optimizer, learning_rate = make_optimizer(
-        learning_rate=config.learning_rate, max_steps=max_steps, **asdict(config.optimizer)
+    optimizer = open_optimizer(config.optimizer, config.memory, learning_rate=config.learning_rate, max_steps=max_steps)
+    like = optimizer.like(params)
+    checkpoints = open_checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep, like=like)
+    state, first_step = continue_run(
+        checkpoints,
+        like=like,
+        fresh=lambda: optimizer.init(params),
+        seed=config.seed,
+        max_steps=max_steps,
     )
-    # committed to its device as a restored state is, or a resumed run would compile everything anew
-    state = jax.device_put(init_state(params, optimizer), jax.local_devices()[0])
-    del params
-    checkpoints = open_checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
-    state, first_step = continue_run(checkpoints, state, seed=config.seed, max_steps=max_steps)
+    if first_step:
+        free(params)
     save_config(config, run_dir / "config.yaml")
 
-    accumulate = make_layerwise_accumulate(
-        model,
-        sft_objective,
-        temperature=1.0,
-        chunk=config.logprob_chunk,
-        kept_mlp=min(config.kept_mlp, model.config.num_hidden_layers),
-        kept_attention=min(config.kept_attention, model.config.num_hidden_layers),
-    )
-    apply = make_apply(optimizer)
+    fit_accumulate = partial(make_fitting_accumulate, model, sft_objective, temperature=1.0, chunk=config.logprob_chunk)
+    layers = model.config.num_hidden_layers
+    most_kept = min(config.kept_attention, layers), min(config.kept_mlp, layers)
+    accumulate = {
+        True: fit_accumulate(kept=lambda batch, tokens: most_kept),
+        False: fit_accumulate(kept=lambda batch, tokens: (0, 0)),
+    }
+    size = config.per_device_train_batch_size
+    packed_length = config.packed_length if config.packing else None
+    fitted = Fitted(Sizes(generate=1, score=size, update=size), run_dir, exhausted=lambda: TOO_LARGE)
+
+    def gradients_of(batch, sizes):
+        batches = sft_batches(batch, batch_size=sizes.update, packed_length=packed_length)
+        return sum_gradients(accumulate[sizes.keep], state.params, batches, dtype=config.memory.accumulators)
+
+    def held_out_loss_with(sizes):
+        return held_out_loss(config, model, state.params, held_out, batch_size=sizes.score)
+
     clock = PhaseClock()
     with (
+        explaining_out_of_memory(lambda: TOO_LARGE),
         open_run_writer(run_dir, config, resume_step=first_step) as writer,
         open_progress(max_steps, start_step=first_step, show=config.log.progress) as progress,
         PeakMonitor() as monitor,
@@ -98,7 +123,7 @@ def sft(config: SftConfig) -> Path:
         phase = phases(clock, monitor, progress)
 
         def evaluate(step):
-            metrics = {"eval/loss": held_out_loss(config, model, state.params, held_out)}
+            metrics = {"eval/loss": fitted.run("score", held_out_loss_with)}
             writer.write(step, metrics)
             progress.log(step, metrics)
 
@@ -112,12 +137,12 @@ def sft(config: SftConfig) -> Path:
             )
             batch = [examples[i] for i in chosen]
             with phase("update"):
-                batches = sft_batches(batch, batch_size=config.per_device_train_batch_size)
-                gradients, losses = sum_gradients(accumulate, state.params, batches)
-                state, grad_norm = apply(state, gradients)
+                gradients, losses = fitted.run("update", partial(gradients_of, batch))
+                state, grad_norm = optimizer.apply(state, gradients)
+                free(gradients)
                 losses, grad_norm = jax.device_get((losses, grad_norm))
             if step % config.logging_steps == 0 or step == max_steps:
-                metrics = {**losses, "grad_norm": grad_norm, "learning_rate": learning_rate(step - 1)}
+                metrics = {**losses, "grad_norm": grad_norm, "learning_rate": optimizer.learning_rate(step - 1)}
                 metrics |= clock.metrics({"update": sum(len(example.ids) for example in batch)})
                 metrics |= memory_metrics() | monitor.metrics()
                 writer.write(step, metrics)
@@ -125,7 +150,8 @@ def sft(config: SftConfig) -> Path:
             progress.step(step)
             if held_out and config.eval_steps and (step % config.eval_steps == 0 or step == max_steps):
                 evaluate(step)
-            if (config.save_steps and step % config.save_steps == 0) or step == max_steps:
+            is_due = config.save_steps and step % config.save_steps == 0
+            if config.checkpoint.at_end if step == max_steps else is_due:
                 save_checkpoint(checkpoints, step, state, {"step": step, "seed": config.seed})
 
     if config.checkpoint.export:
@@ -162,15 +188,18 @@ def load_examples(config: SftConfig, layout: Layout) -> tuple[Sequence[SftExampl
     return built(rows, "training"), built(held_out, "held-out")
 
 
-def held_out_loss(config: SftConfig, model: Model, params: Params, examples: Sequence[SftExample]) -> float:
+def held_out_loss(
+    config: SftConfig, model: Model, params: Params, examples: Sequence[SftExample], *, batch_size: int
+) -> float:
     """Mean of −log π over all trained tokens of the examples, nats per token."""
     logps = row_logprobs(
         model,
         params,
         [example.ids for example in examples],
         temperature=1.0,
-        batch_size=config.per_device_train_batch_size,
+        batch_size=batch_size,
         chunk=config.logprob_chunk,
+        packed_length=config.packed_length if config.packing else None,
     )
     return -float(np.mean(np.concatenate([row[example.trained] for row, example in zip(logps, examples)])))
 

@@ -9,7 +9,6 @@ Departures from the original:
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -17,15 +16,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlt_jax.backward import make_layerwise_accumulate
+from rlt_jax.backward import make_fitting_accumulate
 from rlt_jax.checkpoint import open_checkpoints, save_checkpoint
 from rlt_jax.configs import TrainConfig, check_config, config_yaml, parse_train_args, save_config
 from rlt_jax.data import Layout, eos_ids, questions_of_step
 from rlt_jax.errors import run_command
 from rlt_jax.evaluation import EVAL_FILE, SOLUTION_LOGP, evaluate_policy, read_changes, write_records
-from rlt_jax.losses import group_advantages, mix_reference
+from rlt_jax.fitting import Fitted, Sizes, explaining_out_of_memory
+from rlt_jax.losses import group_advantages
+from rlt_jax.memory.ledger import GB, Ledger
 from rlt_jax.memory.monitor import PeakMonitor, memory_metrics
+from rlt_jax.memory.watch import BudgetWatch, plan_and_measured
 from rlt_jax.models import Model, Params, save_model
+from rlt_jax.optimizer import open_optimizer
+from rlt_jax.placement import free, on_card
+from rlt_jax.planning import kept_layers, ledger_lines, plan
 from rlt_jax.report.curves import draw_curves
 from rlt_jax.report.folder import writing_to
 from rlt_jax.report.log import setup_logging
@@ -39,6 +44,7 @@ from rlt_jax.run import (
     CompileCounter,
     check_room,
     continue_run,
+    frozen_like,
     load_fitting_model,
     load_layout,
     load_prompts,
@@ -46,21 +52,16 @@ from rlt_jax.run import (
     open_run_folder,
     open_run_writer,
     phases,
-    share_card,
+    place_frozen,
+    prepare_memory,
+    say_plan,
     use_compilation_cache,
 )
-from rlt_jax.samplers import make_sampler, running_engine
+from rlt_jax.samplers import make_sampler, running_engine, train_settings
 from rlt_jax.sampling.engine import Engine
 from rlt_jax.scoring import row_logprobs
 from rlt_jax.types import Prompt, Request, SamplingParams
-from rlt_jax.update import (
-    grpo_batches,
-    grpo_objective,
-    init_state,
-    make_apply,
-    make_optimizer,
-    sum_gradients,
-)
+from rlt_jax.update import Accumulate, grpo_batches, grpo_objective, make_reference_sync, sum_gradients
 
 log = logging.getLogger("rlt_jax")
 
@@ -79,13 +80,6 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
     run_dir = open_run_folder(config.output_dir, resume=config.resume)
     setup_logging(run_dir)
     use_compilation_cache()
-    if config.sampler.kind == "vllm":
-        share_card()
-    if config.budget_gb is not None:
-        log.warning(
-            "budget_gb and planned_gb are noted, not enforced, in this version: see README.md for what a run needs"
-        )
-
     layout = load_layout(
         config.teacher,
         config.student,
@@ -102,7 +96,13 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
         artificial_epochs=config.data.artificial_epochs,
     )
     questions(0)  # too few rows are refused here, before minutes of loading
-    with running_engine(config, run_dir) as engine:
+    planned = plan(config)
+    prepare_memory(shared=config.sampler.kind == "vllm", pinned_bytes=planned.pinned_bytes)
+    say_plan(config, planned)
+    with (
+        explaining_out_of_memory(partial(too_large, planned)),
+        running_engine(train_settings(config), log_file=run_dir / "logs" / "vllm.log") as engine,
+    ):
         _train(
             config,
             run_dir,
@@ -110,6 +110,7 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
             prompts=prompts,
             eval_prompts=eval_prompts,
             questions=questions,
+            planned=planned,
             engine=engine,
             reward_fn=reward_fn or rlt_reward(config.reward),
         )
@@ -124,6 +125,7 @@ def _train(
     prompts: Sequence[Prompt],
     eval_prompts: Sequence[Prompt],
     questions: Callable[[int], np.ndarray],
+    planned: Ledger,
     engine: Engine | None,
     reward_fn: RewardFn,
 ) -> None:
@@ -132,41 +134,36 @@ def _train(
     model, params = load_fitting_model(config.teacher, layout, dtype=config.dtype)
     check_room(model, [*prompts, *eval_prompts], config)
     student, student_params = load_fitting_model(config.student, layout, dtype=config.dtype)
-    reference = load_reference(config, model)  # arrays of its own: the policy's are donated
+    student_params = place_frozen(config, student_params)
     ends = eos_ids(layout.tokenizer, config.teacher)
 
-    optimizer, learning_rate = make_optimizer(
-        learning_rate=config.learning_rate, max_steps=config.max_steps, **asdict(config.optimizer)
+    optimizer = open_optimizer(
+        config.optimizer, config.memory, learning_rate=config.learning_rate, max_steps=config.max_steps
     )
-    state = init_state(params, optimizer)
-    del params
-    # committed to their device as restored arrays are, or a resumed run would compile everything anew
-    state, reference, student_params = jax.device_put((state, reference, student_params), jax.local_devices()[0])
-    checkpoints = open_checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep)
+    like = optimizer.like(params), frozen_like(config, params)
+    checkpoints = open_checkpoints(run_dir / "checkpoints", keep=config.checkpoint.keep, like=like)
+
+    def fresh():
+        reference = load_reference(config, model, params)
+        return optimizer.init(params), reference
+
     (state, reference), first_step = continue_run(
-        checkpoints, (state, reference), seed=config.seed, max_steps=config.max_steps
+        checkpoints, like=like, fresh=fresh, seed=config.seed, max_steps=config.max_steps
     )
+    if first_step:
+        free(params)
     save_config(config, run_dir / "config.yaml")
 
-    policy_temperature = config.temperature if config.loss.unbias_log_probabilities else 1.0
-    teacher_temperature = config.temperature if config.reward.unbias_teacher_log_probs else 1.0
-    student_temperature = config.reward.unbias_student_log_probs_temp or 1.0
-    accumulate = make_layerwise_accumulate(
-        model,
-        grpo_objective(
-            beta=config.loss.beta,
-            importance_correction=config.loss.importance_correction,
-            importance_cap=config.loss.importance_cap,
-        ),
-        temperature=policy_temperature,
-        chunk=config.loss.logprob_chunk,
-        kept_mlp=min(config.loss.kept_mlp, model.config.num_hidden_layers),
-        kept_attention=min(config.loss.kept_attention, model.config.num_hidden_layers),
-    )
-    apply = make_apply(optimizer)
-    move_reference = jax.jit(mix_reference, donate_argnums=0)
+    accumulate = grpo_accumulate(config, model, planned)
+    sync_reference = make_reference_sync()
     sampler = make_sampler(
-        config, engine, model, state.params, version=first_step, eos_ids=ends, prompts=[*prompts, *eval_prompts]
+        train_settings(config),
+        engine,
+        model,
+        state.params,
+        version=first_step,
+        eos_ids=ends,
+        probe_ids=prompts[0].teacher_ids,
     )
     sampling = SamplingParams(
         max_tokens=config.max_completion_length,
@@ -175,18 +172,45 @@ def _train(
         top_p=config.sampler.top_p,
         min_p=config.sampler.min_p,
     )
-    logprobs = partial(row_logprobs, batch_size=config.score_batch_size, chunk=config.loss.logprob_chunk)
+    sizes = Sizes(config.sampler.max_batch, config.score_batch_size, config.per_device_train_batch_size)
+    fitted = Fitted(sizes, run_dir, exhausted=partial(too_large, planned))
 
-    def judge(prompts, completions):
+    def logprobs(model, params, rows, *, temperature, sizes):
+        with on_card(params) as visiting:
+            return row_logprobs(
+                model,
+                visiting,
+                rows,
+                temperature=temperature,
+                batch_size=sizes.score,
+                chunk=config.loss.logprob_chunk,
+            )
+
+    def judge_with(prompts, completions, sizes):
         scorer = reference if config.reward.use_reference_teacher_model else state.params
+        at = partial(logprobs, sizes=sizes)
         return judge_completions(
             prompts,
             completions,
             layout=layout,
             eos_ids=ends,
-            teacher_logprobs=partial(logprobs, model, scorer, temperature=teacher_temperature),
-            student_logprobs=partial(logprobs, student, student_params, temperature=student_temperature),
+            teacher_logprobs=partial(at, model, scorer, temperature=config.teacher_temperature),
+            student_logprobs=partial(at, student, student_params, temperature=config.student_temperature),
             reward_fn=reward_fn,
+        )
+
+    def judge(prompts, completions):
+        return fitted.run("score", partial(judge_with, prompts, completions))
+
+    def reference_logprobs(rows, sizes):
+        return logprobs(model, reference, rows, temperature=config.policy_temperature, sizes=sizes)
+
+    def gradients_of(batches, sizes):
+        return sum_gradients(
+            accumulate[sizes.keep],
+            state.params,
+            batches(batch_size=sizes.update),
+            dtype=config.memory.accumulators,
         )
 
     clock, group = PhaseClock(), config.num_generations
@@ -197,12 +221,35 @@ def _train(
     ):
         phase = phases(clock, monitor, progress)
 
+        def draw(requests):
+            """Completions of all requests; then the sampler sleeps, and has no weights."""
+            with phase("generate"):
+                drawn = fitted.run(
+                    "generate",
+                    lambda sizes: sampler.generate(
+                        requests,
+                        sampling,
+                        max_batch=sizes.generate,
+                        on_progress=lambda tokens: progress.phase("generate", f"{tokens:,} tokens"),
+                    ),
+                )
+                sampler.sleep()
+            return drawn
+
+        def sync(step):
+            """The sampler wakes with the policy's weights."""
+            with phase("sync"):
+                sampler.wake()
+                sampler.set_weights(state.params, step)
+
         def evaluate(step):
-            metrics, records = evaluate_policy(sampler, eval_prompts, sampling, judge, layout, seed=config.seed)
+            metrics, records = evaluate_policy(draw, eval_prompts, judge, layout, seed=config.seed)
+            sync(step)
             write_records(run_dir, step, records)
             writer.write(step, metrics)
             progress.log(step, metrics)
 
+        watch = BudgetWatch(config.budget_gb)
         evaluates = config.eval_steps > 0
         with writing_to(run_dir):
             keep_until(run_dir / EVAL_FILE, first_step)
@@ -215,47 +262,39 @@ def _train(
             asked = [prompts[i] for i in questions(step - 1)]
             seeds = np.random.SeedSequence((config.seed, step)).generate_state(config.train_batch_size)
 
-            with phase("generate"):
-                requests = [
-                    Request(prompt.teacher_ids, tuple(map(int, seeds[i * group : (i + 1) * group])))
-                    for i, prompt in enumerate(asked)
-                ]
-                drawn = sampler.generate(
-                    requests, sampling, on_progress=lambda tokens: progress.phase("generate", f"{tokens:,} tokens")
-                )
-                completions = [completion for of_prompt in drawn for completion in of_prompt]
-                repeated = [prompt for prompt in asked for _ in range(group)]
-                sampler.sleep()
+            requests = [
+                Request(prompt.teacher_ids, tuple(map(int, seeds[i * group : (i + 1) * group])))
+                for i, prompt in enumerate(asked)
+            ]
+            completions = [completion for of_prompt in draw(requests) for completion in of_prompt]
+            repeated = [prompt for prompt in asked for _ in range(group)]
 
             with phase("score"):
                 judged = judge(repeated, completions)
                 ids = [row.teacher_ids for row in judged.rows]
-                ref_logps = logprobs(model, reference, ids, temperature=policy_temperature)
+                ref_logps = fitted.run("score", partial(reference_logprobs, ids))
                 advantages = np.asarray(group_advantages(jnp.asarray(judged.rewards.reward), group))
 
             with phase("update"):
                 lengths = [len(completion.token_ids) for completion in completions]
-                batches = grpo_batches(
-                    ids,
-                    lengths,
-                    ref_logps,
-                    [completion.logps for completion in completions],
-                    advantages,
-                    batch_size=config.per_device_train_batch_size,
-                )
-                gradients, losses = sum_gradients(accumulate, state.params, batches)
-                state, grad_norm = apply(state, gradients)
+                sampler_logps = [completion.logps for completion in completions]
+                batches = partial(grpo_batches, ids, lengths, ref_logps, sampler_logps, advantages)
+                gradients, losses = fitted.run("update", partial(gradients_of, batches))
+                state, grad_norm = optimizer.apply(state, gradients)
+                free(gradients)
                 if config.ref.sync_ref_model and step % config.ref.ref_model_sync_steps == 0:
-                    reference = move_reference(reference, state.params, config.ref.ref_model_mixup_alpha)
+                    reference = sync_reference(reference, state.params, config.ref.ref_model_mixup_alpha)
                 losses, grad_norm = jax.device_get((losses, grad_norm))
+            sync(step)
 
-            with phase("sync"):
-                sampler.wake()
-                sampler.set_weights(state.params, step)
-
+            for warning in watch(monitor.metrics()):
+                log.warning(warning)
+            if step == first_step + 1:
+                for line in plan_and_measured(planned.step_peaks(), monitor.metrics()):
+                    log.info(line)
             if step % config.logging_steps == 0 or step == config.max_steps:
                 metrics = rollout_metrics(judged, completions, layout, num_generations=group)
-                metrics |= {**losses, "grad_norm": grad_norm, "learning_rate": learning_rate(step - 1)}
+                metrics |= {**losses, "grad_norm": grad_norm, "learning_rate": optimizer.learning_rate(step - 1)}
                 metrics |= clock.metrics(
                     {
                         "generate": sum(lengths),
@@ -276,11 +315,45 @@ def _train(
             progress.step(step)
             if evaluates and (step % config.eval_steps == 0 or step == config.max_steps):
                 evaluate(step)
-            if (config.save_steps and step % config.save_steps == 0) or step == config.max_steps:
+            is_due = config.save_steps and step % config.save_steps == 0
+            if config.checkpoint.at_end if step == config.max_steps else is_due:
                 facts = {"step": step, "seed": config.seed, "questions_drawn": step * config.questions_per_step}
                 save_checkpoint(checkpoints, step, (state, reference), facts)
 
     finish(config, run_dir, model, state.params)
+
+
+def grpo_accumulate(config: TrainConfig, model: Model, planned: Ledger) -> dict[bool, Accumulate]:
+    """Gradient accumulation of the GRPO loss; by whether layers are kept, as many as the plan has room for."""
+    make = partial(
+        make_fitting_accumulate,
+        model,
+        grpo_objective(
+            beta=config.loss.beta,
+            importance_correction=config.loss.importance_correction,
+            importance_cap=config.loss.importance_cap,
+        ),
+        temperature=config.policy_temperature,
+        chunk=config.loss.logprob_chunk,
+    )
+    most_kept = partial(
+        kept_layers,
+        planned.shape,
+        planned.run,
+        (config.planned_gb or 0) * GB,
+        kept_attention=config.loss.kept_attention,
+        kept_mlp=config.loss.kept_mlp,
+    )
+    return {True: make(kept=most_kept), False: make(kept=lambda batch, tokens: (0, 0))}
+
+
+def too_large(planned: Ledger) -> str:
+    """What to tell a user whose run does not fit on the card."""
+    advice = (
+        "lower --max-completion-length or --max-prompt-length, take --preset mono85_fallback, or ask "
+        "`python -m rlt_jax.plan` with the flags of this run what fits"
+    )
+    return "\n".join([*ledger_lines(planned), advice])
 
 
 def finish(config: TrainConfig, run_dir: Path, model: Model, params: Params) -> None:

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from rlt_jax.batching import length_batches, pad_rows
-from rlt_jax.losses import grpo_loss, importance_weights, sft_loss
+from rlt_jax.batching import join_rows, length_batches, pad_rows, segments_of, sequence_batches
+from rlt_jax.losses import grpo_loss, importance_weights, mix_reference, sft_loss
 from rlt_jax.models import Params
+from rlt_jax.placement import card, free, move_to_host, on_host
 from rlt_jax.types import Array, TrainBatch
 
 Batch = Any
@@ -35,8 +36,8 @@ class TrainState(NamedTuple):
     """What a gradient step changes. Donated to `apply_gradients`: use only what it returns."""
 
     params: Params  # fp32 or bf16; bf16 leaves are the fp32 masters, rounded to nearest
-    low: Params | None  # u16 low halves of the masters; None in place of the tree when params are fp32
-    opt_state: optax.OptState
+    low: Params | None  # u16 low halves of the masters; None in place of the tree when opt_state has them or none exist
+    opt_state: Any  # optax's, or host_adamw.HostState
 
 
 def split_master(master: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -100,10 +101,15 @@ def init_state(params: Params, optimizer: optax.GradientTransformation) -> Train
     return TrainState(params, low, optimizer.init(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)))
 
 
-@jax.jit
-def zero_gradients(params: Params) -> Params:
-    """fp32 accumulators of the parameters' shapes."""
-    return jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+@partial(jax.jit, static_argnames="dtype")
+def zero_gradients(params: Params, *, dtype: Literal["float32", "bfloat16"] = "float32") -> Params:
+    """Accumulators of the parameters' shapes."""
+    return jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), params)
+
+
+def global_norm(gradients: Params) -> jax.Array:
+    """L2 norm f32[] of all gradients together, squared and summed in float32."""
+    return optax.global_norm(jax.tree.map(lambda g: g.astype(jnp.float32), gradients))
 
 
 def make_apply(
@@ -112,6 +118,7 @@ def make_apply(
     """A jitted `apply(state, gradients)` -> (new state, global gradient norm before clipping). The state is donated."""
 
     def apply(state: TrainState, gradients: Params):
+        gradients = jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
         master = state.params if state.low is None else jax.tree.map(join_master, state.params, state.low)
         updates, opt_state = optimizer.update(gradients, state.opt_state, master)
         master = optax.apply_updates(master, updates)
@@ -188,34 +195,74 @@ def grpo_batches(
 
 
 def sft_batches(
-    examples: Sequence[tuple[np.ndarray, np.ndarray]], *, batch_size: int
+    examples: Sequence[tuple[np.ndarray, np.ndarray]], *, batch_size: int, packed_length: int | None = None
 ) -> Iterator[tuple["SftBatch", float]]:
-    """Micro-batches of (ids i32[T_i], trained bool[T_i]) examples: (SftBatch, its share of the trained tokens)."""
-    total = sum(int(trained.sum()) for _, trained in examples)
-    for indices, length in length_batches([len(ids) for ids, _ in examples], batch_size):
-        pad = partial(pad_rows, length=length, num_rows=batch_size)
-        batch = SftBatch(pad([examples[i][0] for i in indices]), pad([examples[i][1] for i in indices]))
+    """Micro-batches of (ids i32[T_i], trained bool[T_i]) examples: (SftBatch, its share of the trained tokens).
+
+    Args:
+      batch_size: sequences of a micro-batch, at most.
+      packed_length: let examples share sequences, as `sequence_batches` says. Changes the sums by rounding alone.
+    """
+    ids, trained = [ids for ids, _ in examples], [trained for _, trained in examples]
+    lengths = [len(row) for row in ids]
+    total = sum(int(row.sum()) for row in trained)
+    for sequences in sequence_batches(lengths, batch_size, packed_length=packed_length):
+        segments = segments_of(lengths, sequences) if packed_length else None
+        batch = SftBatch(join_rows(ids, sequences), join_rows(trained, sequences), segments)
         yield batch, int(batch.mask.sum()) / total
 
 
 def sum_gradients(
-    accumulate: Accumulate, params: Params, batches: Iterable[tuple[Batch, float]]
+    accumulate: Accumulate,
+    params: Params,
+    batches: Iterable[tuple[Batch, float]],
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> tuple[Params, dict[str, jax.Array]]:
-    """Gradient and diagnostics of a whole step, both over all its micro-batches and still on the device."""
-    gradients = zero_gradients(params)
+    """Gradient and diagnostics of a whole step, both over all its micro-batches and still on the device.
+
+    Args:
+      dtype: of the sums.
+    Raises:
+      jax.errors.JaxRuntimeError: the device's memory is too small; the sums are freed before.
+    """
+    gradients = zero_gradients(params, dtype=dtype)
     totals: dict[str, jax.Array] = {}
-    for batch, weight in batches:
-        gradients, (means, maxima) = accumulate(params, gradients, batch, weight)
-        totals |= {name: totals.get(name, jnp.zeros(())) + weight * value for name, value in means.items()}
-        totals |= {name: jnp.maximum(totals.get(name, value), value) for name, value in maxima.items()}
+    try:
+        for batch, weight in batches:
+            gradients, (means, maxima) = accumulate(params, gradients, batch, weight)
+            totals |= {name: totals.get(name, jnp.zeros(())) + weight * value for name, value in means.items()}
+            totals |= {name: jnp.maximum(totals.get(name, value), value) for name, value in maxima.items()}
+        jax.block_until_ready(gradients)  # a lack of memory shows here, where the step can still be done again
+    except jax.errors.JaxRuntimeError:
+        free(gradients)
+        raise
     return gradients, totals
 
 
+def make_reference_sync() -> Callable[[Params, Params, float], Params]:
+    """`sync(reference, policy, alpha)` -> the reference, moved by `mix_reference` and back where it was.
+
+    The old one is donated. One in pinned host memory visits the card, which must have room for it.
+    """
+    mix = jax.jit(mix_reference, donate_argnums=0)
+
+    def sync(reference: Params, policy: Params, alpha: float) -> Params:
+        if not on_host(reference):
+            return mix(reference, policy, alpha)
+        visiting = jax.block_until_ready(jax.device_put(reference, card()))
+        free(reference)
+        return move_to_host(mix(visiting, policy, alpha))
+
+    return sync
+
+
 class SftBatch(NamedTuple):
-    """One micro-batch of supervised fine-tuning, right-padded to a bucket."""
+    """One micro-batch of supervised fine-tuning, right-padded to a bucket; T tokens hold one row, or several packed."""
 
     ids: Array  # i32[B, T] token ids
     mask: Array  # bool[B, T] True on trained tokens
+    segments: Array | None = None  # i32[B, T] 1, 2, ... on the rows of a sequence, 0 on padding; None: one row each
 
 
 def sft_objective(logps: jax.Array, batch: SftBatch) -> tuple[jax.Array, Diagnostics]:

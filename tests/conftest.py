@@ -1,6 +1,7 @@
 """What all tests share: where the golden cases lie, and a compilation cache so that nothing is compiled twice."""
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
@@ -18,3 +19,13 @@ import pytest
 def golden() -> Path:
     """Folder with the numbers recorded from the original system, and its two tiny checkpoints."""
     return Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def logged(caplog):
+    """Records the project's log; it may have been cut off from the root by a run in this process."""
+    logger = logging.getLogger("rlt_jax")
+    before, logger.propagate = logger.propagate, True
+    with caplog.at_level(logging.INFO, logger="rlt_jax"):
+        yield caplog
+    logger.propagate = before

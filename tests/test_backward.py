@@ -1,6 +1,7 @@
 """The layer-by-layer gradient against `jax.grad` of the plain model, and the memory it takes."""
 
 from functools import cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 
 from rlt_jax.backward import make_layerwise_accumulate
+from rlt_jax.batching import Sequences, join_rows, pad_rows, segments_of
 from rlt_jax.losses import grpo_loss, sft_loss
 from rlt_jax.models import Model, ModelConfig, Params, build_model, init_model
 from rlt_jax.types import TrainBatch
+from rlt_jax.update import SftBatch
 
 VOCAB, LAYERS, LENGTH = 97, 3, 24
 CONFIGS = {
@@ -161,6 +164,70 @@ def test_micro_batches_add_up_in_donated_accumulators():
     assert accumulate._cache_size() == 1
 
 
+PACKS = ((11, 8, 4), (13, 1, 9))  # tokens of the rows in two sequences
+
+
+def packed_rows() -> tuple[SftBatch, SftBatch]:
+    """Six rows in two sequences (and one that fills up), and in six. The mask holds first tokens too."""
+    rng, lengths = np.random.default_rng(5), sum(PACKS, ())
+    ids = [rng.integers(0, VOCAB, length, dtype=np.int32) for length in lengths]
+    trained = [(rng.random(length) < 0.6) | (np.arange(length) == 0) for length in lengths]
+    sequences = Sequences([[0, 1, 2], [3, 4, 5]], LENGTH, num_sequences=3)
+    packed = SftBatch(join_rows(ids, sequences), join_rows(trained, sequences), segments_of(lengths, sequences))
+    return packed, SftBatch(pad_rows(ids, LENGTH, num_rows=6), pad_rows(trained, LENGTH, num_rows=6))
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [*((name, {}) for name in CONFIGS), *(("qwen3", KEPT[kept]) for kept in KEPT)]
+)
+def test_the_gradient_of_packed_rows_is_that_of_single_ones(name, kept):
+    model, params = make_model(name)
+    packed, single = packed_rows()
+    found, aux = layerwise(model, sft, temperature=1.0, chunk=7, **kept)(params, zeros(params), packed, 1.0)
+    expected, expected_aux = dense_gradient(model, sft, params, single, 1.0)
+    assert_close(found, expected)
+    assert float(aux["loss"]) == pytest.approx(float(expected_aux["loss"]), rel=1e-5)
+    expected_logps = np.where(single.mask, expected_aux["logps"], 0.0)
+    assert single.mask[:, 0].all() and not expected_logps[:, 0].any()  # no context, whoever stands before it
+    in_order = [row[:length] for row, length in zip(expected_logps, sum(PACKS, ()))]
+    np.testing.assert_allclose(aux["logps"][packed.segments > 0], np.concatenate(in_order), atol=1e-5)
+
+
+def test_other_tokens_in_a_neighbour_change_no_bit_of_a_gradient():
+    """The loss reads the second row of each sequence; the others, and the padding, hold other tokens."""
+    model, params = make_model("qwen3")
+    packed, _ = packed_rows()
+    mine = packed.segments == 2
+    batch = packed._replace(mask=mine)
+    accumulate = layerwise(model, sft, temperature=1.0, chunk=7)
+    clean, clean_aux = accumulate(params, zeros(params), batch, 1.0)
+    poisoned = batch._replace(ids=np.where(mine, batch.ids, VOCAB - 1 - batch.ids))
+    dirty, dirty_aux = accumulate(params, zeros(params), poisoned, 1.0)
+    np.testing.assert_array_equal(dirty_aux["logps"], clean_aux["logps"])
+    assert float(clean_aux["loss"]) > 0
+    jax.tree.map(np.testing.assert_array_equal, dirty, clean)
+
+
+def test_a_batch_without_segments_has_the_program_of_a_batch_that_knows_none():
+    class Plain(NamedTuple):
+        ids: np.ndarray
+        mask: np.ndarray
+
+    model, params = make_model("qwen2.5")
+    packed, _ = packed_rows()
+    accumulate = layerwise(model, sft, temperature=1.0, chunk=7, **KEPT["mlp of some"])
+    program = {
+        name: accumulate.lower(params, zeros(params), batch, 1.0).as_text()
+        for name, batch in (
+            ("plain", Plain(packed.ids, packed.mask)),
+            ("none", packed._replace(segments=None)),
+            ("packed", packed),
+        )
+    }
+    assert program["none"] == program["plain"]
+    assert program["packed"] != program["none"]
+
+
 def test_what_stands_in_pads_changes_nothing():
     model, params = make_model("qwen2.5")
     batch = make_batch()
@@ -294,4 +361,28 @@ def test_flash_attention_is_kept_once_on_a_card():
         gradients.append(accumulate(params, zeros(params), batch, 1.0)[0])
     assert all(distance(a, b) < 0.02 for a, b in zip(*map(jax.tree.leaves, gradients)))
     one = layers * rows * length * size * 2  # bytes of one head of all layers
+    assert temporary[1] - temporary[0] < (2.5 * heads + 2 * keys) * one
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA card")
+def test_packed_rows_on_a_card():
+    """Flash attention under a mask: the gradient of single rows, and a mask that no layer keeps a copy of."""
+    heads, keys, size, layers, length = 8, 2, 64, 8, 1024
+    config = ModelConfig("qwen2", 512, 256, 512, layers, heads, keys, size)
+    model, params = init_model(config, 0, dtype="bfloat16")
+    ids = np.random.default_rng(0).integers(0, 512, (4, length // 2), np.int32)
+    single = SftBatch(ids, np.ones(ids.shape, bool))
+    segments = np.repeat(np.array([[1, 2]] * 2, np.int32), length // 2, axis=1)
+    packed = SftBatch(ids.reshape(2, length), np.ones((2, length), bool), segments)
+    expected, _ = layerwise(model, sft, temperature=1.0, chunk=256)(params, zeros(params), single, 1.0)
+    temporary = []
+    for kept in (0, layers):
+        accumulate = layerwise(model, sft, temperature=1.0, chunk=256, kept_attention=kept)
+        program = accumulate.lower(params, zeros(params), packed, 1.0).compile()
+        assert "fmhaScaleBiasSoftmaxBackward" in program.as_text()
+        temporary.append(program.memory_analysis().temp_size_in_bytes)
+        found, _ = accumulate(params, zeros(params), packed, 1.0)
+        assert distance(flat(found), flat(expected)) < 0.02
+    one = layers * 2 * length * size * 2  # bytes of one head of all layers
     assert temporary[1] - temporary[0] < (2.5 * heads + 2 * keys) * one

@@ -42,9 +42,8 @@ def evaluate(golden, layout):
         student_logprobs=partial(at, *student),
         reward_fn=rlt_reward(RewardConfig()),
     )
-    return lambda prompts, *, seed: evaluate_policy(
-        sampler, prompts, SamplingParams(max_tokens=8), judge, layout, seed=seed
-    )
+    draw = partial(sampler.generate, params=SamplingParams(max_tokens=8))
+    return lambda prompts, *, seed: evaluate_policy(draw, prompts, judge, layout, seed=seed)
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,20 @@
 """What the commands share: run folders, rows and prompts, models that fit together, and counting of compilations."""
 
 import json
-import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from rlt_jax.configs import PRESETS, DataConfig
+from rlt_jax.configs import PRESETS, DataConfig, MemoryConfig
 from rlt_jax.data import STUDENT_PROMPT, TEACHER_PROMPT
 from rlt_jax.errors import UserError
 from rlt_jax.models import load_model
+from rlt_jax.placement import on_host
 from rlt_jax.run import (
     CompileCounter,
     check_room,
@@ -35,16 +36,6 @@ def write_rows(path, rows):
 
 def numbered(count, first=0):
     return [{"question": f"What is {i}?", "solution": str(i)} for i in range(first, first + count)]
-
-
-@pytest.fixture
-def logged(caplog):
-    """Records the project's log; it may have been cut off from the root by a run in this process."""
-    logger = logging.getLogger("rlt_jax")
-    before, logger.propagate = logger.propagate, True
-    with caplog.at_level(logging.INFO, logger="rlt_jax"):
-        yield caplog
-    logger.propagate = before
 
 
 @pytest.fixture(scope="module")
@@ -205,16 +196,30 @@ def test_a_model_with_fewer_embeddings_than_tokens_is_refused(golden, layout):
 
 
 def test_the_reference_must_be_of_the_teachers_architecture(golden, tmp_path):
-    teacher, _ = load_model(golden / "teacher", dtype="float32")
+    teacher, params = load_model(golden / "teacher", dtype="float32")
     config = replace(TINY, reference=str(golden / "student"))
     with pytest.raises(UserError) as refusal:
-        load_reference(config, teacher)
+        load_reference(config, teacher, params)
     assert "num_hidden_layers=3 (teacher: 2)" in str(refusal.value)
     assert str(refusal.value).endswith("or leave the flag out for the teacher itself")
     longer = shutil.copytree(golden / "teacher", tmp_path / "longer")  # what computation does not depend on may differ
     values = json.loads((longer / "config.json").read_text())
     (longer / "config.json").write_text(json.dumps({**values, "max_position_embeddings": 9999}))
-    assert load_reference(replace(TINY, reference=str(longer)), teacher)["norm"]["weight"].shape == (128,)
+    reference = load_reference(replace(TINY, reference=str(longer)), teacher, params)
+    assert reference["norm"]["weight"].shape == (128,)
+
+
+@pytest.mark.parametrize("place", ["card", "host"])
+def test_the_reference_is_a_copy_of_the_teacher_where_the_configuration_keeps_it(golden, place):
+    """The policy's arrays are donated: what shares memory with them would change with them."""
+    teacher, params = load_model(golden / "teacher", dtype="float32")
+    config = replace(TINY, teacher=str(golden / "teacher"), memory=MemoryConfig(frozen=place))
+    reference = load_reference(config, teacher, params)
+    before = np.asarray(reference["norm"]["weight"]).copy()
+    jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)(params)
+    np.testing.assert_array_equal(np.asarray(reference["norm"]["weight"]), before)
+    assert on_host(reference) == (place == "host")
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(reference))
 
 
 def test_prompt_and_completion_must_fit_into_the_model(tmp_path, layout):

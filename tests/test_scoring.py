@@ -1,14 +1,20 @@
 """Log-probs of ragged rows against transformers, and the spans that the reward reads."""
 
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
+import rlt_jax
+from rlt_jax.batching import sequence_batches
 from rlt_jax.models import load_model
 from rlt_jax.scoring import gather_spans, row_logprobs
 from rlt_jax.types import ScoreRow
 
+TINY = Path(rlt_jax.__file__).parent / "assets" / "tiny"
 LENGTHS = (5, 70, 2, 33, 47, 1, 64)  # three buckets, in no order
 
 
@@ -57,8 +63,23 @@ def test_results_come_in_the_order_given(teacher, rows, oracle):
         np.testing.assert_allclose(ours, expected[i], atol=1e-4)
 
 
-def test_no_rows_give_no_logprobs(teacher):
-    assert row_logprobs(*teacher, [], temperature=1.0, batch_size=3, chunk=1024) == []
+@pytest.mark.parametrize("packed_length", [None, 96])
+def test_no_rows_give_no_logprobs(teacher, packed_length):
+    assert row_logprobs(*teacher, [], temperature=1.0, batch_size=3, chunk=1024, packed_length=packed_length) == []
+
+
+@pytest.mark.parametrize("model", ["golden/teacher", "golden/student", "tiny/teacher", "tiny/student"])
+def test_rows_that_share_sequences_have_the_logprobs_of_single_ones(golden, rows, model):
+    """Seven rows, of 222 tokens in all, in three sequences of 96."""
+    where, who = model.split("/")
+    folder = golden if where == "golden" else TINY
+    opened = load_model(folder / who, dtype="float32")
+    rows = [row % opened[0].config.vocab_size for row in rows]
+    assert [batch.num_sequences for batch in sequence_batches(LENGTHS, 2, packed_length=96)] == [2, 2]
+    logprobs = partial(row_logprobs, *opened, rows, temperature=0.7, batch_size=2, chunk=64)
+    for packed, single in zip(logprobs(packed_length=96), logprobs(), strict=True):
+        np.testing.assert_allclose(packed, single, atol=1e-5, rtol=1e-6)
+        assert packed[0] == 0.0 and packed.dtype == np.float32 and len(packed) == len(single)
 
 
 def score_row(teacher_thought, student_thought, solution, *, matched):

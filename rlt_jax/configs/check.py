@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlt_jax.configs.files import type_problems
-from rlt_jax.configs.schema import DataConfig, OptimizerConfig, RewardConfig, TrainConfig
+from rlt_jax.configs.schema import DataConfig, MemoryConfig, OptimizerConfig, RewardConfig, SamplerConfig, TrainConfig
 from rlt_jax.errors import UserError
 
 
@@ -25,8 +25,6 @@ def check_config(config: TrainConfig) -> None:
                     "student": (config.student, "a model folder or hub name"),
                     "reference": (config.reference, "a model folder or hub name, or None for the teacher"),
                     "output_dir": (config.output_dir, "a folder for the run"),
-                    "sampler.python": (config.sampler.python, "the path of a Python interpreter, or None"),
-                    "sampler.url": (config.sampler.url, "the address of a vLLM server, or None"),
                     "log.wandb_project": (config.log.wandb_project, "the name of a project"),
                 }
             ),
@@ -35,7 +33,7 @@ def check_config(config: TrainConfig) -> None:
             *_memory(config),
             *data_problems(config.data, eval_steps=config.eval_steps),
             *_sampling(config),
-            *_engine(config),
+            *sampler_problems(config.sampler),
             *reward_problems(config.reward),
             *optimizer_problems(config.optimizer, learning_rate=config.learning_rate),
             *_objective(config),
@@ -72,6 +70,15 @@ def reward_problems(reward: RewardConfig) -> Iterator[str]:
         yield (
             f"reward.unbias_student_log_probs_temp={reward.unbias_student_log_probs_temp:g}: "
             "expected a temperature above 0, or None for 1"
+        )
+
+
+def memory_problems(memory: MemoryConfig) -> Iterator[str]:
+    """What is wrong with the memory settings, one message each."""
+    if memory.moments == "bfloat16" and memory.optimizer == "card":
+        yield (
+            "memory.moments=bfloat16 with memory.optimizer=card: only moments on the host are stored so, "
+            "add --memory.optimizer host or leave memory.moments at float32"
         )
 
 
@@ -129,6 +136,32 @@ def optimizer_problems(optimizer: OptimizerConfig, *, learning_rate: float) -> I
         yield f"optimizer.warmup_ratio={optimizer.warmup_ratio:g}: expected a share of max_steps, from 0 to 1"
 
 
+def sampler_problems(sampler: SamplerConfig) -> Iterator[str]:
+    """What is wrong with how completions are drawn, one message each."""
+    yield from text_problems(
+        {
+            "sampler.python": (sampler.python, "the path of a Python interpreter, or None"),
+            "sampler.url": (sampler.url, "the address of a vLLM server, or None"),
+        }
+    )
+    if sampler.max_batch < 1:
+        yield f"sampler.max_batch={sampler.max_batch}: expected a positive whole number"
+    if sampler.top_k < 0:
+        yield f"sampler.top_k={sampler.top_k}: expected a positive whole number, or 0 for off"
+    if not 0 < sampler.top_p <= 1:
+        yield f"sampler.top_p={sampler.top_p:g}: expected a share above 0 and at most 1, where 1 is off"
+    if not 0 <= sampler.min_p < 1:
+        yield f"sampler.min_p={sampler.min_p:g}: expected a share from 0, which is off, to below 1"
+    if sampler.kind == "vllm-server" and sampler.url is None:
+        yield "sampler.kind=vllm-server without sampler.url: give the server's address, such as http://127.0.0.1:8000"
+    if sampler.kind != "vllm-server" and sampler.url is not None:
+        yield f"sampler.url={sampler.url} with sampler.kind={sampler.kind}: only vllm-server talks to a server"
+    if sampler.kind != "vllm" and sampler.python is not None:
+        yield f"sampler.python={sampler.python} with sampler.kind={sampler.kind}: only vllm starts a Python of its own"
+    if sampler.sync_tolerance is not None and sampler.sync_tolerance <= 0:
+        yield f"sampler.sync_tolerance={sampler.sync_tolerance:g}: expected a positive number of nats, or None"
+
+
 def not_finite_problems(values: dict[str, Any], section: str = "") -> Iterator[str]:
     """Fields that are NaN or infinite, of a configuration as nested dicts; no comparison catches a NaN."""
     for name, value in values.items():
@@ -150,7 +183,6 @@ def _counts(config: TrainConfig) -> Iterator[str]:
         "max_prompt_length": config.max_prompt_length,
         "max_completion_length": config.max_completion_length,
         "logging_steps": config.logging_steps,
-        "sampler.max_batch": config.sampler.max_batch,
         "loss.logprob_chunk": config.loss.logprob_chunk,
         "ref.ref_model_sync_steps": config.ref.ref_model_sync_steps,
         "checkpoint.keep": config.checkpoint.keep,
@@ -164,9 +196,9 @@ def _counts(config: TrainConfig) -> Iterator[str]:
     for name, count in positive.items():
         if count < 1:
             yield f"{name}={count}: expected a positive whole number"
-    for name, (count, off) in off_at_zero.items():
-        if count < 0:
-            yield f"{name}={count}: expected a positive whole number, or {off}"
+    for name, (number, off) in off_at_zero.items():
+        if number is not None and number < 0:
+            yield f"{name}={number}: expected a positive whole number, or {off}"
     if not 0 <= config.seed < 2**31:
         yield f"seed={config.seed}: expected a whole number from 0 to {2**31 - 1}"
 
@@ -190,7 +222,8 @@ def _batches(config: TrainConfig) -> Iterator[str]:
 
 
 def _memory(config: TrainConfig) -> Iterator[str]:
-    for name, size in (("budget_gb", config.budget_gb), ("planned_gb", config.planned_gb)):
+    sizes = {"budget_gb": config.budget_gb, "planned_gb": config.planned_gb, "host_gb": config.host_gb}
+    for name, size in sizes.items():
         if size is not None and size <= 0:
             yield f"{name}={size:g}: expected a positive number of GB, or None"
     if config.budget_gb is not None and config.planned_gb is not None and config.planned_gb > config.budget_gb > 0:
@@ -198,6 +231,7 @@ def _memory(config: TrainConfig) -> Iterator[str]:
             f"planned_gb={config.planned_gb:g} is more than budget_gb={config.budget_gb:g}: "
             "plan for less, or raise the budget"
         )
+    yield from memory_problems(config.memory)
     if not 0 < config.vllm_gpu_memory_utilization <= 1:
         yield (
             f"vllm_gpu_memory_utilization={config.vllm_gpu_memory_utilization:g}: "
@@ -206,32 +240,13 @@ def _memory(config: TrainConfig) -> Iterator[str]:
 
 
 def _sampling(config: TrainConfig) -> Iterator[str]:
-    sampler = config.sampler
     if config.temperature <= 0:
         yield (
             f"temperature={config.temperature:g}: expected a number above 0, "
             "as the completions of a group must differ to be compared"
         )
-    if sampler.top_k < 0:
-        yield f"sampler.top_k={sampler.top_k}: expected a positive whole number, or 0 for off"
-    if not 0 < sampler.top_p <= 1:
-        yield f"sampler.top_p={sampler.top_p:g}: expected a share above 0 and at most 1, where 1 is off"
-    if not 0 <= sampler.min_p < 1:
-        yield f"sampler.min_p={sampler.min_p:g}: expected a share from 0, which is off, to below 1"
     if not 0 <= config.log.sample_probability <= 1:
         yield f"log.sample_probability={config.log.sample_probability:g}: expected a probability from 0 to 1"
-
-
-def _engine(config: TrainConfig) -> Iterator[str]:
-    sampler = config.sampler
-    if sampler.kind == "vllm-server" and sampler.url is None:
-        yield "sampler.kind=vllm-server without sampler.url: give the server's address, such as http://127.0.0.1:8000"
-    if sampler.kind != "vllm-server" and sampler.url is not None:
-        yield f"sampler.url={sampler.url} with sampler.kind={sampler.kind}: only vllm-server talks to a server"
-    if sampler.kind != "vllm" and sampler.python is not None:
-        yield f"sampler.python={sampler.python} with sampler.kind={sampler.kind}: only vllm starts a Python of its own"
-    if sampler.sync_tolerance is not None and sampler.sync_tolerance <= 0:
-        yield f"sampler.sync_tolerance={sampler.sync_tolerance:g}: expected a positive number of nats, or None"
 
 
 def _objective(config: TrainConfig) -> Iterator[str]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Config = TypeVar("Config", bound="DataclassInstance")
+Line = TypeVar("Line", bound="_CommandLine[TrainConfig]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,23 @@ class _CommandLine(Generic[Config]):
     print_config: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the resolved configuration as YAML and exit."""
     settings: Annotated[Config, tyro.conf.arg(name="")]  # no name: its flags have no prefix
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What `rlt_jax.plan` can be told besides the run itself."""
+
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print one JSON object instead of tables."""
+    compile: bool = True
+    """Where there is an NVIDIA card: compile the run's programs for it and take their temporaries, instead of formulas,
+    which takes minutes the first time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PlanLine(_CommandLine[TrainConfig]):
+    options: Annotated[PlanOptions, tyro.conf.arg(name="")] = PlanOptions()
+    """The plan itself."""
 
 
 def parse_train_args(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
@@ -42,25 +60,26 @@ def parse_train_args(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
       UserError: unknown preset, unusable file, inconsistent values.
       SystemExit: code 2 with a message for an unknown flag or a value of the wrong type, 0 after `--help`.
     """
-    preset, file = _defaults_from(argv)
-    if preset is not None and file is not None:
-        raise UserError(f"--preset {preset} and --config {file}: give one, a file names the preset it starts from")
-    if preset is not None and preset not in PRESETS:
-        raise UserError(unknown_preset(preset))
-    default = PRESETS["tiny"] if preset is None else PRESETS[preset]  # type: ignore[index]  # known since the line above
-    if file is not None:
-        default = load_config(file)
-    presets = "\n".join(f"  {name}: {summary}" for name, summary in SUMMARIES.items())
-    config, print_config = _parse(
-        TrainConfig,
+    line = _parse_run(
+        _CommandLine[TrainConfig],
         argv,
         prog="python -m rlt_jax.train",
-        description="Train a teacher with GRPO on the RLT reward (arXiv 2506.08388). The defaults shown are those of "
-        f"--preset or --config.\n\nPresets:\n{presets}",
-        default=default,
+        description="Train a teacher with GRPO on the RLT reward (arXiv 2506.08388).",
     )
-    check_config(config)
-    return config, print_config
+    return line.settings, line.print_config
+
+
+def parse_plan_args(argv: Sequence[str]) -> tuple[TrainConfig, bool, PlanOptions]:
+    """`parse_train_args` for `rlt_jax.plan`, whose flags are those of training and `PlanOptions`; raises the same."""
+    line = _parse_run(
+        _PlanLine,
+        argv,
+        prog="python -m rlt_jax.plan",
+        description="Say what a training run needs of card and host, whether it fits, and what to lower where it does "
+        "not, before anything is downloaded. Every flag of python -m rlt_jax.train. Exit code: 0 it fits, 1 it does "
+        "not, 2 a mistake.",
+    )
+    return line.settings, line.print_config, line.options
 
 
 def parse_command(
@@ -82,6 +101,28 @@ def parse_command(
     _, file = _defaults_from(argv)
     default = None if file is None else load_settings(file, config_class)
     return _parse(config_class, argv, prog=prog, description=description, default=default)
+
+
+def _parse_run(line_class: type[Line], argv: Sequence[str], *, prog: str, description: str) -> Line:
+    """A command line about a training run, over the defaults of --preset or --config; the run is checked."""
+    preset, file = _defaults_from(argv)
+    if preset is not None and file is not None:
+        raise UserError(f"--preset {preset} and --config {file}: give one, a file names the preset it starts from")
+    if preset is not None and preset not in PRESETS:
+        raise UserError(unknown_preset(preset))
+    default = PRESETS["tiny"] if preset is None else PRESETS[preset]  # type: ignore[index]  # known since the line above
+    if file is not None:
+        default = load_config(file)
+    presets = "\n".join(f"  {name}: {summary}" for name, summary in SUMMARIES.items())
+    line = tyro.cli(
+        line_class,
+        args=list(argv),
+        prog=prog,
+        description=f"{description} The defaults shown are those of --preset or --config.\n\nPresets:\n{presets}",
+        default=line_class(settings=default),
+    )
+    check_config(line.settings)
+    return line
 
 
 def _defaults_from(argv: Sequence[str]) -> tuple[str | None, str | None]:

@@ -41,6 +41,7 @@ _EXPECTED = {  # pydantic's words -> ours
     "a valid string": "a text",
     "a valid boolean": "true or false",
     "a valid array": "a list",
+    "an object": "a section (lines `key: value`, or {} for none)",
 }
 
 
@@ -102,11 +103,21 @@ def load_config(path: str | Path) -> TrainConfig:
     Raises:
       UserError: no such file, not YAML, an unknown preset or key, a value of the wrong type.
     """
-    values = read_yaml(path)
+    return train_config(read_yaml(path), source=str(path))
+
+
+def train_config(values: Mapping[str, Any], *, source: str) -> TrainConfig:
+    """A training run from plain nested values; what they leave out comes from the preset that they name (else tiny).
+
+    Args:
+      source: where the values came from, for messages.
+    Raises:
+      UserError: an unknown preset or key, a value of the wrong type.
+    """
     name = values.get("preset", "tiny")
     if not isinstance(name, str) or name not in PRESETS:
-        raise UserError(f"{path}: {unknown_preset(name)}")
-    return build(TrainConfig, values, source=str(path), base=PRESETS[name])
+        raise UserError(f"{source}: {unknown_preset(name)}")
+    return build(TrainConfig, values, source=source, base=PRESETS[name])
 
 
 def load_settings(path: str | Path, config_class: type[Config]) -> Config:

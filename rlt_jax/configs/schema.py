@@ -62,7 +62,7 @@ class SamplerConfig:
     on_mismatch: Literal["stop", "warn"] = "stop"
     """vllm kinds: what to do when log-probs of vLLM and trainer differ too much after a sync of the weights."""
     sync_tolerance: float | None = None
-    """vllm kinds: most mean difference of those log-probs, nats. None: 0.1 for bfloat16, 0.001 for float32."""
+    """vllm kinds: most mean difference of those log-probs, nats. None: 0.2 for bfloat16, 0.001 for float32."""
     top_k: int = 0
     """Draw among the k likeliest tokens, tokens. 0: off."""
     top_p: float = 1.0
@@ -83,10 +83,12 @@ class LossConfig:
     """Divide policy and reference logits by the sampling temperature."""
     logprob_chunk: int = 1024
     """Tokens whose logits over the vocabulary are held at once, tokens. Changes memory, not results."""
-    kept_mlp: int = 0
-    """Last layers whose MLP projections are kept for the backward pass instead of computed again: time for memory."""
-    kept_attention: int = 0
-    """Last layers whose attention is kept for the backward pass: more time saved per GB, on a card."""
+    kept_mlp: int | None = None
+    """Last layers whose MLP projections are kept for the backward pass instead of computed again: time for memory.
+    None: as many as planned_gb leaves room for, which is none without a plan."""
+    kept_attention: int | None = None
+    """Last layers whose attention is kept for the backward pass: more time saved per GB, on a card. None: as kept_mlp,
+    and before it."""
     importance_correction: Literal["none", "token", "sequence"] = "none"
     """Weigh the gain by policy over sampler probability, of each token or of the whole completion."""
     importance_cap: float = 2.0
@@ -148,6 +150,20 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """Where a step keeps what it does not need at the moment, and how precisely. Host memory is the pinned kind."""
+
+    optimizer: Literal["card", "host"] = "card"
+    """AdamW's moments and the low halves of the float32 masters: on the card, or on the host and streamed by layer."""
+    frozen: Literal["card", "host"] = "card"
+    """Student and reference: on the card throughout, or on the host and on the card while they score."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Type of the moments on the host; bfloat16 takes half as much, and rounds them at every step."""
+    accumulators: Literal["float32", "bfloat16"] = "float32"
+    """Type of the gradient sums on the card; bfloat16 takes half as much, and rounds them at every micro-batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RefConfig:
     """The reference that the KL of the loss pulls to, and how it follows the policy (TR-DPO, arXiv 2404.09656)."""
 
@@ -181,6 +197,8 @@ class CheckpointConfig:
 
     keep: int = 2
     """Newest checkpoints that are kept, checkpoints."""
+    at_end: bool = True
+    """Write a checkpoint after the last step. Off: a finished run leaves none of it and cannot be continued."""
     export: bool = True
     """At the end, write the teacher as a Hugging Face folder with its tokenizer."""
 
@@ -235,6 +253,8 @@ class TrainConfig:
     """Device memory that the run is meant for, all its devices together, GB. None: no budget."""
     planned_gb: float | None = None
     """Most of the budget that the run is planned to use, GB. None: no plan."""
+    host_gb: float | None = None
+    """Host memory that the run may use, GB. None: what the machine says it has."""
     vllm_gpu_memory_utilization: float = 0.55
     """Share of budget_gb for a vLLM engine while it samples, in (0, 1]; without effect on the native sampler."""
     data: DataConfig
@@ -247,6 +267,8 @@ class TrainConfig:
     """The teacher's reward. Each `-coeff` goes with the reductions of its kind, in their order."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and its schedule; the peak rate is --learning-rate."""
+    memory: MemoryConfig = MemoryConfig()
+    """Where the step keeps what it does not need at the moment."""
     ref: RefConfig = RefConfig()
     """The reference that the KL of the loss pulls to, and how it follows the policy."""
     log: LogConfig = LogConfig()
@@ -263,3 +285,18 @@ class TrainConfig:
     def reference_model(self) -> str:
         """Folder or hub name that the reference is loaded from."""
         return self.teacher if self.reference is None else self.reference
+
+    @property
+    def policy_temperature(self) -> float:
+        """Divides the logits of policy and reference in the loss."""
+        return self.temperature if self.loss.unbias_log_probabilities else 1.0
+
+    @property
+    def teacher_temperature(self) -> float:
+        """Divides the teacher's logits in the reward."""
+        return self.temperature if self.reward.unbias_teacher_log_probs else 1.0
+
+    @property
+    def student_temperature(self) -> float:
+        """Divides the student's logits in the reward."""
+        return self.reward.unbias_student_log_probs_temp or 1.0

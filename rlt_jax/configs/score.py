@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 from rlt_jax.configs.check import not_finite_problems, reward_problems, text_problems
@@ -23,6 +24,14 @@ class ScoreConfig:
     tags are judged) or explanation (bare text, always matched)."""
     out: str
     """File to write: the rows' rewards and components, JSON Lines in the order of --data. It must not exist."""
+    best_of_question: int | None = None
+    """Keep the best-rewarded explanations of each question (the same question and solution), rows. None: all."""
+    top_fraction: float | None = None
+    """Keep this share of the rows, the best-rewarded, in (0, 1]; after best_of_question. None: all."""
+    selected_out: str | None = None
+    """File to write the kept rows to, as they are in --data, in its order, plus `reward` and `rank` (1: the best)."""
+    histogram: str | None = None
+    """Picture of the rewards to write, a .png file."""
     temperature: float = 0.7
     """Sampling temperature of the teacher, which divides its logits when reward.unbias_teacher_log_probs, no unit."""
     reward: RewardConfig = RewardConfig()
@@ -63,10 +72,27 @@ def _score_problems(config: ScoreConfig) -> Iterator[str]:
             "student": (config.student, "a model folder or hub name"),
             "data": (config.data, "a folder or file"),
             "out": (config.out, "a file to write"),
+            "selected_out": (config.selected_out, "a file to write, or None"),
+            "histogram": (config.histogram, "a .png file to write, or None"),
         }
     )
+    yield from _ranking_problems(config)
     if config.temperature <= 0:
         yield f"temperature={config.temperature:g}: expected a number above 0"
     for name, count in {"score_batch_size": config.score_batch_size, "logprob_chunk": config.logprob_chunk}.items():
         if count < 1:
             yield f"{name}={count}: expected a positive whole number"
+
+
+def _ranking_problems(config: ScoreConfig) -> Iterator[str]:
+    if config.best_of_question is not None and config.best_of_question < 1:
+        yield f"best_of_question={config.best_of_question}: expected a positive whole number, or None for all"
+    if config.top_fraction is not None and not 0 < config.top_fraction <= 1:
+        yield f"top_fraction={config.top_fraction:g}: expected a share above 0 and at most 1, such as 0.5"
+    if config.selected_out is None and (config.best_of_question, config.top_fraction) != (None, None):
+        yield "best_of_question and top_fraction select rows for selected_out: name that file"
+    if config.histogram is not None and not config.histogram.endswith(".png"):
+        yield f"histogram={config.histogram}: expected a name that ends in .png"
+    files = [Path(name).absolute() for name in (config.out, config.selected_out, config.histogram) if name is not None]
+    if len(set(files)) < len(files):
+        yield "out, selected_out and histogram name one file twice: give each its own"

@@ -4,9 +4,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from rlt_jax.configs.check import data_problems, not_finite_problems, optimizer_problems, text_problems
+from rlt_jax.configs.check import (
+    data_problems,
+    memory_problems,
+    not_finite_problems,
+    optimizer_problems,
+    text_problems,
+)
 from rlt_jax.configs.files import type_problems
-from rlt_jax.configs.schema import CheckpointConfig, DataConfig, LogConfig, OptimizerConfig
+from rlt_jax.configs.schema import CheckpointConfig, DataConfig, LogConfig, MemoryConfig, OptimizerConfig
 from rlt_jax.errors import UserError
 
 
@@ -37,6 +43,12 @@ class SftConfig:
     """Rows per gradient step."""
     per_device_train_batch_size: int = 1
     """Micro-batch: rows per forward and backward pass on a device. Changes memory, not results."""
+    packing: bool = False
+    """Let rows share sequences, without attention between them, so that little is padding. A micro-batch then counts
+    sequences, not rows. Changes speed and memory, not results."""
+    packed_length: int = 4096
+    """Longest sequence with packing, tokens (rounded up to 32, 48, 64, 96, 128, ...); a longer row has one of its own
+    length. Of the lengths up to it, the one that leaves the least padding is used."""
     max_length: int = 16384
     """Longest example, tokens; longer ones are skipped and counted."""
     learning_rate: float = 1e-5
@@ -53,6 +65,8 @@ class SftConfig:
     """Last layers whose MLP projections are kept for the backward pass instead of computed again: time for memory."""
     kept_attention: int = 0
     """Last layers whose attention is kept for the backward pass: more time saved per GB, on a card."""
+    memory: MemoryConfig = MemoryConfig()
+    """Where the step keeps what it does not need at the moment; memory.frozen is without effect, nothing is frozen."""
     data: DataConfig
     """Rows to train and evaluate on; each needs a reasoning_trace."""
     optimizer: OptimizerConfig = field(
@@ -85,6 +99,7 @@ def check_sft_config(config: SftConfig) -> None:
             ),
             *_sft_problems(config),
             *data_problems(config.data, eval_steps=config.eval_steps),
+            *memory_problems(config.memory),
             *optimizer_problems(config.optimizer, learning_rate=config.learning_rate),
         ]
     if problems:
@@ -97,6 +112,7 @@ def _sft_problems(config: SftConfig) -> Iterator[str]:
         "num_train_epochs": config.num_train_epochs,
         "train_batch_size": config.train_batch_size,
         "per_device_train_batch_size": config.per_device_train_batch_size,
+        "packed_length": config.packed_length,
         "max_length": config.max_length,
         "logging_steps": config.logging_steps,
         "logprob_chunk": config.logprob_chunk,

@@ -1,6 +1,8 @@
 """Data sets to prompts, spans and supervised examples: the way from text to token ids and back."""
 
+from rlt_jax.data.anchors import ANCHORS, anchor_rows, own_thought, student_rows
 from rlt_jax.data.copy_rate import copy_rate
+from rlt_jax.data.distillation import distillation_row
 from rlt_jax.data.encoding import encode, encode_batch, encode_with_offsets, ids_to_bytes
 from rlt_jax.data.explained import ExplainedRow, explained_score_row, load_explained_rows
 from rlt_jax.data.layout import (
@@ -9,16 +11,20 @@ from rlt_jax.data.layout import (
     Layout,
     end_of_turn,
     padded_thought,
+    plain_chat_text,
     student_chat_text,
     student_header_text,
     student_prefix_text,
     student_sft_text,
+    student_system,
     teacher_prompt_text,
     teacher_sft_text,
 )
+from rlt_jax.data.matching import balanced_questions
 from rlt_jax.data.order import chunked_order, questions_of_step
 from rlt_jax.data.prompt_file import read_prompt_file
 from rlt_jax.data.prompts import BuiltPrompts, build_prompts
+from rlt_jax.data.questions import Question, load_questions
 from rlt_jax.data.rows import LoadedRows, describe_skipped, load_rows
 from rlt_jax.data.sft_text import BuiltSftExamples, SftExample, build_sft_examples, sft_example
 from rlt_jax.data.spans import explanation_to_completion, score_row_from_ids, score_row_from_text
@@ -26,6 +32,7 @@ from rlt_jax.data.tags import BESPOKE, R1, TagFormat, Tags, tags_of
 from rlt_jax.data.tokenizer import check_same_tokenizer, eos_ids, load_tokenizer
 
 __all__ = [
+    "ANCHORS",
     "BESPOKE",
     "R1",
     "STUDENT_PROMPT",
@@ -35,15 +42,19 @@ __all__ = [
     "ExplainedRow",
     "Layout",
     "LoadedRows",
+    "Question",
     "SftExample",
     "TagFormat",
     "Tags",
+    "anchor_rows",
+    "balanced_questions",
     "build_prompts",
     "build_sft_examples",
     "check_same_tokenizer",
     "chunked_order",
     "copy_rate",
     "describe_skipped",
+    "distillation_row",
     "encode",
     "encode_batch",
     "encode_with_offsets",
@@ -53,9 +64,12 @@ __all__ = [
     "explanation_to_completion",
     "ids_to_bytes",
     "load_explained_rows",
+    "load_questions",
     "load_rows",
     "load_tokenizer",
+    "own_thought",
     "padded_thought",
+    "plain_chat_text",
     "questions_of_step",
     "read_prompt_file",
     "score_row_from_ids",
@@ -64,7 +78,9 @@ __all__ = [
     "student_chat_text",
     "student_header_text",
     "student_prefix_text",
+    "student_rows",
     "student_sft_text",
+    "student_system",
     "tags_of",
     "teacher_prompt_text",
     "teacher_sft_text",

@@ -19,6 +19,7 @@ class ExplainedRow:
 
     row: Row
     completion: str
+    raw: Mapping[str, object]  # the row as it was read, all its columns
 
 
 def load_explained_rows(
@@ -54,10 +55,10 @@ def _explained(number: int, raw: object, *, tags: Tags) -> ExplainedRow:
     if completion is not None and explanation is not None:
         raise BadRow("both completion and explanation: keep one")
     if completion is not None:
-        return ExplainedRow(row, completion)
+        return ExplainedRow(row, completion, raw)
     if explanation is None:
         raise BadRow(f"neither completion nor explanation (columns: {', '.join(map(str, raw))})")
     try:
-        return ExplainedRow(row, explanation_to_completion(explanation, tags))
+        return ExplainedRow(row, explanation_to_completion(explanation, tags), raw)
     except UserError as error:
         raise BadRow(str(error)) from None

@@ -88,16 +88,26 @@ def teacher_sft_text(row: Row, layout: Layout) -> str:
     return "".join(teacher_sft_pieces(row, layout))
 
 
-def student_header_text(question: str, layout: Layout, *, row_system: str | None = None) -> str:
-    """The student's chat up to the assistant's header. A row's `system` wins unless the layout says otherwise."""
+def student_system(layout: Layout, *, row_system: str | None = None) -> str:
+    """The student's system prompt. A row's `system` wins unless the layout says otherwise."""
     if row_system is None or layout.student_prompt_overrides_rows:
-        row_system = layout.tags.fill(layout.student_prompt)
-    return _chat(row_system, question, layout)
+        return layout.tags.fill(layout.student_prompt)
+    return row_system
+
+
+def student_header_text(question: str, layout: Layout, *, row_system: str | None = None) -> str:
+    """The student's chat up to the assistant's header."""
+    return _chat(student_system(layout, row_system=row_system), question, layout)
 
 
 def student_prefix_text(question: str, layout: Layout, *, row_system: str | None = None) -> str:
     """The student's chat up to and including the thought's start tag and two newlines."""
     return student_header_text(question, layout, row_system=row_system) + layout.tags.thought_start + PADDING
+
+
+def plain_chat_text(question: str, layout: Layout, *, system: str | None) -> str:
+    """A question in the model's own chat, up to the assistant's header; without `system` as the template has it."""
+    return _chat(system, question, layout)
 
 
 def student_closing_text(solution: str, layout: Layout, *, gap: str = GAP) -> str:
@@ -167,8 +177,9 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerFast") -> str:
     return text.rpartition(marker)[2]
 
 
-def _chat(system: str, question: str, layout: Layout) -> str:
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": question}]
+def _chat(system: str | None, question: str, layout: Layout) -> str:
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages.append({"role": "user", "content": question})
     return _render(layout.tokenizer, messages, add_generation_prompt=True)
 
 

@@ -61,9 +61,12 @@ def read_rows(
     split: str = "train",
     on_bad_row: Literal["skip", "stop"] = "skip",
     log: Callable[[str], None] = _log.warning,
+    needed: str = "rows with question and solution, or conversations with tagged thought and solution",
 ) -> tuple[tuple[Parsed, ...], tuple[tuple[int, str], ...]]:
     """`load_rows` for rows of any kind: `parse` turns (number, raw row) into one, or raises BadRow.
 
+    Args:
+      needed: what to give, for the message where no row can be used.
     Returns:
       The usable rows, and (row number, reason) of the others.
     """
@@ -82,7 +85,7 @@ def read_rows(
         raise UserError(
             f"expected rows in {source} (split {split}), but none of {len(skipped)} can be used"
             + (f": {reasons}" if reasons else "")
-            + ": give rows with question and solution, or conversations with tagged thought and solution"
+            + f": give {needed}"
         )
     if skipped:
         log(f"{source}: {len(rows)} rows, {len(skipped)} skipped: {describe_skipped(skipped)}")

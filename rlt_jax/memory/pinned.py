@@ -13,7 +13,9 @@ Moments = Literal["float32", "bfloat16"]
 LIMIT_VARIABLE = "XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"  # in GiB, whatever its name says
 
 _GIB = 2**30
-_SLACK = 4 * _GIB  # ends of regions too short for a buffer (below 1 GB for a 7B model), and JAX's own staging
+# Ends of regions too short for a buffer (below 1 GB for a 7B model), JAX's own staging, and what of the weights is on
+# its way from the card to a checkpoint (`checkpoint.COPIES_GB`).
+_SLACK = 5 * _GIB
 
 
 def host_bytes(num_parameters: int, moments: Moments, *, master_in_weights: bool = False) -> int:

@@ -10,7 +10,7 @@ from rlt_jax.models.hf import (
     resolve_folder,
     save_model,
 )
-from rlt_jax.models.qwen import Cache, Context, Model, Params, build_model
+from rlt_jax.models.qwen import Cache, Context, Model, Params, build_model, segment_starts
 
 __all__ = [
     "Cache",
@@ -27,4 +27,5 @@ __all__ = [
     "read_config",
     "resolve_folder",
     "save_model",
+    "segment_starts",
 ]

@@ -27,13 +27,16 @@ from rlt_jax.models.config import ModelConfig
 
 Params = dict[str, Any]  # nested dict of arrays
 
+NEVER = -(2.0**41)  # a score whose softmax is exactly 0; far from float32's end, as cuDNN subtracts such scores
+
 
 class Context(NamedTuple):
-    """What every layer needs besides its input: the rotation of each position, and which keys are real."""
+    """What every layer needs besides its input: the rotation of each position, and which keys a query may see."""
 
     cos: jax.Array  # f32[B or 1, T, 1, hd]
     sin: jax.Array  # f32[B or 1, T, 1, hd]
     key_mask: jax.Array | None  # bool[B, 1, 1, T] True = real; None = the causal mask alone
+    bias: jax.Array | None = None  # [B, 1, T, T] added to the scores: 0 inside a segment, NEVER across
 
 
 class Cache(NamedTuple):
@@ -194,8 +197,20 @@ class Model:
         """Token embeddings [B, T, D] of ids i32[B, T]."""
         return params["embed_tokens"]["weight"][ids]
 
-    def context(self, params: Params, ids: jax.Array, attention_mask: jax.Array | None = None) -> Context:
-        """What the layers need for a full forward over ids i32[B, T]; attention_mask as in `hidden`."""
+    def context(
+        self,
+        params: Params,
+        ids: jax.Array,
+        attention_mask: jax.Array | None = None,
+        segments: jax.Array | None = None,
+    ) -> Context:
+        """What the layers need for a full forward over ids i32[B, T]; attention_mask and segments as in `hidden`."""
+        if segments is not None:
+            if attention_mask is not None:
+                raise ValueError("attention_mask and segments: expected one of them, padding is segment 0")
+            chex.assert_equal_shape([ids, segments])
+            dtype = params["embed_tokens"]["weight"].dtype
+            return Context(*_rotation(self.config, _positions(segments)), None, _segment_bias(segments, dtype))
         if attention_mask is None:
             return Context(*_rotation(self.config, jnp.arange(ids.shape[1])[None]), None)
         chex.assert_equal_shape([ids, attention_mask])
@@ -217,7 +232,7 @@ class Model:
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, context: Context) -> jax.Array:
         """Causal softmax attention [B, T, H, hd]; the only stage without parameters."""
-        return _attend(q, k, v, context.key_mask, causal=True)
+        return _attend(q, k, v, context.key_mask, bias=context.bias, causal=True)
 
     def add_attention(self, layer_params: Params, x: jax.Array, attended: jax.Array) -> jax.Array:
         """The layer's input [B, T, D] plus what attention returned [B, T, H, hd], projected."""
@@ -244,17 +259,28 @@ class Model:
         return _matmul(hidden, self.head(params), preferred=jnp.float32)
 
     @partial(jax.jit, static_argnames="self")
-    def hidden(self, params: Params, ids: jax.Array, *, attention_mask: jax.Array | None = None) -> jax.Array:
+    def hidden(
+        self,
+        params: Params,
+        ids: jax.Array,
+        *,
+        attention_mask: jax.Array | None = None,
+        segments: jax.Array | None = None,
+    ) -> jax.Array:
         """Hidden states after the final norm, [B, T, D] in the parameters' type.
 
         Args:
           ids: i32[B, T] token ids.
           attention_mask: bool or int [B, T], nonzero = real token, pads on either side. None: rows are right-padded,
             and the causal mask alone keeps pads out of real tokens' sight (fastest: cuDNN on a GPU in 16 bits).
+          segments: i32[B, T], packed rows: neighbours of equal number are one text, whose positions begin at 0 and
+            whose tokens see each other alone; 0 = padding. The mask takes B·T² numbers in the parameters' type.
         Positions of padding hold finite junk.
+        Raises:
+          ValueError: attention_mask and segments are both given.
         """
         chex.assert_rank(ids, 2)
-        context = self.context(params, ids, attention_mask)
+        context = self.context(params, ids, attention_mask, segments)
 
         def step(x: jax.Array, layer_params: Params) -> tuple[jax.Array, None]:
             return self.layer(layer_params, x, context), None
@@ -388,6 +414,23 @@ def _rotation(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax
     return jnp.cos(angles), jnp.sin(angles)
 
 
+def segment_starts(segments: jax.Array) -> jax.Array:
+    """bool[B, T], True on the first token of each text of packed rows: nothing predicts it. segments as in `hidden`."""
+    return jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+
+
+def _positions(segments: jax.Array) -> jax.Array:
+    """i32[B, T], counted from each segment's first token."""
+    index = jnp.arange(segments.shape[1])
+    return index - jax.lax.cummax(jnp.where(segment_starts(segments), index, 0), axis=1)
+
+
+def _segment_bias(segments: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """[B, 1, T, T] to add to the scores, so that softmax gives exactly 0 across segments."""
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    return jnp.where(same, 0.0, max(NEVER, float(jnp.finfo(dtype).min) / 2)).astype(dtype)
+
+
 def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotate the pairs (i, i + hd/2) of x [B, T, heads, hd], in float32, rounded once."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -395,16 +438,25 @@ def _rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return (x.astype(jnp.float32) * cos + rotated * sin).astype(x.dtype)
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array | None, *, causal: bool) -> jax.Array:
-    """Softmax attention [B, T, H, hd]; q [B, T, H, hd], k and v [B, S, KH, hd], key_mask bool[B, 1, 1, S]."""
+def _attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    key_mask: jax.Array | None,
+    *,
+    bias: jax.Array | None = None,
+    causal: bool,
+) -> jax.Array:
+    """Softmax attention [B, T, H, hd]; q [B, T, H, hd], k and v [B, S, KH, hd], key_mask and bias as in Context."""
     gpu, head_dim, dtype = jax.default_backend() == "gpu", q.shape[-1], q.dtype
-    if gpu and dtype in (jnp.bfloat16, jnp.float16) and causal and key_mask is None and _flash_takes(head_dim):
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+    flash = gpu and dtype in (jnp.bfloat16, jnp.float16) and causal and key_mask is None and _flash_takes(head_dim)
+    if flash and (bias is None or q.shape[1] % 2 == 0):  # cuDNN's gradient under a bias takes even lengths alone
+        return jax.nn.dot_product_attention(q, k, v, bias, is_causal=True, implementation="cudnn")
     if dtype == jnp.float16 and not gpu:  # XLA has no float16 product with a float32 sum on a CPU
         q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     # The kernel takes no precision: without this, float32 is multiplied in TF32 on a GPU.
     with jax.default_matmul_precision("highest") if q.dtype == jnp.float32 else contextlib.nullcontext():
-        attended = jax.nn.dot_product_attention(q, k, v, mask=key_mask, is_causal=causal, implementation="xla")
+        attended = jax.nn.dot_product_attention(q, k, v, bias, key_mask, is_causal=causal, implementation="xla")
     return attended.astype(dtype)
 
 

@@ -78,9 +78,7 @@ def draw_curves(run_dir: Path, *, panels: Sequence[Panel] = PANELS) -> Path:
         )
     columns = min(COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
-    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)  # inches
-    figure = Figure(figsize=(4.1 * columns, 2.75 * rows + 0.55), dpi=150, layout=layout, facecolor="white")
-    FigureCanvasAgg(figure)  # no pyplot: its global state is the researcher's
+    figure = new_figure(4.1 * columns, 2.75 * rows + 0.55)
     # one scale of steps for all, so that panels compare and a panel with evaluations alone does not stretch
     last = max(int(record["step"]) for record in records)
     for index, panel in enumerate(shown):
@@ -102,6 +100,45 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return np.convolve(values, kernel, mode="same") / np.convolve(np.ones_like(values), kernel, mode="same")
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """An empty picture of so many inches, with the look of this project's."""
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)  # inches
+    figure = Figure(figsize=(width, height), dpi=150, layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)  # no pyplot: its global state is the researcher's
+    return figure
+
+
+def style_axes(axes: Axes, title: str, unit: str) -> None:
+    """Title, unit, grid and ticks of one small picture. After its data: the scale of values depends on them."""
+    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=16)
+    axes.text(0, 1.025, unit, transform=axes.transAxes, fontsize=8, color=FAINT)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color("#bdbdbd")
+    axes.tick_params(colors="#555555", labelsize=8.5, length=0)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.margins(y=0.12)
+    bottom, top = axes.get_ylim()
+    if top - bottom < 1e-6:  # flat but for rounding: an axis of 1e-17 would show the rounding
+        axes.set_ylim((bottom + top) / 2 - 0.05, (bottom + top) / 2 + 0.05)
+
+
+def draw_level(axes: Axes, level: float, label: str) -> None:
+    """A dashed line to compare with, and what it is."""
+    axes.axhline(level, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2)
+    axes.annotate(
+        label,
+        (1.0, level),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, 3),
+        textcoords="offset points",
+        ha="right",
+        color=FAINT,
+        fontsize=8,
+    )
+
+
 def _draw_panel(axes: Axes, panel: Panel, records: Sequence[Mapping[str, Any]]) -> None:
     steps, values = _series(records, panel.metric)
     if panel.low and panel.high:
@@ -117,34 +154,13 @@ def _draw_panel(axes: Axes, panel: Panel, records: Sequence[Mapping[str, Any]]) 
     if panel.level:
         level = _series(records, panel.level)[1]
         if level.size:
-            axes.axhline(float(level.mean()), color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2)
-            axes.annotate(
-                panel.level_label,
-                (1.0, float(level.mean())),
-                xycoords=("axes fraction", "data"),
-                xytext=(-2, 3),
-                textcoords="offset points",
-                ha="right",
-                color=FAINT,
-                fontsize=8,
-            )
+            draw_level(axes, float(level.mean()), panel.level_label)
     eval_steps, eval_values = _series(records, f"eval/{panel.metric}")
     if eval_values.size:
         axes.plot(eval_steps, eval_values, color=EVAL, linestyle=(0, (1, 2)), linewidth=1.0)
         axes.scatter(eval_steps, eval_values, s=30, color=EVAL, edgecolor="white", linewidth=0.8, zorder=5)
-    axes.set_title(panel.title, loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=16)
-    axes.text(0, 1.025, panel.unit, transform=axes.transAxes, fontsize=8, color=FAINT)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color("#bdbdbd")
-    axes.tick_params(colors="#555555", labelsize=8.5, length=0)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.margins(y=0.12)
-    bottom, top = axes.get_ylim()
-    if top - bottom < 1e-6:  # flat but for rounding: an axis of 1e-17 would show the rounding
-        axes.set_ylim((bottom + top) / 2 - 0.05, (bottom + top) / 2 + 0.05)
+    style_axes(axes, panel.title, panel.unit)
 
 
 def _draw_legend(figure: Figure, panels: Sequence[Panel], records: Sequence[Mapping[str, Any]]) -> None:

@@ -26,6 +26,7 @@ class Sampler(Protocol):
         requests: Sequence[Request],
         params: SamplingParams,
         *,
+        max_batch: int | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[tuple[Completion, ...]]:
         """Continue every prompt once per seed.
@@ -38,6 +39,7 @@ class Sampler(Protocol):
         makes it `finished`.
 
         Args:
+          max_batch: at most so many sequences decoded together, where the sampler decides and not an engine.
           on_progress: called now and then with the number of tokens drawn by this call so far; at the end with all.
         Raises:
           UserError: params out of range, a token outside the vocabulary, or a prompt without room for max_tokens.

@@ -211,6 +211,7 @@ class NativeSampler:
         requests: Sequence[Request],
         params: SamplingParams,
         *,
+        max_batch: int | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[tuple[Completion, ...]]:
         weights = self._ready_weights()
@@ -223,8 +224,9 @@ class NativeSampler:
         report = on_progress if on_progress is not None else lambda count: None
         completions: dict[tuple[int, int], Completion] = {}
         drawn = 0
-        for start in range(0, len(rows), self._max_batch):
-            batch = rows[start : start + self._max_batch]
+        most = self._max_batch if max_batch is None else min(max_batch, self._max_batch)
+        for start in range(0, len(rows), most):
+            batch = rows[start : start + most]
             prompts = [np.asarray(requests[i].prompt_ids, np.int32) for i, _ in batch]
             seeds = [requests[i].seeds[j] for i, j in batch]
             done = self._draw(weights, prompts, seeds, params, report, drawn)

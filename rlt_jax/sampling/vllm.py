@@ -94,6 +94,7 @@ class VllmSampler:
         requests: Sequence[Request],
         params: SamplingParams,
         *,
+        max_batch: int | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[tuple[Completion, ...]]:
         self._check_ready()

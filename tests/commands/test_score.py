@@ -1,9 +1,12 @@
 """`python -m rlt_jax.score` against the original's rewards, through files and flags alone."""
 
+import datetime
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from rlt_jax import score as score_command
@@ -207,3 +210,110 @@ def test_the_tiny_student_depends_on_the_explanation(main, tiny, tmp_path):
         means[name] = np.mean([record["components"]["solution_logp/mean"] for record in read(out)])
     assert means["true"] - means["shuffled"] >= 1.0
     assert means["true"] > -1.0
+
+
+@pytest.fixture(scope="module")
+def explained(tiny, tmp_path_factory) -> tuple[Path, list[dict]]:
+    """Rows of four questions, each with its own trace and those of the next two; the second is broken."""
+    problems = read(tiny / "eval.jsonl")[:4]
+    rows = [
+        {
+            **{name: problem[name] for name in ("question", "solution", "system") if name in problem},
+            "explanation": problems[(i + shift) % 4]["reasoning_trace"],
+            "source": {"problem": i, "shift": shift, "π": None},
+        }
+        for shift in (0, 1, 2)
+        for i, problem in enumerate(problems)
+    ]
+    rows.insert(1, {"question": "What is 1+1?", "solution": "2"})
+    return write(tmp_path_factory.mktemp("explained") / "rows.jsonl", rows), rows
+
+
+@pytest.fixture(scope="module")
+def models(tiny) -> tuple:
+    prompt = ("--teacher-prompt-file", tiny / "teacher_prompt.txt")
+    return ("--teacher", tiny / "teacher", "--student", tiny / "student", *prompt, "--score-batch-size", 16)
+
+
+def best(records: list[dict], rows: list[dict], count: int) -> list[int]:
+    """Numbers of the best rows of each question, worked out anew."""
+    of_question: dict[str, list[dict]] = {}
+    for record in sorted(records, key=lambda record: (-record["reward"], record["row"])):
+        of_question.setdefault(rows[record["row"]]["question"], []).append(record)
+    return sorted(record["row"] for ranked in of_question.values() for record in ranked[:count])
+
+
+def test_the_best_explanations_are_kept_as_a_data_set(command, models, explained, tmp_path):
+    data, rows = explained
+    names = ("scores.jsonl", "kept/rows.jsonl", "kept/histogram.png")
+    out, selected, histogram = (tmp_path / name for name in names)
+    printed = command(
+        *("score", *models, "--data", data, "--out", out, "--selected-out", selected, "--histogram", histogram),
+        *("--best-of-question", 2, "--top-fraction", 0.75, "--reward.kl-penalty-reward-coeff", 0),
+    )
+    records, kept = {record["row"]: record["reward"] for record in read(out)}, read(selected)
+    assert len(records) == 12 and len(kept) == 6  # 12 rows -> 2 of each of 4 questions -> 0.75 of 8
+    numbers = [rows.index({k: v for k, v in row.items() if k not in ("reward", "rank")}) for row in kept]
+    assert numbers == sorted(numbers)
+    candidates = best(read(out), rows, 2)
+    assert numbers == sorted(sorted(candidates, key=lambda number: -records[number])[:6])
+    assert [row["reward"] for row in kept] == [records[number] for number in numbers]
+    in_order = sorted(kept, key=lambda row: -row["reward"])
+    assert [row["rank"] for row in in_order] == [1, 2, 3, 4, 5, 6]
+    assert [row["source"]["shift"] for row in in_order[:4]] == [0] * 4  # the questions' own traces explain best
+
+    lines = printed.splitlines()
+    table = lines[lines.index("rewards") + 1 : -2]
+    assert len(table) == 12 and sum(int(line.split()[3]) for line in table) == 12
+    mean = np.mean([row["reward"] for row in kept])
+    assert lines[-1] == f"6 rows kept, mean reward {mean:.4f}: {selected}"
+    assert lines[-2].startswith("12 rows scored, 1 skipped, mean reward ")
+    assert histogram.read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["histogram.png", "kept", "rows.jsonl", "scores.jsonl"]
+
+
+def test_a_selection_can_be_scored_again(main, models, explained, tmp_path):
+    """Without a limit every usable row is kept; `reward` and `rank` of an earlier selection are replaced."""
+    data, rows = explained
+    for number, source in enumerate((data, tmp_path / "kept-0.jsonl")):
+        out, kept = tmp_path / f"scores-{number}.jsonl", tmp_path / f"kept-{number}.jsonl"
+        main(score_command, *models, "--data", source, "--out", out, "--selected-out", kept)
+    assert read(tmp_path / "kept-0.jsonl") == read(tmp_path / "kept-1.jsonl")
+    assert len(read(kept)) == len(rows) - 1
+
+
+REFUSED_SELECTIONS = {
+    "nothing to select for": (["--top-fraction", "0.5"], "top_fraction select rows for selected_out: name that file"),
+    "no rows": (["--best-of-question", "0", "--selected-out", "{}/k"], "best_of_question=0: expected a positive whole"),
+    "no share": (["--top-fraction", "1.5", "--selected-out", "{}/k"], "top_fraction=1.5: expected a share above 0"),
+    "no picture": (["--histogram", "{}/h.jpg"], "h.jpg: expected a name that ends in .png"),
+    "one file twice": (["--selected-out", "{}/scores.jsonl"], "out, selected_out and histogram name one file twice"),
+    "kept rows exist": (["--selected-out", "{}/old.png"], "--selected-out {}/old.png exists: choose another file"),
+    "picture exists": (["--histogram", "{}/old.png"], "--histogram {}/old.png exists: choose another file"),
+    "below a file": (["--selected-out", "{}/old.png/k"], "cannot write --selected-out {}/old.png/k"),
+}
+
+
+@pytest.mark.parametrize(("flags", "message"), REFUSED_SELECTIONS.values(), ids=REFUSED_SELECTIONS.keys())
+def test_selections_that_cannot_be_made_leave_nothing(main, models, explained, tmp_path, capsys, flags, message):
+    (tmp_path / "old.png").write_text("old")
+    line = [flag.replace("{}", str(tmp_path)) for flag in flags]
+    with pytest.raises(SystemExit) as end:
+        main(score_command, *models, "--data", explained[0], "--out", tmp_path / "scores.jsonl", *line)
+    assert end.value.code == 2
+    assert message.replace("{}", str(tmp_path)) in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["old.png"] and (tmp_path / "old.png").read_text() == "old"
+
+
+def test_columns_that_json_cannot_hold_are_refused_before_scoring(main, models, tmp_path, capsys):
+    """A parquet file's date, when the kept rows are to be written as JSON Lines."""
+    columns = {"question": ["What is 1+1?"], "solution": ["2"], "explanation": ["One and one."]}
+    table = pyarrow.table({**columns, "day": [datetime.date(2025, 1, 1)]})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    line = (*models, "--data", tmp_path / "rows.parquet", "--out", tmp_path / "scores.jsonl")
+    with pytest.raises(SystemExit):
+        main(score_command, *line, "--selected-out", tmp_path / "kept.jsonl")
+    assert "row 0: --selected-out is JSON Lines, which cannot hold its column day" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.parquet"]
+    main(score_command, *line)  # no such need without the flag
+    assert len(read(tmp_path / "scores.jsonl")) == 1

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,9 +14,12 @@ from transformers import Qwen2ForCausalLM
 
 from rlt_jax import sft as sft_command
 from rlt_jax.configs import SftConfig, load_settings, parse_command
+from rlt_jax.data import questions_of_step
+from rlt_jax.errors import UserError
 from rlt_jax.models import load_model
 from rlt_jax.run import load_layout
 from rlt_jax.sft import load_examples, sft
+from rlt_jax.update import sft_batches
 
 
 def lines(path: Path) -> list[dict]:
@@ -122,6 +126,65 @@ def test_two_steps_and_two_more_are_four_in_bfloat16(flags, tiny, tmp_path):
     losses = [[line["loss"] for line in lines(folder / "metrics.jsonl")] for folder in (halves, whole)]
     assert len(losses[0]) == 4 and losses[0] == losses[1]
     assert "continuing from step 2" in (halves / "logs" / "training.log").read_text()
+
+
+def repeated_traces(tiny, path: Path) -> Path:
+    """The tiny problems with traces of one to five times their length: 90 to 182 tokens each."""
+    rows = lines(tiny / "train.jsonl")[:64]
+    for i, row in enumerate(rows):
+        row["reasoning_trace"] = " ".join([row["reasoning_trace"]] * (1 + i % 5))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_packed_steps_have_the_losses_of_single_rows_and_resume(flags, tiny, tmp_path, command):
+    data, held_out = (repeated_traces(tiny, tmp_path / name) for name in ("rows.jsonl", "held_out.jsonl"))
+    flags = (*flags, "--data.path", data, "--data.eval-path", held_out, "--dtype", "float32", "--eval-steps", 1)
+    flags = (*flags, "--save-steps", 1, "--max-steps", 2)
+    # AdamW's first steps follow the gradient's signs: where it is about 0, rounding decides.
+    flags = (*flags, "--learning-rate", 1e-4, "--log.no-tensorboard", "--checkpoint.no-export")
+    sft(parse((*flags, "--output-dir", tmp_path / "single")))
+    command("sft", *flags, "--packing", "--packed-length", 1024, "--output-dir", tmp_path / "packed")
+    single, packed = (lines(tmp_path / name / "metrics.jsonl") for name in ("single", "packed"))
+    for name, count in (("loss", 2), ("grad_norm", 2), ("eval/loss", 3)):
+        found, expected = ([line[name] for line in run if name in line] for run in (packed, single))
+        assert len(found) == count and found == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+    halves = shutil.copytree(tmp_path / "packed", tmp_path / "halves")
+    shutil.rmtree(halves / "checkpoints" / "2")
+    sft(parse(("--config", halves / "config.yaml", "--output-dir", halves, "--resume", "must")))
+    resumed = lines(halves / "metrics.jsonl")
+    assert [line["loss"] for line in resumed if "loss" in line] == [line["loss"] for line in packed if "loss" in line]
+    assert "continuing from step 1" in (halves / "logs" / "training.log").read_text()
+
+
+def test_packing_leaves_little_padding_and_only_real_tokens_are_counted(flags, tiny, tmp_path):
+    """Over an epoch of 16 rows a step. Speed counts the rows' own tokens, with and without packing."""
+    data = repeated_traces(tiny, tmp_path / "rows.jsonl")
+    config = parse((*flags, "--data.path", data, "--output-dir", tmp_path / "run", "--max-steps", 1, "--packing"))
+    examples, _ = load_examples(config, sft_command.layout_of(config))
+    chosen = [
+        [examples[i] for i in questions_of_step(step, num_rows=64, questions_per_step=16, seed=config.seed)]
+        for step in range(4)
+    ]
+    real = [sum(len(example.ids) for example in step) for step in chosen]
+
+    def padding(batch_size: int, packed_length: int | None) -> float:
+        batches = [sft_batches(step, batch_size=batch_size, packed_length=packed_length) for step in chosen]
+        return 1 - sum(real) / sum(batch.ids.size for step in batches for batch, _ in step)
+
+    assert (padding(1, None), padding(1, 4096)) == pytest.approx((0.152, 0.020), abs=1e-3)
+    assert (padding(16, None), padding(16, 4096)) == pytest.approx((0.295, 0.061), abs=1e-3)
+
+    (line,) = lines(sft(replace(config, eval_steps=0)) / "metrics.jsonl")
+    assert line["tokens_per_second/update"] * line["seconds/update"] == pytest.approx(real[0])
+
+
+def test_sequences_of_no_tokens_are_refused(flags, tmp_path):
+    config = parse((*flags, "--packing", "--packed-length", 0, "--output-dir", tmp_path / "run"))
+    with pytest.raises(UserError, match=r"^packed_length=0: expected a positive whole number$"):
+        sft(config)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

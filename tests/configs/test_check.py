@@ -98,12 +98,12 @@ NESTED = [
     ),
     (
         "sampler",
-        {"url": "http://127.0.0.1:8000"},
+        {"kind": "native", "url": "http://127.0.0.1:8000"},
         "sampler.url=http://127.0.0.1:8000 with sampler.kind=native: only vllm-server talks to a server",
     ),
     (
         "sampler",
-        {"python": "/usr/bin/python3"},
+        {"kind": "native", "python": "/usr/bin/python3"},
         "sampler.python=/usr/bin/python3 with sampler.kind=native: only vllm starts a Python of its own",
     ),
     (

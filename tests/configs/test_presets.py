@@ -50,6 +50,15 @@ def test_values_that_the_7b_presets_share(name):
     assert (c.max_steps, c.save_steps) == (125, 25)
 
 
+def test_presets_for_one_card_share_it_with_vllm_and_the_host():
+    for name in ("mono_basic", "mono85", "mono85_fallback", "mono96"):
+        memory = PRESETS[name].memory
+        assert PRESETS[name].sampler.kind == "vllm"
+        assert (memory.optimizer, memory.frozen) == ("host", "host")
+        assert (memory.moments, memory.accumulators) == ("float32", "float32")
+    assert PRESETS["tiny"].sampler.kind == PRESETS["paper"].sampler.kind == "native"
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_values_that_all_presets_share(name):
     c = PRESETS[name]
@@ -61,7 +70,6 @@ def test_values_that_all_presets_share(name):
     assert (r.kl_penalty_reward_coeff, r.reduction_kl) == ((3.0, 0.03), ("mean", "max"))
     assert (r.unbias_student_log_probs_temp, r.unbias_teacher_log_probs, r.not_matched_penalty) == (0.7, True, -1.0)
     assert (r.use_schulman_kl_estimation, r.include_teacher_think_entropy) == (False, True)
-    assert c.sampler.kind == "native"
     assert not c.data.truncate_prompts
 
 

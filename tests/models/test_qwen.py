@@ -113,6 +113,88 @@ def test_padding_is_never_seen(golden, side):
         np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6 * np.abs(before).max())
 
 
+def packed_sequence(*, vocab: int = 97) -> tuple[np.ndarray, np.ndarray, list[slice]]:
+    """The rows of `padded_batch` and padding in one sequence: i32[1, T] ids and segments, where each row stands."""
+    ids, mask = padded_batch("right", vocab=vocab)
+    tail = 5
+    segments = np.concatenate([np.repeat(np.arange(len(LENGTHS)) + 1, LENGTHS), np.zeros(tail, int)])
+    ends = np.cumsum(LENGTHS)
+    places = [slice(end - length, end) for end, length in zip(ends, LENGTHS)]
+    return np.concatenate([ids[mask], ids[0, :tail]])[None], segments[None].astype(np.int32), places
+
+
+def packed_logits(model, params, ids, segments) -> np.ndarray:
+    """f32[T, V] of one sequence."""
+    return np.asarray(model.unembed(params, model.hidden(params, ids, segments=segments)))[0]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_rows_in_one_sequence_equal_transformers_on_each_alone(checkpoint, name):
+    folder = checkpoint(name)
+    rows, _ = padded_batch("right")
+    oracle = oracle_model(folder)
+    ids, segments, places = packed_sequence()
+    logits = packed_logits(*load_model(folder), ids, segments)
+    assert np.isfinite(logits).all()  # of padding too
+    for row, length, place in zip(rows, LENGTHS, places):
+        alone = row[None, :length]
+        expected = oracle_logits(oracle, alone, np.ones_like(alone))[0]
+        np.testing.assert_array_equal(ids[0, place], alone[0])
+        assert np.abs(logits[place] - expected).max() <= 1e-4
+
+
+def test_neighbours_in_a_sequence_are_never_seen(golden):
+    """Other tokens in every other segment, and in the padding, change no bit of a row's logits or gradients."""
+    model, params = load_model(golden / "student")
+    ids, segments, places = packed_sequence(vocab=1000)
+
+    context = model.context(params, ids, segments=segments)
+
+    @jax.jit
+    @partial(jax.grad, has_aux=True)
+    def gradient(embedded, mine):
+        x, _ = jax.lax.scan(lambda x, layer: (model.layer(layer, x, context), None), embedded, params["layers"])
+        logits = model.unembed(params, model.final_norm(params, x))
+        return jnp.where(mine[..., None], jnp.sin(logits), 0.0).sum(), logits
+
+    for number, place in enumerate(places, start=1):
+        mine = segments == number
+        poisoned = np.where(mine, ids, 999 - ids)
+        (d_clean, clean), (d_dirty, dirty) = (
+            [np.asarray(array)[0] for array in gradient(model.embed(params, tokens), mine)]
+            for tokens in (ids, poisoned)
+        )
+        np.testing.assert_array_equal(dirty[place], clean[place])
+        np.testing.assert_array_equal(d_dirty[place], d_clean[place])
+        assert np.abs(d_clean[place]).max() > 0
+        assert not np.delete(d_clean, place, axis=0).any()  # nothing flows to a neighbour
+
+
+def test_positions_begin_anew_in_each_segment(golden):
+    """Results do not tell: RoPE is relative. Far from position 0 they would be rounded more."""
+    model, params = load_model(golden / "teacher")
+    ids, segments, places = packed_sequence(vocab=1000)
+    packed, plain = model.context(params, ids, segments=segments), model.context(params, ids)
+    for place, length in zip(places, LENGTHS):
+        np.testing.assert_array_equal(packed.cos[0, place], plain.cos[0, :length])
+        np.testing.assert_array_equal(packed.sin[0, place], plain.sin[0, :length])
+
+
+def test_one_segment_is_a_plain_row(golden):
+    model, params = load_model(golden / "teacher")
+    ids, _ = padded_batch("right", vocab=1000)
+    segments = np.full_like(ids, 7)
+    plain = model.hidden(params, ids)
+    np.testing.assert_allclose(model.hidden(params, ids, segments=segments), plain, atol=1e-5)
+
+
+def test_a_mask_and_segments_exclude_each_other(golden):
+    model, params = load_model(golden / "teacher")
+    ids = np.ones((1, 4), np.int32)
+    with pytest.raises(ValueError, match="attention_mask and segments: expected one of them"):
+        model.hidden(params, ids, attention_mask=ids, segments=ids)
+
+
 @pytest.mark.parametrize("name", ["qwen2.5", "qwen3"])
 def test_decoding_step_by_step_equals_one_forward(checkpoint, name):
     model, params = load_model(checkpoint(name))
@@ -220,3 +302,21 @@ def test_flash_attention_equals_masked_attention_on_a_card():
     masked = np.asarray(model.logits(params, ids, mask))[mask]
     assert "cudnn" in jax.jit(model.logits).lower(params, ids).as_text()
     assert np.abs(flash - masked).mean() <= 0.02 * masked.std()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA card")
+def test_flash_attention_keeps_packed_rows_apart_on_a_card():
+    config = ModelConfig("qwen2", 500, 256, 512, 2, 4, 2, 64, initializer_range=0.05)
+    model, params = init_model(config, 0, dtype="bfloat16")
+    rows, mask = padded_batch("right", vocab=500)
+    ids, segments, places = packed_sequence(vocab=500)
+    assert ids.shape[1] % 2 == 0
+    alone = np.asarray(model.logits(params, rows))
+    assert "cudnn" in jax.jit(model.hidden).lower(params, ids, segments=segments).as_text()
+    packed = packed_logits(model, params, ids, segments)
+    for row, length, place in zip(alone, LENGTHS, places):
+        assert np.abs(packed[place] - row[:length]).mean() <= 0.02 * alone[mask].std()
+    for number, place in enumerate(places, start=1):
+        poisoned = np.where(segments == number, ids, 499 - ids)
+        np.testing.assert_array_equal(packed_logits(model, params, poisoned, segments)[place], packed[place])

@@ -1,0 +1,39 @@
+"""A row and its explanation as a row of the data set that a student is trained on."""
+
+from typing import Any
+
+from rlt_jax.data.layout import GAP, Layout, padded_thought, student_system
+from rlt_jax.data.rows import BadRow, row_from
+from rlt_jax.types import Row
+
+
+def distillation_row(row: Row, explanation: str, layout: Layout) -> dict[str, Any] | None:
+    """Columns for both readers: a trainer's, which takes `conversations` and `system`, and a person's.
+
+    `conversations` is the student's chat as it is scored, in Bespoke-Stratos form: the explanation is the thought.
+    `load_rows` reads these and not `question`, `solution` and `reasoning_trace`, which are the row's own as they were.
+
+    Returns:
+      None where the chat would be read as something else, because explanation or solution holds one of its tags.
+    """
+    tags, system = layout.tags, student_system(layout, row_system=row.system)
+    thought = padded_thought(explanation)
+    solution = tags.solution_start + row.solution + tags.solution_end
+    columns: dict[str, Any] = {
+        "row": row.number,
+        "question": row.question,
+        "solution": row.solution,
+        "reasoning_trace": row.reasoning_trace,
+        "explanation": thought.strip("\r\n"),
+        "system": system,
+        "conversations": [
+            {"from": "user", "value": row.question},
+            {"from": "assistant", "value": tags.thought_start + thought + tags.thought_end + GAP + solution},
+        ],
+    }
+    try:
+        read = row_from(row.number, columns)
+    except BadRow:
+        return None
+    written = Row(row.number, row.question, row.solution, thought if thought.strip() else None, system)
+    return columns if read == written else None

@@ -1,0 +1,41 @@
+"""The card as its driver describes it: name, size, what is in use, versions."""
+
+import os
+from dataclasses import dataclass
+
+from rlt_jax.memory.monitor import _visible_cards, card_reader
+
+
+@dataclass(frozen=True)
+class Card:
+    """The NVIDIA card with the most memory of those that CUDA_VISIBLE_DEVICES allows."""
+
+    name: str
+    count: int  # cards that may be used
+    total_bytes: int
+    used_bytes: int  # by all processes
+    driver: str  # its version, such as 580.95
+    cuda: tuple[int, int]  # newest CUDA (major, minor) that the driver runs
+
+
+def read_card() -> Card | None:
+    """The card; None without one, its driver or the package nvidia-ml-py."""
+    if card_reader() is None:  # starts NVML
+        return None
+    import pynvml
+
+    try:
+        handles = _visible_cards(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        memories = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
+        place = max(range(len(handles)), key=lambda i: memories[i].total)
+        version = pynvml.nvmlSystemGetCudaDriverVersion_v2()
+        return Card(
+            name=pynvml.nvmlDeviceGetName(handles[place]),
+            count=len(handles),
+            total_bytes=int(memories[place].total),
+            used_bytes=int(memories[place].used),
+            driver=pynvml.nvmlSystemGetDriverVersion(),
+            cuda=(version // 1000, version % 1000 // 10),
+        )
+    except pynvml.NVMLError:
+        return None

@@ -1,0 +1,161 @@
+"""`python -m rlt_jax.train` with its state on the host, and with too little memory for a pass."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlt_jax import run as run_module
+from rlt_jax import train as train_command
+from rlt_jax.configs import parse_train_args
+from rlt_jax.errors import UserError
+from rlt_jax.rewards import RewardInputs, Rewards, rlt_reward
+from rlt_jax.train import train
+from tests.commands.test_train import assert_same_run, checkpoint, training_lines, without_times
+
+ON_HOST = ("--memory.optimizer", "host", "--memory.frozen", "host")
+
+
+@pytest.fixture(scope="module")
+def flags(small) -> tuple:
+    return (*small, "--max-prompt-length", "96", "--eval-steps", "2", "--ref.ref-model-sync-steps", "2")
+
+
+def run(folder: Path, *flags: object) -> Path:
+    config, _ = parse_train_args([*map(str, flags), "--output-dir", str(folder)])
+    return train(config)
+
+
+def test_where_the_state_lies_changes_no_bit(flags, tmp_path):
+    """Metrics and weights after 4 steps, with two moves of the reference and three evaluations."""
+    card = run(tmp_path / "card", *flags, "--max-steps", 4)
+    host = run(tmp_path / "host", *flags, "--max-steps", 4, *ON_HOST)
+    ours, theirs = training_lines(host), training_lines(card)
+    assert len(ours) == 4 and without_times(ours) == without_times(theirs)
+    files = [folder / "final" / "model.safetensors" for folder in (host, card)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_run_on_the_host_goes_on_bit_for_bit(flags, tmp_path):
+    line = (*flags, *ON_HOST, "--dtype", "bfloat16", "--memory.moments", "bfloat16", "--save-steps", 2)
+    whole = run(tmp_path / "whole", *line, "--max-steps", 4)
+    run(tmp_path / "halves", *line, "--max-steps", 2)
+    assert_same_run(run(tmp_path / "halves", *line, "--max-steps", 4), whole, 4)
+    dtypes = {array.dtype.name for array in checkpoint(whole, 4)}
+    assert dtypes == {"bfloat16", "uint16", "int32"}  # weights, reference and moments; low halves; count
+
+
+def test_rounded_gradient_sums_train_almost_alike(flags, tmp_path):
+    exact = training_lines(run(tmp_path / "exact", *flags, "--max-steps", 2))
+    rounded = training_lines(run(tmp_path / "rounded", *flags, "--max-steps", 2, "--memory.accumulators", "bfloat16"))
+    assert rounded[0]["reward"] == exact[0]["reward"]
+    assert rounded[0]["grad_norm"] == pytest.approx(exact[0]["grad_norm"], rel=1e-2)
+    assert rounded[0]["grad_norm"] != exact[0]["grad_norm"]
+
+
+def test_a_run_without_a_last_checkpoint(flags, tmp_path):
+    folder = run(tmp_path, *flags, "--max-steps", 2, "--save-steps", 0, "--checkpoint.no-at-end")
+    assert not list((folder / "checkpoints").iterdir()) and (folder / "final").is_dir()
+
+
+class TooSmall:
+    """A reward that needs more memory than there is, as long as scoring takes more than `most` sequences at a time."""
+
+    def __init__(self, most: int, config):
+        self.most, self.asked, self.reward = most, [], rlt_reward(config.reward)
+
+    def __call__(self, inputs: RewardInputs) -> Rewards:
+        self.asked.append(len(inputs.rows))
+        if len(self.asked) <= self.most:
+            jax.block_until_ready(jnp.zeros(2**60, jnp.uint8))
+        return self.reward(inputs)
+
+
+def test_scoring_that_runs_out_of_memory_goes_on_with_fewer_sequences(flags, tmp_path):
+    config, _ = parse_train_args(
+        [*map(str, flags), "--max-steps", "1", "--eval-steps", "0", "--output-dir", str(tmp_path)]
+    )
+    reward = TooSmall(2, config)
+    train(config, reward_fn=reward)
+    assert reward.asked == [8, 8, 8]  # the same completions each time: no group is split
+    log = (tmp_path / "logs" / "training.log").read_text()
+    assert "score: out of memory" in log and "score 8 -> 4 sequences" in log and "score 4 -> 2 sequences" in log
+    assert json.loads((tmp_path / "fitted.json").read_text()) == {"generate": 64, "score": 2, "update": 4, "keep": True}
+
+
+def test_the_update_with_fewer_sequences_is_the_same_update(flags, tmp_path):
+    """Sizes found again in the run folder: micro-batches of 1 instead of 4, nothing kept; rounding alone differs."""
+    line = [*map(str, flags), "--max-steps", "2", "--eval-steps", "0"]
+    usual = training_lines(run(tmp_path / "usual", *line))
+    small = tmp_path / "small"
+    small.mkdir()
+    (small / "fitted.json").write_text(json.dumps({"generate": 2, "score": 1, "update": 1, "keep": False}))
+    fitted = training_lines(run(small, *line))
+    for ours, theirs in zip(fitted, usual, strict=True):
+        for name in ("reward", "grad_norm", "kl", "entropy"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6)
+
+
+def test_too_little_memory_for_anything_ends_with_plan_and_advice(flags, tmp_path, main, monkeypatch, capsys):
+    line = [*map(str, flags), "--max-steps", "1", "--eval-steps", "0", "--output-dir", str(tmp_path)]
+    config, _ = parse_train_args(line)
+    monkeypatch.setattr(train_command, "rlt_reward", lambda _: TooSmall(100, config))
+    with pytest.raises(SystemExit) as end:
+        main(train_command, *line)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and "Traceback" not in error
+    assert "the card's memory is too small: score does not fit with one sequence at a time either" in error
+    assert "on the card, GB" in error and "--preset mono85_fallback" in error
+
+
+# before JAX starts
+
+
+def test_an_environment_that_asks_for_another_allocator_is_refused(monkeypatch):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_ALLOCATOR", "bfc")
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    with pytest.raises(UserError) as refusal:
+        run_module.share_card()
+    assert str(refusal.value) == (
+        "XLA_PYTHON_CLIENT_ALLOCATOR=bfc in the environment: this run needs XLA_PYTHON_CLIENT_ALLOCATOR=platform: "
+        "unset it, or set that"
+    )
+
+
+def test_jax_that_started_otherwise_is_refused(monkeypatch):
+    jax.devices()
+    for name in ("XLA_PYTHON_CLIENT_ALLOCATOR", "XLA_PYTHON_CLIENT_PREALLOCATE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"JAX has started without XLA_PYTHON_CLIENT_PREALLOCATE=false.*set it in the"):
+        run_module.share_card()
+
+
+def test_an_environment_that_says_the_same_is_fine(monkeypatch):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_ALLOCATOR", "platform")
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "False")
+    monkeypatch.setenv("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", "200")
+    run_module.share_card()
+    run_module.limit_pinned_memory(100 * 2**30)
+    monkeypatch.setenv("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", "64")
+    with pytest.raises(UserError, match=r"LIMIT_GB=64 in the environment: this run needs .*LIMIT_GB=105"):
+        run_module.limit_pinned_memory(100 * 2**30)
+
+
+def test_without_a_card_nothing_is_set(monkeypatch):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_ALLOCATOR", "bfc")
+    monkeypatch.setattr(run_module, "card_reader", lambda: None)
+    run_module.prepare_memory(shared=True, pinned_bytes=10**9)
+
+
+def test_the_plan_of_a_run_with_a_budget_is_logged(flags, tmp_path, monkeypatch):
+    """As on a machine with a card, whose driver reads 1 GB; the budget is too small for the plan."""
+    monkeypatch.setattr(run_module, "card_reader", lambda: lambda: 1.0)
+    line = [*flags, "--max-steps", 1, "--eval-steps", 0, "--budget-gb", 1, "--host-gb", 64]
+    folder = run(tmp_path, *line)
+    log = (folder / "logs" / "training.log").read_text()
+    assert "phase              card    host  on the card, GB" in log
+    assert "WARNING rlt_jax: card: " in log and "`python -m rlt_jax.plan` says what to lower" in log
+    assert np.isfinite(training_lines(folder)[0]["reward"])

@@ -1,0 +1,167 @@
+"""Studies of the pipeline: which commands a file stands for, and that no mistake in it passes."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rlt_jax.configs import (
+    PRESETS,
+    EvaluateConfig,
+    RewardConfig,
+    check_same_task,
+    load_study,
+    pipeline_tasks,
+    save_config,
+)
+from rlt_jax.errors import UserError
+
+STUDIES = Path(__file__).parents[2] / "scripts" / "studies"
+WORK = Path("runs/w")
+TEXT = """\
+teacher: T
+student: S
+data: {path: train.jsonl, heldout_path: eval.jsonl, heldout_rows: 16, test_rows: 32}
+dtype: float32
+max_prompt_length: 96
+max_completion_length: 64
+reward: {answer_log_prob_coeff: [2]}
+warmup: {max_steps: 5, learning_rate: 1e-4}
+rlt: {max_steps: 7, loss: {beta: 0.1}}
+distil: {max_steps: 9, optimizer: {weight_decay: 0.0}}
+evaluate: {samples: 3, answer_kind: text}
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    """study(text): the study of a file with this text."""
+
+    def load(text: str = TEXT):
+        (tmp_path / "study.yaml").write_text(text)
+        return load_study(tmp_path / "study.yaml")
+
+    return load
+
+
+def tasks_of(study, seed: int = 3) -> dict:
+    return {task.name: task for task in pipeline_tasks(study, WORK, seed=seed)}
+
+
+def test_commands_and_what_they_need(study):
+    tasks = tasks_of(study())
+    assert list(tasks) == [
+        *("warmup", "anchors", "rlt", "no-kl", "explain-warmup", "explain-rlt", "student-warmup", "student-rlt"),
+        *("evaluate-base", "logp-base", "evaluate-warmup", "logp-warmup", "evaluate-rlt", "logp-rlt"),
+    ]
+    made = set()
+    for task in tasks.values():  # in an order in which each has what it needs
+        assert set(task.needs) <= made
+        made.add(task.result)
+    assert tasks["rlt"].needs == (WORK / "warmup" / "final",)
+    assert set(tasks["student-rlt"].needs) == {WORK / "explained" / f"{name}.jsonl" for name in ("warmup", "rlt")}
+    assert tasks["student-rlt"].result == WORK / "student-rlt" / "final"
+
+
+def test_settings_of_the_file_reach_the_commands(study):
+    tasks = tasks_of(study())
+    warmup, rlt, evaluate = (tasks[name].config for name in ("warmup", "rlt", "evaluate-rlt"))
+    assert (warmup.target, warmup.model, warmup.max_steps, warmup.learning_rate) == ("teacher", "T", 5, 1e-4)
+    assert (warmup.data.eval_rows, warmup.seed, warmup.dtype) == (16, 3, "float32")
+    assert (rlt.teacher, rlt.student, rlt.max_steps) == ("runs/w/warmup/final", "S", 7)
+    assert rlt.loss == replace(PRESETS["tiny"].loss, beta=0.1)
+    assert rlt.reward == RewardConfig(answer_log_prob_coeff=(2.0,))
+    assert isinstance(evaluate, EvaluateConfig) and (evaluate.samples, evaluate.answer_kind) == (3, "text")
+
+
+def test_the_arm_without_kl_differs_by_that_alone(study):
+    tasks = tasks_of(study())
+    rlt, no_kl = tasks["rlt"].config, tasks["no-kl"].config
+    assert no_kl.reward == replace(rlt.reward, kl_penalty_reward_coeff=(0.0,))
+    assert replace(no_kl, reward=rlt.reward, output_dir=rlt.output_dir) == rlt
+
+
+def test_students_are_compared_on_equal_terms(study):
+    tasks = tasks_of(study(TEXT + "students: [warmup, rlt, traces]\nstudent_warmup: {max_steps: 4}\n"))
+    first = tasks["student-warmup"].config
+    assert (first.target, first.student_gap, first.model, first.max_steps) == ("student", "blank-line", "S", 9)
+    assert first.optimizer.weight_decay == 0.0 and first.optimizer.adam_beta2 == 0.95
+    for name in ("rlt", "traces"):
+        other = tasks[f"student-{name}"].config
+        data = replace(first.data, path=f"runs/w/distil/{name}.jsonl")
+        assert other == replace(first, output_dir=f"runs/w/student-{name}", data=data)
+    explained = [replace(tasks[f"explain-{name}"].config, teacher="", out="") for name in ("warmup", "rlt")]
+    assert explained[0] == explained[1]
+
+
+def test_a_warmed_up_student_is_the_one_that_is_asked(study):
+    tasks = tasks_of(study(TEXT + "student_warmup: {max_steps: 4}\n"))
+    assert (tasks["asked-student"].config.model, tasks["asked-student"].config.max_steps) == ("S", 4)
+    for name in ("anchors", "rlt", "no-kl", "explain-rlt"):
+        assert tasks[name].config.student == "runs/w/asked-student/final"
+        assert WORK / "asked-student" / "final" in tasks[name].needs
+    assert tasks["student-rlt"].config.model == tasks["evaluate-base"].config.model == "S"
+
+
+def test_a_student_of_the_arm_without_kl_needs_its_explanations(study):
+    assert "explain-no-kl" in tasks_of(study(TEXT + "students: [rlt, no-kl]\n"))
+
+
+@pytest.mark.parametrize("name", ["tiny", "lab"])
+def test_studies_that_come_with_the_project(name):
+    study = load_study(STUDIES / f"{name}.yaml")
+    tasks = tasks_of(study)
+    assert tasks["student-warmup"].config.max_steps == tasks["student-rlt"].config.max_steps
+    assert study.reward == RewardConfig()  # the paper's
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("warmup: {max_stepz: 5}", "warmup: max_stepz: no such field: did you mean max_steps?"),
+        ("rlt: {teacher: X}", "rlt.teacher: the pipeline sets it, or the study for all sections: leave it out"),
+        ("rlt: {num_generations: 7}", "rlt: num_generations=7 does not divide train_batch_size=64"),
+        ("rlt: {preset: big}", "rlt: preset=big: no such preset"),
+        ("samples: 0", "samples=0: expected a positive whole number"),
+        ("students: [rlt, rlt]", "students: rlt, rlt: one stands there twice"),
+        ("token_tolerance: 2", "token_tolerance=2: expected a share from 0 to 1"),
+        ("temperature: 0", "temperature=0: expected a number above 0"),
+        ("data: {path: a, answer: 'is (', heldout_rows: 1}", "data.answer='is (': not a regular expression"),
+        ("data: {path: a, answer: 'is', heldout_rows: 1}", "data.answer='is': expected one group"),
+        ("data: {path: a, heldout_rows: 1}", "data.heldout_rows=1: expected 2 or more"),
+        ("students: [me]", "students.0='me': expected 'warmup', 'rlt', 'no-kl' or 'traces'"),
+    ],
+)
+def test_mistakes(study, line, message):
+    section = line.partition(":")[0]
+    kept = [old for old in TEXT.splitlines() if not old.startswith(section + ":")]
+    with pytest.raises(UserError) as error:
+        tasks_of(study("\n".join([*kept, line]) + "\n"))
+    assert message in str(error.value)
+
+
+def test_what_may_change_before_work_goes_on(tmp_path, study):
+    def task(text: str):
+        return next(task for task in pipeline_tasks(study(text), tmp_path, seed=3) if task.name == "rlt")
+
+    begun, saved = task(TEXT), tmp_path / "rlt.yaml"
+    save_config(begun.config, saved)
+    other = task(TEXT.replace("beta: 0.1", "beta: 0.2"))
+    check_same_task(other, saved)  # nothing was left by the first attempt
+    (tmp_path / "rlt" / "checkpoints" / "5").mkdir(parents=True)
+    check_same_task(begun, saved)
+    free = (
+        "rlt: {max_steps: 7, per_device_train_batch_size: 8, loss: {beta: 0.1, logprob_chunk: 64}, log: {wandb: true}}"
+    )
+    check_same_task(task(TEXT.replace("rlt: {max_steps: 7, loss: {beta: 0.1}}", free)), saved)
+    with pytest.raises(UserError, match=r"rlt was begun with other settings \(loss\.beta\)"):
+        check_same_task(other, saved)
+
+
+def test_the_documents_example_is_a_study(study):
+    text = (STUDIES.parents[1] / "docs" / "pipeline.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```yaml\n(teacher: .*?)```", text, flags=re.DOTALL)
+    tasks = tasks_of(study(example))
+    assert tasks["rlt"].config.train_batch_size == PRESETS["mono_basic"].train_batch_size
+    assert re.findall(study(example).data.answer, r"So it is \boxed{\frac{1}{2}}") == [r"\frac{1}{2}"]

@@ -1,0 +1,71 @@
+"""A taught row: what a student's trainer reads in it, and when it would read something else."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from rlt_jax.data import R1, Layout, distillation_row, load_rows, load_tokenizer, student_chat_text
+from rlt_jax.data.layout import student_sft_text
+from rlt_jax.types import Row
+
+ROW = Row(7, "What is 2+3?", "5", "My own trace.", None)
+
+
+@pytest.fixture(scope="module")
+def layout(golden) -> Layout:
+    return Layout(load_tokenizer(golden / "teacher"))
+
+
+def read(columns: dict, path) -> Row:
+    path.write_text(json.dumps(columns) + "\n")
+    return load_rows(str(path)).rows[0]
+
+
+@pytest.mark.parametrize("explanation", ["Two and three.", "\n\nTwo and three.\n\n", "Two and three.\n"])
+@pytest.mark.parametrize("tags", [None, R1], ids=["bespoke", "r1"])
+def test_the_explanation_is_the_students_thought(layout, tmp_path, explanation, tags):
+    layout = layout if tags is None else replace(layout, tags=tags)
+    columns = distillation_row(ROW, explanation, layout)
+    assert columns["explanation"] == "Two and three."
+    assert (columns["row"], columns["question"], columns["solution"]) == (7, "What is 2+3?", "5")
+    assert columns["reasoning_trace"] == "My own trace."  # the row's own, for people to compare
+    row = read(columns, tmp_path / "rows.jsonl")
+    assert (row.question, row.solution, row.reasoning_trace) == ("What is 2+3?", "5", "\n\nTwo and three.\n\n")
+    assert row.system == layout.tags.fill(layout.student_prompt)
+
+
+def test_training_on_it_teaches_the_very_chat_that_was_scored(layout, tmp_path):
+    columns = distillation_row(ROW, "Two and three.", layout)
+    row = read(columns, tmp_path / "rows.jsonl")
+    scored = student_chat_text("What is 2+3?", "\n\nTwo and three.\n\n", "5", layout)
+    assert student_sft_text(row, replace(layout, student_sft_gap="\n\n")) == scored
+    assert columns["conversations"][1]["value"] in scored
+
+
+def test_the_rows_system_prompt_unless_the_layout_says_otherwise(layout):
+    row = replace(ROW, system="Be short.")
+    assert distillation_row(row, "x", layout)["system"] == "Be short."
+    own = replace(layout, student_prompt="Use {thought_start}.", student_prompt_overrides_rows=True)
+    assert distillation_row(row, "x", own)["system"] == "Use <|begin_of_thought|>."
+
+
+@pytest.mark.parametrize(
+    ("row", "explanation"),
+    [
+        (ROW, "I end here <|end_of_thought|> and go on."),
+        (replace(ROW, solution="5<|end_of_solution|>6"), "Two and three."),
+    ],
+)
+def test_a_row_that_would_be_read_otherwise_is_none(layout, row, explanation):
+    assert distillation_row(row, explanation, layout) is None
+
+
+def test_other_tags_inside_are_harmless(layout, tmp_path):
+    text = "Write <|begin_of_solution|>5<|end_of_solution|> or <think>."
+    assert read(distillation_row(ROW, text, layout), tmp_path / "rows.jsonl").reasoning_trace.strip() == text
+    assert distillation_row(ROW, text, replace(layout, tags=R1)) is None  # there the tags of Stratos are looked for
+
+
+def test_an_empty_explanation_gives_a_row_without_a_trace(layout, tmp_path):
+    assert read(distillation_row(ROW, "\n\n", layout), tmp_path / "rows.jsonl").reasoning_trace is None

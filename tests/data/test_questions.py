@@ -1,0 +1,117 @@
+"""Test sets by column names: free answers, numbers, and options in an order that does not depend on the run."""
+
+import json
+
+import pytest
+
+from rlt_jax.data import load_questions
+from rlt_jax.errors import UserError
+
+GPQA = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
+
+
+def write(path, rows) -> str:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return str(path)
+
+
+def free(source, **changes):
+    return load_questions(
+        source, **{"split": "train", "question_column": "problem", "answer_column": "answer"} | changes
+    )
+
+
+def gpqa_row(i: int) -> dict:
+    wrong = {column: f"wrong {j} of {i}" for j, column in enumerate(GPQA)}
+    return {"Question": f"Which, {i}?", "Correct Answer": f" right of {i}\n", **wrong}
+
+
+def gpqa(source, **changes):
+    columns = {"question_column": "Question", "answer_column": "Correct Answer", "choice_columns": GPQA}
+    return load_questions(source, **{"split": "train"} | columns | changes)
+
+
+def test_free_answers(tmp_path):
+    rows = [
+        {"problem": " What is 1+1?\n", "answer": "2", "system": "Think.", "level": 1},
+        {"problem": "AIME", "answer": 33},
+        {"problem": "Half?", "answer": 0.5},
+        {"problem": "Five?", "answer": 5.0},
+    ]
+    questions, skipped = free(write(tmp_path / "rows.jsonl", rows))
+    assert [(q.number, q.text, q.answer, q.letters, q.system) for q in questions] == [
+        (0, " What is 1+1?\n", "2", "", "Think."),
+        (1, "AIME", "33", "", None),
+        (2, "Half?", "0.5", "", None),
+        (3, "Five?", "5", "", None),
+    ]
+    assert skipped == ()
+
+
+def test_options_have_letters_and_the_letter_is_the_answer(tmp_path):
+    questions, _ = gpqa(write(tmp_path / "rows.jsonl", map(gpqa_row, range(40))))
+    for i, question in enumerate(questions):
+        asked, _, *options, _, last = question.text.split("\n")
+        assert (asked, last) == (f"Which, {i}?", "Answer with the letter of the right option.")
+        texts = dict(option.split(") ", 1) for option in options)
+        assert list(texts) == list(question.letters) == ["A", "B", "C", "D"]
+        assert texts[question.answer] == f"right of {i}"
+        assert set(texts.values()) == {f"right of {i}", *(f"wrong {j} of {i}" for j in range(3))}
+    assert {question.answer for question in questions} == {"A", "B", "C", "D"}
+
+
+def test_the_order_is_that_of_the_row_alone(tmp_path):
+    rows = [gpqa_row(i) for i in range(8)]
+    all_of_them, _ = gpqa(write(tmp_path / "all.jsonl", rows))
+    without, _ = gpqa(write(tmp_path / "bad.jsonl", ["{", *rows[1:]]))
+    assert without == all_of_them[1:]
+    assert [question.answer for question in all_of_them] == list("BACDBDAA")  # as ever: scores stay comparable
+
+
+def test_two_wrong_options_give_three_letters(tmp_path):
+    questions, _ = gpqa(write(tmp_path / "rows.jsonl", [gpqa_row(0)]), choice_columns=GPQA[:2])
+    assert questions[0].letters == "ABC"
+
+
+def test_bad_rows(tmp_path):
+    rows = [
+        "not JSON",
+        "[]",
+        {"problem": "?"},
+        {"problem": "?", "answer": None},
+        {"problem": "?", "answer": True},
+        {"problem": "?", "answer": ["2"]},
+        {"problem": "?", "answer": " "},
+        '{"problem": "?", "answer": NaN}',
+        {"problem": "", "answer": "2"},
+        {"problem": "good", "answer": "2"},
+    ]
+    questions, skipped = free(write(tmp_path / "rows.jsonl", rows))
+    assert [question.number for question in questions] == [9]
+    assert dict(skipped) == {
+        0: "not JSON (Expecting value, column 1)",
+        1: "not an object with columns (came list)",
+        2: "no answer (columns: problem)",
+        3: "no answer (columns: problem, answer)",
+        4: "answer is not text (came bool)",
+        5: "answer is not text (came list)",
+        6: "answer is empty",
+        7: "answer is empty",
+        8: "problem is empty",
+    }
+
+
+def test_equal_options(tmp_path):
+    row = {**gpqa_row(0), "Incorrect Answer 2": "right of 0"}
+    _, skipped = gpqa(write(tmp_path / "rows.jsonl", [row, gpqa_row(1)]))
+    assert skipped == ((0, "two options are the same"),)
+
+
+def test_a_wrong_column_name_says_which_columns_there_are(tmp_path):
+    source = write(tmp_path / "rows.jsonl", [{"question": "?", "answer": "2"}])
+    with pytest.raises(
+        UserError, match=r"row 0: no problem \(columns: question, answer\): give rows with the columns "
+    ):
+        free(source)
+    with pytest.raises(UserError, match="row 0: no problem"):
+        free(source, on_bad_row="stop")

@@ -1,0 +1,113 @@
+"""Too little memory: a pass is done again with less, the run remembers, and says what to do when nothing is left."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rlt_jax.errors import UserError
+from rlt_jax.fitting import FILE, Fitted, Sizes, explaining_out_of_memory
+
+CONFIGURED = Sizes(generate=8, score=5, update=3)
+
+
+def allocate(num_bytes: int) -> jax.Array:
+    """A real allocation, which fails as a card's does when it is larger than any memory."""
+    return jax.block_until_ready(jnp.zeros(num_bytes, jnp.uint8))
+
+
+def needing(phase: str, most: int, tried: list[Sizes]):
+    """A call that fits with at most so many sequences of a phase, without kept layers."""
+
+    def call(sizes: Sizes) -> Sizes:
+        tried.append(sizes)
+        too_much = getattr(sizes, phase) > most or (phase == "update" and sizes.keep)
+        allocate(2**60 if too_much else 2**10)
+        return sizes
+
+    return call
+
+
+@pytest.fixture
+def fitted(tmp_path):
+    return Fitted(CONFIGURED, tmp_path, exhausted=lambda: "the plan\ntake mono85_fallback")
+
+
+def test_what_fits_is_done_once_and_nothing_is_remembered(fitted, tmp_path):
+    tried: list[Sizes] = []
+    assert fitted.run("score", needing("score", 5, tried)) == CONFIGURED
+    assert tried == [CONFIGURED] and not (tmp_path / FILE).exists()
+
+
+def test_fewer_sequences_until_it_fits(fitted, logged):
+    tried: list[Sizes] = []
+    assert fitted.run("score", needing("score", 2, tried)).score == 2
+    assert [sizes.score for sizes in tried] == [5, 3, 2]
+    assert fitted.sizes == Sizes(generate=8, score=2, update=3)  # other phases stay as they are
+    assert any("score 5 -> 3 sequences" in message for message in logged.messages)
+
+
+def test_the_update_gives_up_kept_layers_before_sequences(fitted):
+    tried: list[Sizes] = []
+    fitted.run("update", needing("update", 1, tried))
+    assert [(sizes.update, sizes.keep) for sizes in tried] == [(3, True), (3, False), (2, False), (1, False)]
+
+
+def test_a_continued_run_starts_with_what_fitted(fitted, tmp_path, logged):
+    fitted.run("update", needing("update", 2, []))
+    again = Fitted(CONFIGURED, tmp_path, exhausted=str)
+    assert again.sizes == Sizes(generate=8, score=5, update=2, keep=False)
+    assert any("delete the file to try those of the configuration" in message for message in logged.messages)
+    smaller = Fitted(Sizes(generate=8, score=1, update=1), tmp_path, exhausted=str)
+    assert smaller.sizes == Sizes(generate=8, score=1, update=1, keep=False)  # a lower configuration counts too
+
+
+def test_nothing_left_to_lower_ends_with_the_plan(fitted):
+    tried: list[Sizes] = []
+    with pytest.raises(UserError) as refusal:
+        fitted.run("score", needing("score", 0, tried))
+    assert [sizes.score for sizes in tried] == [5, 3, 2, 1]
+    message = str(refusal.value)
+    assert message.startswith("the card's memory is too small: score does not fit with one sequence at a time either")
+    assert message.endswith("the plan\ntake mono85_fallback")
+
+
+def test_other_errors_are_not_caught(fitted):
+    def broken(sizes: Sizes) -> None:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        fitted.run("update", broken)
+
+
+def test_a_failed_call_leaves_its_arrays_to_be_freed(fitted):
+    """The error must be gone, with all that its frames hold, before the call is made again."""
+    alive = []
+
+    def call(sizes: Sizes) -> int:
+        before = len(jax.live_arrays())
+        array = jnp.zeros(1000 + sizes.score)
+        alive.append(before)
+        if sizes.score > 2:
+            allocate(2**60)
+        return array.size
+
+    assert fitted.run("score", call) == 1002
+    assert alive[0] == alive[1] == alive[2]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"generate": 1})])
+def test_a_damaged_file_is_refused_by_name(tmp_path, content):
+    (tmp_path / FILE).write_text(content)
+    with pytest.raises(UserError, match=r"fitted\.json: expected the sizes that a run remembered.*delete the file"):
+        Fitted(CONFIGURED, tmp_path, exhausted=str)
+
+
+def test_where_nothing_can_be_lowered_the_plan_explains():
+    with pytest.raises(UserError) as refusal, explaining_out_of_memory(lambda: "the plan"):
+        allocate(2**60)
+    assert str(refusal.value).startswith("the card's memory is too small (RESOURCE_EXHAUSTED")
+    assert str(refusal.value).endswith("\nthe plan")
+    with pytest.raises(ZeroDivisionError), explaining_out_of_memory(str):
+        1 / 0  # noqa: B018

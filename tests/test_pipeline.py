@@ -1,0 +1,275 @@
+"""scripts/pipeline.py: the tiny study made short, interrupted and continued; and the numbers of its summary."""
+
+import csv
+import importlib.util
+import io
+import json
+import math
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tarfile
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from rlt_jax.errors import run_command
+
+REPOSITORY = Path(__file__).parents[1]
+SCRIPT = REPOSITORY / "scripts" / "pipeline.py"
+T_OF_TWO, T_OF_EIGHT = 12.7062, 2.36462  # Student's t at 0.975 with 1 and 7 degrees of freedom, from a table
+
+
+def load_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pipeline", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pipeline"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+PIPELINE = load_script()
+
+
+def call(*flags: object, expected: int = 0) -> str:
+    """What the script prints, run in this process from the repository's root; its own commands have their processes."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(printed):
+        patch.chdir(REPOSITORY)
+        patch.setattr(sys, "argv", [str(SCRIPT), *map(str, flags)])
+        try:
+            run_command(PIPELINE.main)
+            code = 0
+        except SystemExit as ended:
+            code = ended.code
+    assert code == expected, printed.getvalue()[-3000:]
+    return printed.getvalue()
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory) -> Path:
+    """The tiny study with sizes that take seconds."""
+    values = yaml.safe_load((REPOSITORY / "scripts" / "studies" / "tiny.yaml").read_text())
+    values["data"] |= {"train_rows": 32, "explain_rows": 8, "heldout_rows": 8, "test_rows": 8}
+    sizes = {"max_steps": 2, "train_batch_size": 4, "per_device_train_batch_size": 4, "log": {"tensorboard": False}}
+    values["warmup"] |= sizes | {"learning_rate": 1e-4}
+    values["distil"] |= sizes | {"learning_rate": 1e-3}
+    values["rlt"] = {"max_steps": 3, "train_batch_size": 8, "num_generations": 4, "per_device_train_batch_size": 8}
+    values["rlt"] |= {"learning_rate": 1e-3, "eval_steps": 3, "save_steps": 1, "log": {"tensorboard": False}}
+    values |= {"samples": 2, "students": ["rlt"]}
+    path = tmp_path_factory.mktemp("pipeline") / "study.yaml"
+    path.write_text(json.dumps(values))  # which is YAML
+    return path
+
+
+@pytest.fixture(scope="module")
+def interrupted(study) -> tuple[Path, int, str]:
+    """(work folder, exit code, output) of a call that was ended while RLT took its second step."""
+    work = study.parent / "seed-1"
+    line = [sys.executable, str(SCRIPT), "--study", str(study), "--work", str(work), "--seed", "1"]
+    printed = []
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
+        assert process.stdout is not None
+        for text in process.stdout:
+            printed.append(text)
+            if text.startswith("rlt: step 2/3  reward"):  # the first step's checkpoint is written
+                process.send_signal(signal.SIGTERM)
+    return work, process.returncode, "".join(printed)
+
+
+@pytest.fixture(scope="module")
+def whole(study, interrupted) -> tuple[Path, str]:
+    """(work folder, output) of the call that went on to the end."""
+    work = interrupted[0]
+    return work, call("--study", study, "--work", work, "--seed", "1")
+
+
+def test_an_interrupted_call_goes_on(interrupted, whole):
+    work, code, before = interrupted
+    assert code == 128 + signal.SIGTERM
+    assert "[anchors] anchors: " in before and "[rlt] rlt: " not in before
+    after = whole[1]
+    assert "[warmup] warmup: done already" in after and "[anchors] anchors: done already" in after
+    assert "rlt: INFO continuing from step" in after
+    steps = [line["step"] for line in lines(work / "rlt" / "metrics.jsonl") if "reward" in line]
+    assert steps == [1, 2, 3]
+    assert [line["step"] for line in lines(work / "rlt" / "metrics.jsonl") if "eval/reward" in line] == [0, 3]
+    for model in ("warmup", "rlt", "student-rlt"):
+        assert (work / model / "final" / "model.safetensors").exists()
+
+
+def test_times_of_interrupted_commands_count(whole):
+    times = [(line["task"], line["finished"]) for line in lines(whole[0] / "seconds.jsonl")]
+    assert [time for time in times if time[0] == "rlt"] == [("rlt", False), ("rlt", True)]
+    assert times.count(("warmup", True)) == 1
+
+
+def test_done_work_is_not_done_again(study, whole):
+    output = call("--study", study, "--work", whole[0], "--seed", "1")
+    assert "python -m" not in output
+    assert output.count("done already") == 10
+
+
+def test_anchors_are_what_they_are_called(whole):
+    work = whole[0]
+    held_out, rows = lines(work / "data" / "heldout.jsonl"), lines(work / "anchors" / "anchors.rows.jsonl")
+    assert [row["kind"] for row in rows[::8]] == ["none", "shuffled", "true", "copied"]
+    assert rows[0]["completion"] == "<|end_of_explanation|>"
+    assert rows[8]["completion"].startswith(held_out[1]["reasoning_trace"])
+    values = {(line["kind"], line["row"]): line["solution_logp"] for line in lines(work / "results" / "anchors.jsonl")}
+    scores = lines(work / "anchors" / "anchors.scores.jsonl")
+    assert values["copied", 3] == scores[3 * 8 + 3]["components"]["solution_logp/mean"]
+    # this student has learnt to read worked steps: the true ones tell it nearly everything
+    mean = {kind: statistics.mean(values[kind, row] for row in range(8)) for kind in ("none", "shuffled", "true")}
+    assert mean["true"] > -0.1 > -0.5 > mean["shuffled"] > mean["none"]
+
+
+def test_students_get_the_best_explanations_of_the_same_questions(whole):
+    work = whole[0]
+    explained, taught = lines(work / "explained" / "rlt.jsonl"), lines(work / "distil" / "rlt.jsonl")
+    (matched,) = lines(work / "results" / "matched.jsonl")
+    assert len(taught) == matched["questions"] <= matched["common"] <= matched["asked"] == 8
+    assert matched["tokens"]["rlt"] == sum(row["tokens"] for row in taught)
+    assert abs(matched["tokens"]["rlt"] - matched["tokens"]["warmup"]) <= 0.02 * min(matched["tokens"].values()) or (
+        matched["questions"] == 4  # half of them is the least
+    )
+    for row in taught:
+        assert row["reward"] == max(other["reward"] for other in explained if other["row"] == row["row"])
+    kept = [line for line in lines(work / "results" / "explained-rlt.jsonl") if line["kept"]]
+    assert len({line["row"] for line in kept}) == len(kept) == len({row["row"] for row in explained})
+
+
+def test_what_a_student_finds_likely(whole):
+    """own_logp is the log-prob of the solution after the student's own words, a mean over its samples."""
+    work = whole[0]
+    rows, scores = lines(work / "evaluated" / "rlt.rows.jsonl"), lines(work / "evaluated" / "rlt.scores.jsonl")
+    answers = lines(work / "evaluated" / "rlt.jsonl")
+    assert len(rows) == len(scores) == 8 + 8 + 16
+    written = answers[5]["completion"].partition("<|end_of_thought|>")[0]
+    assert rows[16 + 5]["completion"] == written + "<|end_of_explanation|>"
+    of_question = [score for row, score in zip(rows, scores) if (row["kind"], row["place"]) == ("own", 2)]
+    assert len(of_question) == 2
+    values = {line["row"]: line for line in lines(work / "results" / "student-rlt.jsonl")}
+    own = statistics.mean(score["components"]["solution_logp/mean"] for score in of_question)
+    assert values[2]["own_logp"] == pytest.approx(own, abs=1e-9)
+    assert values[2]["accuracy"] == statistics.mean(answer["correct"] for answer in answers if answer["row"] == 2)
+    config = yaml.safe_load((work / "tasks" / "logp-rlt.yaml").read_text())
+    assert config["reward"]["unbias_student_log_probs_temp"] is None  # temperature 1
+
+
+@pytest.fixture(scope="module")
+def summary(whole) -> tuple[Path, Path, Path]:
+    """(work folder, one that stands for another seed, results of both)."""
+    first = whole[0]
+    archive, unpacked = first.parent / "seed-1.tar.gz", first.parent / "unpacked"
+    call("--work", first, "--collect", archive)
+    assert archive.stat().st_size < 2**24
+    with tarfile.open(archive) as tar:
+        tar.extractall(unpacked, filter="data")
+    assert not list(unpacked.rglob("*.safetensors"))
+    second = unpacked / "seed-2"  # made up: other numbers in the same files
+    shutil.copytree(unpacked / "seed-1", second)
+    for name, shift in (("base", 0.25), ("rlt", -0.5)):
+        file = second / "results" / f"student-{name}.jsonl"
+        changed = [{**line, "own_logp": line["own_logp"] + shift * (line["row"] + 1)} for line in lines(file)]
+        file.write_text("".join(json.dumps(line) + "\n" for line in changed))
+    out = first.parent / "results"
+    call("--summary", unpacked / "seed-1", second, "--out", out)
+    return first, second, out
+
+
+def read_csv(path: Path) -> dict[tuple[str, str], dict[str, str]]:
+    with path.open(newline="") as file:
+        return {(record["variant"], record["quantity"]): record for record in csv.DictReader(file)}
+
+
+def own_logps(work: Path, student: str) -> dict[int, float]:
+    return {line["row"]: line["own_logp"] for line in lines(work / "results" / f"student-{student}.jsonl")}
+
+
+def test_intervals_over_seeds(summary):
+    first, second, out = summary
+    table = read_csv(out / "summary.csv")
+    means = [statistics.mean(own_logps(work, "rlt").values()) for work in (first, second)]
+    half = T_OF_TWO * statistics.stdev(means) / math.sqrt(2)
+    record = table["on the RLT teacher's", "own_logp"]
+    assert (record["seeds"], record["prompts"], record["over"]) == ("2", "16", "seeds")
+    assert float(record["mean"]) == pytest.approx(statistics.mean(means), rel=1e-9)
+    assert float(record["ci_high"]) - float(record["mean"]) == pytest.approx(half, rel=1e-4)
+    pairs = [(own_logps(work, "rlt"), own_logps(work, "base")) for work in (first, second)]
+    changes = [statistics.mean(rlt[row] - base[row] for row in rlt) for rlt, base in pairs]
+    record = table["on the RLT teacher's − student as it is", "own_logp"]
+    assert float(record["mean"]) == pytest.approx(statistics.mean(changes), rel=1e-9)
+    half = T_OF_TWO * statistics.stdev(changes) / math.sqrt(2)
+    assert float(record["mean"]) - float(record["ci_low"]) == pytest.approx(half, rel=1e-4)
+    text = (out / "summary.md").read_text()
+    assert "| on the RLT teacher's | 2 | " in text and f"| {statistics.mean(means):.3f} ± " in text
+    for picture in ("rlt.png", "students.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG") and f"({picture})" in text
+
+
+def test_intervals_over_prompts_under_one_seed(summary, tmp_path):
+    first = summary[0]
+    call("--summary", first, "--out", tmp_path)
+    table = read_csv(tmp_path / "summary.csv")
+    record = table["on the RLT teacher's − student as it is", "own_logp"]
+    rlt, base = own_logps(first, "rlt"), own_logps(first, "base")
+    changes = [rlt[row] - base[row] for row in rlt]
+    assert (record["over"], record["prompts"]) == ("prompts", "8")
+    assert float(record["mean"]) == pytest.approx(statistics.mean(changes), rel=1e-9)
+    half = T_OF_EIGHT * statistics.stdev(changes) / math.sqrt(8)
+    assert float(record["ci_high"]) - float(record["mean"]) == pytest.approx(half, rel=1e-4)
+    # the teacher before and after, from the run's own evaluations
+    evaluations = {(line["step"], line["row"]): line["solution_logp/mean"] for line in lines(first / "rlt/eval.jsonl")}
+    changes = [evaluations[3, row] - evaluations[0, row] for row in range(8)]
+    record = table["RLT teacher − warmed-up teacher", "solution_logp"]
+    assert float(record["mean"]) == pytest.approx(statistics.mean(changes), rel=1e-6)
+    losses = [line["eval/loss"] for line in lines(first / "warmup" / "metrics.jsonl") if "eval/loss" in line]
+    assert float(table["after − before", "loss"]["mean"]) == pytest.approx(losses[-1] - losses[0], rel=1e-6)
+    assert table["after − before", "loss"]["ci_low"] == ""  # one number: no interval
+
+
+def test_the_time_is_up(study, tmp_path):
+    output = call("--study", study, "--work", tmp_path / "w", "--minutes", "0.0001", expected=3)
+    assert "[warmup] warmup: the time is up, the same call goes on" in output
+    assert not (tmp_path / "w" / "warmup" / "final").exists()
+
+
+def test_other_settings_in_the_same_folder_are_refused(study, whole):
+    values = yaml.safe_load(study.read_text())
+    values["rlt"]["learning_rate"] = 0.5
+    other = study.with_name("other.yaml")
+    other.write_text(json.dumps(values))
+    error = call("--study", other, "--work", whole[0], "--seed", "1", expected=2)
+    assert "rlt.yaml: rlt was begun with other settings (learning_rate): give another --work" in error
+    error = call("--study", study, "--work", whole[0], "--seed", "2", expected=2)
+    assert "was begun with other settings (seed)" in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "nothing to do: give --study FILE and --work DIR"),
+        (("--study", "scripts/studies/tiny.yaml"), "--work is missing"),
+        (("--work", "nowhere", "--collect", "x.tar.gz"), "expected the folder of a pipeline, but it has no seconds"),
+        (("--summary", "nowhere"), "expected the work folder of a pipeline"),
+        (
+            ("--study", "scripts/studies/tiny.yaml", "--work", "{new}", "--stages", "rlt"),
+            "rlt needs {new}/warmup/final: run the stages before rlt first",
+        ),
+    ],
+)
+def test_mistakes(flags, message, tmp_path):
+    new = str(tmp_path / "new")
+    output = call(*(flag.replace("{new}", new) for flag in flags), expected=2)
+    assert message.replace("{new}", new) in output
