@@ -1,15 +1,17 @@
-"""Forward, backward and gradient accumulation of one GRPO micro-batch: seconds, MFU, card memory; torch beside it.
+"""One micro-batch, scored and updated on (forward, backward, accumulation): seconds, MFU, card memory; torch beside it.
 
-    python benchmarks/update.py --model 7b --batch 1 3 --tokens 12288        # random Qwen2.5-7B, no download
-    python benchmarks/update.py --model FOLDER --batch 2 --tokens 64 --no-torch
+    python benchmarks/update.py --model 7b --case 3:0,0 1:28,14 --score 1 3    # random Qwen2.5-7B, no download
+    python benchmarks/update.py --model FOLDER --case 2:0,0 --tokens 64 --no-torch
 
-MFU counts 3 forward passes: 6 FLOPs a token and parameter that is multiplied (all but the input embedding), and causal
-attention, 6·T²·H·hd a sequence and layer, over --peak-tflops. One JSON object a line, a table last.
+MFU counts 3 forward passes for the update and 1 for scoring: 2 FLOPs a token and parameter that is multiplied (all but
+the input embedding) and pass, and causal attention, 2·T²·H·hd a sequence, layer and pass, over --peak-tflops. "temp" is
+what the compiled program says it needs beside its arguments. One JSON object a line, a table last.
 """
 
 import gc
 import json
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -22,80 +24,80 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from kernel_times import kernel_seconds
 from vllm_engine import QWEN_7B
 
 from rlt_jax.backward import make_layerwise_accumulate
 from rlt_jax.losses import grpo_loss
 from rlt_jax.memory.monitor import PeakMonitor
-from rlt_jax.models import ModelConfig, init_model, load_model
+from rlt_jax.models import Model, ModelConfig, Params, init_model, load_model
 from rlt_jax.run import use_compilation_cache
+from rlt_jax.scoring import row_logprobs
 from rlt_jax.types import TrainBatch
 from rlt_jax.update import zero_gradients
 
 
 def main(
     model: str = "7b",
-    batch: tuple[int, ...] = (1, 3),
+    case: tuple[str, ...] = ("3:0,0", "1:0,0"),
+    score: tuple[int, ...] = (),
     tokens: int = 12288,
     completion: Annotated[int | None, tyro.conf.arg(help_behavior_hint="(default: all)")] = None,
-    chunk: tuple[int, ...] = (1024,),
-    keep: tuple[str, ...] = ("0,0",),
+    chunk: int = 1024,
     repeats: int = 3,
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     peak_tflops: float = 790.0,
-    torch: bool = True,
+    torch: tuple[int, ...] = (1,),
+    profile: bool = False,
 ) -> None:
-    """Measure every combination of batch, chunk and keep.
+    """Measure.
 
     Args:
       model: "7b" for random weights of that shape, or a model folder.
-      batch: sequences of a micro-batch.
+      case: "BATCH:ATTENTION,MLP": an update of so many sequences, of whose last layers so many keep attention and MLP.
+      score: sequences of a forward pass that scores.
       tokens: of a sequence.
       completion: tokens of a sequence that are trained on; None: all, as a training program without a prompt.
       chunk: tokens whose logits exist at one time.
-      keep: "MLP,ATTENTION": of so many last layers these are kept from the forward pass.
       repeats: timed runs of each combination, the fastest counts.
       peak_tflops: of the card, for MFU.
-      torch: also run transformers with sdpa and checkpointing on the same micro-batches.
+      torch: sequences of a micro-batch of transformers, with sdpa and checkpointed layers; empty: none.
+      profile: also say by kind of kernel where the time of each case goes.
     """
     use_compilation_cache()
     rows = []
+
+    def done(row: dict) -> None:
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(model)
         if model == "7b":
             folder = Path(scratch)
             (folder / "config.json").write_text(json.dumps(QWEN_7B))
         net, params = init_model(folder, 0, dtype=dtype) if model == "7b" else load_model(folder, dtype=dtype)
-        for size in batch:
-            for chunk_size in chunk:
-                for kept in keep:
-                    mlp, attention = map(int, kept.split(","))
-                    accumulate = make_layerwise_accumulate(
-                        net,
-                        loss_of_logps,
-                        temperature=0.7,
-                        chunk=chunk_size,
-                        kept_mlp=mlp,
-                        kept_attention=attention,
-                    )
-                    name = f"rlt_jax batch {size} chunk {chunk_size} keep {kept}"
-                    rows.append(
-                        run_ours(name, accumulate, params, micro_batch(net.config, size, tokens, completion), repeats)
-                    )
-                    rows[-1] |= mfu(net.config, size, tokens, completion, rows[-1]["seconds"], peak_tflops)
-                    print(json.dumps(rows[-1]), flush=True)
         config = net.config
+        for size in score:
+            row = run_score(net, params, size, tokens, chunk, repeats)
+            done(row | mfu(config, size, tokens, None, row["seconds"], peak_tflops, passes=1))
+        for text in case:
+            size, attention, mlp = map(int, re.fullmatch(r"(\d+):(\d+),(\d+)", text).groups())  # type: ignore[union-attr]
+            accumulate = make_layerwise_accumulate(
+                net, loss_of_logps, temperature=0.7, chunk=chunk, kept_attention=attention, kept_mlp=mlp
+            )
+            row = run_update(text, accumulate, params, micro_batch(config, size, tokens, completion), repeats, profile)
+            done(row | mfu(config, size, tokens, completion, row["seconds"], peak_tflops, passes=3))
         del params
         gc.collect()
-        if torch:
-            for size in batch:
-                rows.append(run_torch(folder, size, tokens, repeats, random=model == "7b"))
-                rows[-1] |= mfu(config, size, tokens, None, rows[-1]["seconds"], peak_tflops)
-                print(json.dumps(rows[-1]), flush=True)
-    print("\n| program | seconds | MFU | peak, GB (NVML) | first call, s |\n|---|---|---|---|---|")
+        for size in torch:
+            row = run_torch(folder, size, tokens, repeats, random=model == "7b")
+            done(row | mfu(config, size, tokens, None, row["seconds"], peak_tflops, passes=3))
+    print("\n| program | seconds | MFU | peak, GB (NVML) | temp, GB | first call, s |\n|---|---|---|---|---|---|")
     for row in rows:
         print(
-            f"| {row['name']} | {row['seconds']:.3f} | {row['mfu']:.3f} | {row['peak_gb']:.1f} | {row['first_s']:.1f} |"
+            f"| {row['name']} | {row['seconds']:.3f} | {row['mfu']:.3f} | {row['peak_gb']:.1f} "
+            f"| {row.get('temp_gb', float('nan')):.2f} | {row['first_s']:.1f} |"
         )
 
 
@@ -119,26 +121,48 @@ def micro_batch(config: ModelConfig, size: int, tokens: int, completion: int | N
     )
 
 
-def run_ours(name, accumulate, params, batch, repeats) -> dict:
+def run_update(name: str, accumulate, params, batch, repeats: int, profile: bool) -> dict:
     """Seconds and peak of the accumulation; the accumulators exist throughout."""
     with PeakMonitor() as monitor:
         gradients = zero_gradients(params)
         start = time.perf_counter()
-        gradients, aux = accumulate(params, gradients, batch, 1.0)
-        jax.block_until_ready((gradients, aux))
+        compiled = accumulate.lower(params, gradients, batch, jnp.float32(1.0)).compile()
         first = time.perf_counter() - start
-        monitor.reset()
+        temp = compiled.memory_analysis().temp_size_in_bytes / 1e9
         seconds = []
         with monitor.phase("update"):
-            for _ in range(repeats):
+            for _ in range(repeats + 1):  # the first is a warm-up
                 start = time.perf_counter()
-                gradients, aux = accumulate(params, gradients, batch, 1.0)
+                gradients, aux = compiled(params, gradients, batch, jnp.float32(1.0))
                 jax.block_until_ready((gradients, aux))
                 seconds.append(time.perf_counter() - start)
         peak = monitor.metrics().get("memory/peak_card_gb/update", float("nan"))
+        where = {}
+        if profile:
+            with tempfile.TemporaryDirectory() as folder:
+                with jax.profiler.trace(folder):
+                    gradients, aux = compiled(params, gradients, batch, jnp.float32(1.0))
+                    jax.block_until_ready((gradients, aux))
+                kinds, longest = kernel_seconds(Path(folder))
+            where = {"kinds_s": kinds, "longest": longest}
     for leaf in jax.tree.leaves(gradients):
         leaf.delete()
-    return {"name": name, "seconds": min(seconds), "first_s": first, "peak_gb": peak}
+    figures = {"seconds": min(seconds[1:]), "first_s": first, "peak_gb": peak, "temp_gb": temp}
+    return {"name": f"update {name}"} | figures | where
+
+
+def run_score(net: Model, params: Params, size: int, tokens: int, chunk: int, repeats: int) -> dict:
+    """Seconds and peak of `row_logprobs` over so many rows in one forward pass, host and copies counted."""
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, net.config.vocab_size, tokens).astype(np.int32) for _ in range(size)]
+    seconds = []
+    with PeakMonitor() as monitor, monitor.phase("score"):
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            row_logprobs(net, params, rows, temperature=0.7, batch_size=size, chunk=chunk)
+            seconds.append(time.perf_counter() - start)
+    peak = monitor.metrics().get("memory/peak_card_gb/score", float("nan"))
+    return {"name": f"score {size}", "seconds": min(seconds[1:]), "first_s": seconds[0], "peak_gb": peak}
 
 
 def run_torch(folder: Path, size: int, tokens: int, repeats: int, *, random: bool) -> dict:
@@ -195,7 +219,14 @@ def run_torch(folder: Path, size: int, tokens: int, repeats: int, *, random: boo
 
 
 def mfu(
-    config: ModelConfig, size: int, tokens: int, completion: int | None, seconds: float, peak_tflops: float
+    config: ModelConfig,
+    size: int,
+    tokens: int,
+    completion: int | None,
+    seconds: float,
+    peak_tflops: float,
+    *,
+    passes: int,
 ) -> dict:
     """Model FLOPs of the micro-batch over what the card could have done in that time."""
     heads = config.num_attention_heads * config.head_dim
@@ -203,8 +234,8 @@ def mfu(
     layer = config.hidden_size * (2 * heads + 2 * kv + 3 * config.intermediate_size)
     head = config.hidden_size * config.vocab_size
     trained = tokens if completion is None else completion
-    flops = 6 * size * (tokens * config.num_hidden_layers * layer + trained * head)
-    flops += 6 * size * tokens**2 * heads * config.num_hidden_layers
+    flops = 2 * passes * size * (tokens * config.num_hidden_layers * layer + trained * head)
+    flops += 2 * passes * size * tokens**2 * heads * config.num_hidden_layers
     return {"tflop": flops / 1e12, "mfu": flops / seconds / (peak_tflops * 1e12)}
 
 

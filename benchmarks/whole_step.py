@@ -1,0 +1,141 @@
+"""Whole training steps at full length through the real command: seconds, and memory of card and host, by phase.
+
+    python benchmarks/whole_step.py --work /tmp/mono85 -- --train-batch-size 24 --memory.moments bfloat16
+    python benchmarks/whole_step.py --work /tmp/tiny --model rlt_jax/assets/tiny/teacher -- --preset tiny --max-steps 2
+
+Makes a folder with random weights of Qwen2.5-7B's shape (no download; the tokenizer is a small one) and questions whose
+prompts have exactly --prompt tokens, then runs `python -m rlt_jax.train --preset mono85` on them with the flags behind
+`--`. A second run in the same --work folder takes what is there. The card is read by NVML every 10 ms from outside,
+from the command's start to its end. Prints the steps as JSON, one a line, and a table last.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import tyro
+from vllm_engine import QWEN_7B
+
+from rlt_jax.data import Layout, build_prompts, load_tokenizer
+from rlt_jax.memory.monitor import card_reader
+from rlt_jax.types import Row
+
+TINY = Path(__file__).resolve().parents[1] / "rlt_jax" / "assets" / "tiny" / "teacher"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+def main(
+    flags: tyro.conf.Positional[tuple[str, ...]],
+    work: Path = Path("runs/whole_step"),
+    model: str = "7b",
+    prompt: int = 6144,
+    rows: int = 8,
+    name: str = "run",
+) -> None:
+    """Measure.
+
+    Args:
+      flags: of `python -m rlt_jax.train`, behind those of the preset mono85.
+      work: where model, data and runs go; 16 GB for 7b.
+      model: "7b" for random weights of that shape, or a model folder.
+      prompt: tokens of every prompt.
+      rows: questions.
+      name: of the run's folder.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    folder = Path(model)
+    if model == "7b":
+        folder = work / "random-7b"
+        if not folder.is_dir():
+            started = time.perf_counter()
+            subprocess.run([sys.executable, __file__, "--make-model", str(folder)], check=True)
+            print(json.dumps({"made_model_s": time.perf_counter() - started}), flush=True)
+    data = work / f"rows-{prompt}.jsonl"
+    if not data.is_file():
+        write_rows(data, Layout(load_tokenizer(str(folder))), prompt, rows)
+    run = work / name
+    shutil.rmtree(run, ignore_errors=True)
+    command = [sys.executable, "-m", "rlt_jax.train", *(() if "--preset" in flags else ("--preset", "mono85"))]
+    command += ["--teacher", str(folder)]
+    command += ["--student", str(folder), "--data.path", str(data), "--data.eval-rows", "0", "--eval-steps", "0"]
+    command += ["--max-prompt-length", str(prompt), "--max-steps", "1", "--output-dir", str(run)]
+    command += ["--save-steps", "0", "--checkpoint.no-at-end", "--checkpoint.no-export", *flags]
+    print(" ".join(command[1:]), flush=True)
+    card, host = [0.0], [0.0]
+    ended = threading.Event()
+    watcher = threading.Thread(target=watch, args=(ended, card, host))
+    started = time.perf_counter()
+    watcher.start()
+    try:
+        subprocess.run(command, check=True)
+    finally:
+        ended.set()
+        watcher.join()
+    whole = {"whole_run_s": time.perf_counter() - started, "card_peak_gb": card[0], "host_peak_gb": host[0]}
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [step for step in steps if "seconds/step" in step]
+    for step in steps:
+        print(json.dumps({key: value for key, value in step.items() if not key.startswith("component/")}), flush=True)
+    print(json.dumps(whole))
+    phases = [key.removeprefix("seconds/") for key in steps[-1] if key.startswith("seconds/")]
+    print("\n| phase | first step, s | last step, s | card, last step, GB (NVML) |\n|---|---|---|---|")
+    for phase in phases:
+        peak = steps[-1].get(f"memory/peak_card_gb/{phase}", float("nan"))
+        first, last = steps[0][f"seconds/{phase}"], steps[-1][f"seconds/{phase}"]
+        print(f"| {phase} | {first:.2f} | {last:.2f} | {peak:.2f} |")
+    print(
+        f"| whole run | {whole['whole_run_s']:.1f} | | {whole['card_peak_gb']:.2f}; host {whole['host_peak_gb']:.1f} |"
+    )
+
+
+def watch(ended: threading.Event, card: list[float], host: list[float]) -> None:
+    """Keep the highest use of card and host, GB, until the event is set."""
+    read = card_reader() or (lambda: float("nan"))
+    before = psutil.virtual_memory().used
+    while not ended.wait(0.01):
+        card[0] = max(card[0], read())
+        host[0] = max(host[0], (psutil.virtual_memory().used - before) / 1e9)
+
+
+def write_rows(file: Path, layout: Layout, tokens: int, count: int) -> None:
+    """Different questions, each of whose prompts has exactly so many tokens."""
+
+    def length(question: str) -> int:
+        row = Row(0, question, "57", None, None)
+        (prompt,) = build_prompts([row], layout, max_prompt_length=10**9).prompts
+        return len(prompt.teacher_ids)
+
+    lines = []
+    for i in range(count):
+        question = f"{i}."
+        while (missing := tokens - length(question)) > 0:
+            question += "+" * max(missing // 2, 1)  # at most a token each
+        if missing < 0:
+            raise SystemExit(f"prompts of {tokens} tokens: a shortest one has {tokens - missing}: give more")
+        lines.append(json.dumps({"question": question, "solution": "57"}) + "\n")
+    file.write_text("".join(lines), encoding="utf-8")
+
+
+def make_model(folder: Path) -> None:
+    """A folder of random weights of Qwen2.5-7B's shape."""
+    from rlt_jax.models import init_model, save_model
+
+    scratch = folder.with_name(folder.name + "-config")
+    scratch.mkdir(parents=True, exist_ok=True)
+    (scratch / "config.json").write_text(json.dumps(QWEN_7B))
+    save_model(folder, *init_model(scratch, 0, dtype="bfloat16"))
+    for file in TOKENIZER:
+        if (TINY / file).is_file():
+            shutil.copyfile(TINY / file, folder / file)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--make-model"]:
+        make_model(Path(sys.argv[2]))
+    else:
+        tyro.cli(main)
