@@ -43,9 +43,15 @@ def ablate(config: AblateConfig) -> Path:
       The study's folder: ARM/seed-S/ (runs), ARM/seed-S.yaml and .log (what each was told and printed), and
       comparison.md, .csv and .png.
     Raises:
-      UserError: anything in the study that cannot work, before the first run; runs that failed, after the last one.
+      UserError: anything in the study that cannot work, before the first run; summary_only without the study's folder;
+        runs that failed, after the last one.
     """
     runs = study_runs(config)
+    if config.summary_only and not Path(config.output_dir).is_dir():
+        raise UserError(
+            f"--output-dir {config.output_dir}: expected the folder of a study, but there is none: give the one that "
+            "its runs are in, or leave out --summary-only to train them"
+        )
     chosen = {
         f"{arm}, seed {seed}": run
         for arm, of_arm in runs.items()

@@ -121,11 +121,6 @@ def init_host_state(params: Params, *, moments: Moments = "float32") -> HostStat
     return jax.tree.map(lambda like: _make_zeros(like.shape, like.dtype, like.sharding)(), shapes)
 
 
-def to_host(state: HostState) -> HostState:
-    """A state of arrays anywhere, NumPy's too, where `apply` wants it; what is there already is not copied."""
-    return HostState(jax.device_put(state.num_updates, card()), jax.device_put(state.pieces, pinned_host()))
-
-
 def make_host_apply(
     rate: optax.Schedule,
     *,

@@ -253,7 +253,7 @@ def sentences(report: Report) -> tuple[list[str], list[str]]:
         bottom.append("Does not fit")
         bottom += [f"  {line}" for line in report.shortfalls]
         if report.lowerings:
-            bottom.append("It would fit with one of")
+            bottom.append("It would fit with one of" if len(report.lowerings) > 1 else "It would fit with")
             bottom += [
                 f"  {' '.join(lowering.flags)}  (card {_gb(lowering.card_bytes)}, host {_gb(lowering.host_bytes)} GB)"
                 for lowering in report.lowerings

@@ -83,9 +83,10 @@ def _card_checks(config: TrainConfig, ledger: Ledger, card: Card | None) -> Iter
         if budget is not None and budget > LARGEST_CARD:
             yield Check(
                 "budget",
-                "warning",
+                "problem",
                 f"{budget / GB:g} GB",
                 "expected the memory of one card, as a run uses one: give --budget-gb of the card",
+                concerns_plan=True,
             )
         return
     found = f"{card.name}, {card.total_bytes / GB:.2f} GB, driver {card.driver}, CUDA {card.cuda[0]}.{card.cuda[1]}"

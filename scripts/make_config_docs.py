@@ -63,7 +63,7 @@ def value_name(value: Any) -> str:
 
 def row(*cells: str) -> str:
     """One line of a Markdown table."""
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 
 def flat(config: TrainConfig) -> dict[str, Any]:

@@ -87,7 +87,7 @@ class Options:
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
     """Do not show what the commands print; it is in WORK/tasks/*.log."""
     collect: Path | None = None
-    """Pack the small files of --work (numbers, pictures, logs, texts; at most 16 MiB) into this .tar.gz."""
+    """Pack the small files of --work (numbers, pictures, logs, texts; at most 16 MiB) into this .tar.gz, a new file."""
     summary: tuple[Path, ...] = ()
     """Work folders to compare, one per seed, also ones unpacked from --collect: tables and pictures go to --out."""
     out: Path = Path("runs/pipeline-results")
@@ -97,16 +97,36 @@ class Options:
 def main() -> None:
     """Run the stages, then collect, then summarise: whatever is asked for."""
     options = tyro.cli(Options, description=__doc__)
-    if not (options.study or options.collect or options.summary):
-        raise UserError("nothing to do: give --study FILE and --work DIR, or --collect FILE, or --summary DIR ...")
-    if (options.study or options.collect) and options.work is None:
-        raise UserError("--work is missing: give the folder of the pipeline's files")
+    check_options(options)
     if options.study is not None and options.work is not None:
         run_pipeline(options, load_study(options.study), options.work)
     if options.collect is not None and options.work is not None:
         collect(options.work, options.collect)
     if options.summary:
         summarise(options.summary, options.out)
+
+
+def check_options(options: Options) -> None:
+    """Refuse what cannot work, before anything is done.
+
+    Raises:
+      UserError: the first mistake.
+    """
+    if not (options.study or options.collect or options.summary):
+        raise UserError("nothing to do: give --study FILE and --work DIR, or --collect FILE, or --summary DIR ...")
+    if (options.study or options.collect) and options.work is None:
+        raise UserError("--work is missing: give the folder of the pipeline's files")
+    if options.minutes is not None and not options.minutes > 0:
+        raise UserError(f"--minutes {options.minutes:g}: expected a number above 0")
+    if options.collect is not None:
+        if not options.collect.name.endswith(".tar.gz"):
+            raise UserError(f"--collect {options.collect}: expected a name that ends in .tar.gz")
+        if options.collect.exists():
+            raise UserError(f"--collect {options.collect} exists: choose another file, or delete it")
+    made = options.work.resolve() if options.study and options.work else None  # by the stages of this very call
+    for work in options.summary:
+        if work.resolve() != made and not (work / SECONDS_FILE).exists():
+            raise UserError(f"--summary {work}: expected the work folder of a pipeline, but it has no {SECONDS_FILE}")
 
 
 def run_pipeline(options: Options, study: PipelineStudy, work: Path) -> None:
@@ -125,9 +145,7 @@ def run_pipeline(options: Options, study: PipelineStudy, work: Path) -> None:
         chosen = (*chosen, "no-kl")
     for task in tasks:
         check_same_task(task, settings_file(task, work))
-    with writing_to(work):
-        (work / "tasks").mkdir(parents=True, exist_ok=True)
-        (work / "results").mkdir(exist_ok=True)
+    check_needs([task for task in tasks if task.stage in chosen])
     write_problems(study, work)
     for stage in (stage for stage in STAGES if stage in chosen):
         before = time.monotonic()
@@ -140,6 +158,27 @@ def run_pipeline(options: Options, study: PipelineStudy, work: Path) -> None:
     )
 
 
+def check_needs(tasks: Sequence[Task]) -> None:
+    """Refuse tasks that need what is not there and what none of them makes.
+
+    Raises:
+      UserError: every missing path once, a line for each stage.
+    """
+    made = {task.result for task in tasks}
+    missing: dict[Path, Stage] = {}
+    for task in [task for task in tasks if not task.result.exists()]:
+        for path in [path for path in task.needs if path not in made and not path.exists()]:
+            missing.setdefault(path, task.stage)
+    if missing:
+        raise UserError(
+            "\n".join(
+                f"{stage} needs {', '.join(str(path) for path, needed_by in missing.items() if needed_by == stage)}: "
+                f"run the stages before {stage} first"
+                for stage in dict.fromkeys(missing.values())
+            )
+        )
+
+
 def run_task(task: Task, study: PipelineStudy, work: Path, *, quiet: bool, deadline: float | None) -> None:
     """Run one command unless its result is there, and record how long it took."""
     if task.result.exists():
@@ -147,9 +186,6 @@ def run_task(task: Task, study: PipelineStudy, work: Path, *, quiet: bool, deadl
             record_seconds(task, work, 0.0, finished=True)
         print(f"[{task.stage}] {task.name}: done already", flush=True)
         return
-    missing = [str(path) for path in task.needs if not path.exists()]
-    if missing:
-        raise UserError(f"{task.name} needs {', '.join(missing)}: run the stages before {task.stage} first")
     if deadline is not None and time.monotonic() >= deadline:
         time_is_up(task)
     prepare(task, study, work)
@@ -223,6 +259,8 @@ def write_problems(study: PipelineStudy, work: Path) -> None:
         "heldout": [row_columns(row) for row in heldout[: data.heldout_rows]],
         "test": [{**row_columns(row), "answer": answer_of(row, data.answer)} for row in heldout[: data.test_rows]],
     }
+    with writing_to(work):
+        settings.parent.mkdir(parents=True, exist_ok=True)
     for name, rows in chosen.items():
         write_lines(files[name], rows)
     save_config(study.data, settings)
@@ -402,9 +440,6 @@ def summarise(works: Sequence[Path], out: Path) -> None:
     """summary.md, .csv and pictures of work folders that differ by their seed."""
     from rlt_jax.evaluation import read_run  # here: it loads JAX, which the stages' own processes do
 
-    for work in works:
-        if not (work / SECONDS_FILE).exists():
-            raise UserError(f"--summary {work}: expected the work folder of a pipeline, but it has no {SECONDS_FILE}")
     tables = outcome_tables(works)
     if not tables:
         raise UserError("--summary: no stage has finished in any of these folders")

@@ -256,20 +256,66 @@ def test_other_settings_in_the_same_folder_are_refused(study, whole):
     assert "was begun with other settings (seed)" in error
 
 
+TINY = ("--study", "scripts/studies/tiny.yaml", "--work", "{new}/work")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ((), "nothing to do: give --study FILE and --work DIR"),
-        (("--study", "scripts/studies/tiny.yaml"), "--work is missing"),
-        (("--work", "nowhere", "--collect", "x.tar.gz"), "expected the folder of a pipeline, but it has no seconds"),
-        (("--summary", "nowhere"), "expected the work folder of a pipeline"),
         (
-            ("--study", "scripts/studies/tiny.yaml", "--work", "{new}", "--stages", "rlt"),
-            "rlt needs {new}/warmup/final: run the stages before rlt first",
+            (),
+            "nothing to do: give --study FILE and --work DIR, or --collect FILE, or --summary DIR ...",
+        ),
+        (("--study", "scripts/studies/tiny.yaml"), "--work is missing: give the folder of the pipeline's files"),
+        (
+            ("--work", "nowhere", "--collect", "x.tar.gz"),
+            "--work nowhere: expected the folder of a pipeline, but it has no seconds.jsonl",
+        ),
+        (
+            ("--summary", "nowhere"),
+            "--summary nowhere: expected the work folder of a pipeline, but it has no seconds.jsonl",
+        ),
+        (
+            (*TINY, "--summary", "{new}/work", "nowhere"),
+            "--summary nowhere: expected the work folder of a pipeline, but it has no seconds.jsonl",
+        ),
+        (
+            ("--study", "no.yaml", "--work", "{new}"),
+            "cannot read the configuration file no.yaml (No such file or directory): expected a YAML file, such as "
+            "scripts/studies/tiny.yaml",
+        ),
+        ((*TINY, "--minutes", "-1"), "--minutes -1: expected a number above 0"),
+        ((*TINY, "--minutes", "0"), "--minutes 0: expected a number above 0"),
+        ((*TINY, "--minutes", "nan"), "--minutes nan: expected a number above 0"),
+        ((*TINY, "--collect", "c.zip"), "--collect c.zip: expected a name that ends in .tar.gz"),
+        ((*TINY, "--stages", "rlt"), "rlt needs {new}/work/warmup/final: run the stages before rlt first"),
+        (
+            (*TINY, "--stages", "evaluate", "explain", "rlt"),
+            "rlt needs {new}/work/warmup/final: run the stages before rlt first\n"
+            "evaluate needs {new}/work/student-warmup/final, {new}/work/student-rlt/final: run the stages before "
+            "evaluate first",
         ),
     ],
 )
 def test_mistakes(flags, message, tmp_path):
     new = str(tmp_path / "new")
     output = call(*(flag.replace("{new}", new) for flag in flags), expected=2)
-    assert message.replace("{new}", new) in output
+    assert output == f"error: {message.replace('{new}', new)}\n"
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_archive_is_not_replaced(tmp_path):
+    archive = tmp_path / "c.tar.gz"
+    archive.write_bytes(b"old")
+    output = call("--work", tmp_path, "--collect", archive, expected=2)
+    assert output == f"error: --collect {archive} exists: choose another file, or delete it\n"
+    assert archive.read_bytes() == b"old"
+
+
+def test_a_study_without_its_data_leaves_no_folder(study, tmp_path):
+    values = yaml.safe_load(study.read_text())
+    values["data"]["path"] = "no/rows.jsonl"
+    (tmp_path / "study.yaml").write_text(json.dumps(values))
+    output = call("--study", tmp_path / "study.yaml", "--work", tmp_path / "new", expected=2)
+    assert output == "error: expected rows at 'no/rows.jsonl', but there is no such file or folder: check the path\n"
+    assert not (tmp_path / "new").exists()

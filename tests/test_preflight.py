@@ -129,7 +129,7 @@ def test_host_memory_that_others_use(small_machine):
 
 def test_a_budget_of_several_cards():
     check = checks(PRESETS["paper"])["budget"]
-    assert check.status == "warning" and check.found == "640 GB"
+    assert check.status == "problem" and check.found == "640 GB" and check.concerns_plan
 
 
 def test_vllm_of_another_interpreter(tmp_path):

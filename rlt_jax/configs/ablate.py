@@ -76,10 +76,10 @@ def study_runs(config: AblateConfig) -> dict[str, dict[int, TrainConfig]]:
             for seed in study.seeds
         }
         problems += dict.fromkeys(f"arm {arm}: {x}" for run in runs[arm].values() for x in _run_problems(run))
-    if not problems:
-        problems += _asked_problems(config, runs, study.seeds)
     if problems:
         raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
+    if asked := list(_asked_problems(config, runs, study.seeds)):
+        raise UserError("\n".join(asked))
     return runs
 
 
@@ -100,12 +100,14 @@ def _study_path(study: str) -> Path:
 
 
 def _asked_problems(config: AblateConfig, arms: Collection[str], seeds: Collection[int]) -> Iterator[str]:
-    """What the command line asks for and the study does not have."""
+    """What the command line asks for twice, or the study does not have."""
     yield from text_problems({"output_dir": (config.output_dir, "a folder for the study")})
-    asked: dict[str, tuple[Collection, Collection]] = {"only": (config.only, arms), "seeds": (config.seeds, seeds)}
+    asked: dict[str, tuple[tuple, Collection]] = {"only": (config.only, arms), "seeds": (config.seeds, seeds)}
     for flag, (chosen, known) in asked.items():
         for unknown in [name for name in chosen if name not in known]:
             yield f"--{flag} {unknown} is not in the study: choose from {', '.join(map(str, known))}"
+        for twice in dict.fromkeys(name for i, name in enumerate(chosen) if name in chosen[:i]):
+            yield f"--{flag}: {twice} is there twice"
 
 
 def _file_problems(study: StudyFile) -> Iterator[str]:

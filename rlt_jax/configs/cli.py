@@ -26,7 +26,7 @@ Line = TypeVar("Line", bound="_CommandLine[TrainConfig]")
 @dataclass(frozen=True, kw_only=True)
 class _CommandLine(Generic[Config]):
     config: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """YAML file with the defaults of all flags below, such as the config.yaml of a run folder."""
+    """YAML file with the defaults of all flags below, as --print-config prints it."""
     print_config: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the resolved configuration as YAML and exit."""
     settings: Annotated[Config, tyro.conf.arg(name="")]  # no name: its flags have no prefix

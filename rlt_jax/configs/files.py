@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound="DataclassInstance")
 
+A_RUN = "the config.yaml of a run folder"
+
 _SCALARS = [  # YAML 1.2, core schema: (tag, pattern, first characters)
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -120,13 +122,15 @@ def train_config(values: Mapping[str, Any], *, source: str) -> TrainConfig:
     return build(TrainConfig, values, source=source, base=PRESETS[name])
 
 
-def load_settings(path: str | Path, config_class: type[Config]) -> Config:
+def load_settings(path: str | Path, config_class: type[Config], *, example: str = A_RUN) -> Config:
     """Read a configuration of any class from a YAML file; what it leaves out has the class's default.
 
+    Args:
+      example: such a file, for the message where there is none.
     Raises:
       UserError: no such file, not YAML, an unknown or missing key, a value of the wrong type.
     """
-    return build(config_class, read_yaml(path), source=str(path))
+    return build(config_class, read_yaml(path, example=example), source=str(path))
 
 
 def unknown_preset(name: object) -> str:
@@ -136,9 +140,11 @@ def unknown_preset(name: object) -> str:
     return f"preset={name}: no such preset: {hint}use one of {', '.join(PRESETS)}"
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path, *, example: str = A_RUN) -> dict[str, Any]:
     """The mapping of keys to values in a YAML file.
 
+    Args:
+      example: such a file, for the message where there is none.
     Raises:
       UserError: the file cannot be read, is not YAML, or holds something else than a mapping.
     """
@@ -146,8 +152,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # a subclass of SafeLoader
     except OSError as error:
         raise UserError(
-            f"cannot read the configuration file {path} ({error.strerror}): "
-            "expected a YAML file, such as the config.yaml of a run folder"
+            f"cannot read the configuration file {path} ({error.strerror}): expected a YAML file, such as {example}"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected YAML text in UTF-8, found another byte at {error.start}") from None

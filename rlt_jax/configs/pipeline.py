@@ -133,7 +133,7 @@ def load_study(path: str | Path) -> PipelineStudy:
     Raises:
       UserError: it cannot be read, or its values cannot be a study, one line each.
     """
-    study = load_settings(path, PipelineStudy)
+    study = load_settings(path, PipelineStudy, example="scripts/studies/tiny.yaml")
     if problems := list(_study_problems(study)):
         raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
     return study

@@ -79,7 +79,7 @@ MONO85 = TrainConfig(
     python -m rlt_jax.train --preset mono85 --teacher FOLDER
 
 FOLDER is the teacher after its supervised warm-up; without the flag it is the plain Qwen2.5-7B-Instruct.
-The last 32 rows are held out for evaluation. Hardware: one A100 or H100 80 GB, and 128 GiB of host memory (about 93 GB
+The last 32 rows are held out for evaluation. Hardware: one A100 or H100 80 GB, and 128 GiB of host memory (about 97 GB
 with --memory.moments bfloat16). `python -m rlt_jax.plan --preset mono85` says what it takes where. Measured 2026-11-25
 on an H100, random weights, bfloat16 moments, all lengths at their limit: card 76.3 GB at most; 24 completions in 128 s
 (generate 58, score 30, update 40, sync 0.4). 96 completions, hours of a whole run, expected numbers: not measured yet.

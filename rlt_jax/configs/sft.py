@@ -136,5 +136,7 @@ def _sft_problems(config: SftConfig) -> Iterator[str]:
             f"train_batch_size={config.train_batch_size}: a micro-batch is a part of the batch, "
             f"use {config.train_batch_size} or less"
         )
+    if not config.packing and config.packed_length != SftConfig.packed_length:
+        yield f"packed_length={config.packed_length} without packing has no effect: add --packing, or leave it out"
     if not 0 <= config.seed < 2**31:
         yield f"seed={config.seed}: expected a whole number from 0 to {2**31 - 1}"

@@ -5,6 +5,7 @@ it. Nothing is transposed and no random weight is allocated.
 """
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -26,6 +27,9 @@ from safetensors import SafetensorError, safe_open
 from rlt_jax.errors import UserError
 from rlt_jax.models.config import ModelConfig, read_config, read_json
 from rlt_jax.models.qwen import Model, Params, build_model, random_params
+
+# The hub's client reports every retry twice; what it ends with is raised, and says more.
+logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
 
 _STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # safetensors' names and ours
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -75,7 +75,7 @@ class PartialFile:
 
 @contextmanager
 def open_partial(out: Path, settings: Mapping[str, Any]) -> Iterator[PartialFile]:
-    """Start or continue OUT.partial. A start that ends before its first piece leaves no file.
+    """Start or continue OUT.partial. A start that ends before its first piece leaves no file and no new folder.
 
     Args:
       out: the file that the pieces become.
@@ -87,6 +87,7 @@ def open_partial(out: Path, settings: Mapping[str, Any]) -> Iterator[PartialFile
         raise UserError(f"--out {out} exists: choose another file, or delete it")
     path = out.with_name(out.name + ".partial")
     with _writing(out):
+        new_folders = [folder for folder in out.parents if not folder.exists()]  # the innermost first
         out.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+b")
     with file:
@@ -98,6 +99,9 @@ def open_partial(out: Path, settings: Mapping[str, Any]) -> Iterator[PartialFile
         finally:
             if partial.done == 0:
                 path.unlink()
+                with suppress(OSError):  # one holds something else, such as the log of an engine
+                    for folder in new_folders:
+                        folder.rmdir()
 
 
 @contextmanager

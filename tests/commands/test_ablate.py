@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,10 @@ def interrupted(study) -> tuple[Path, tuple, int]:
     folder = study.parent / "out"
     flags = ("--study", study, "--output-dir", folder)
     line = [sys.executable, "-m", "rlt_jax.ablate", *map(str, flags), "--only", "paper", "no-kl"]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell starts behind `&` ignores Ctrl-C
+    with subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=listens
+    ) as process:
         assert process.stdout is not None
         for printed in process.stdout:
             if printed.startswith("paper, seed 1: step 2/2  reward"):
@@ -223,6 +227,26 @@ def test_a_study_that_cannot_work_stops_before_its_first_run(done, main, tmp_pat
 
 
 def test_nothing_to_compare_yet(study, main, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
     main(ablate_command, "--study", study, "--output-dir", tmp_path / "out", "--summary-only")
-    assert "no run is finished, nothing to compare" in capsys.readouterr().out
+    assert capsys.readouterr().out == f"{tmp_path}/out: no run is finished, nothing to compare\n"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+ASKED = {
+    "a folder that is not there": (
+        ("--summary-only",),
+        "--output-dir {}/out: expected the folder of a study, but there is none: give the one that its runs are in, or "
+        "leave out --summary-only to train them",
+    ),
+    "a seed twice": (("--seeds", 1, 1), "--seeds: 1 is there twice"),
+}
+
+
+@pytest.mark.parametrize(("flags", "message"), ASKED.values(), ids=ASKED.keys())
+def test_what_cannot_be_asked_for(study, main, tmp_path, capsys, flags, message):
+    with pytest.raises(SystemExit) as end:
+        main(ablate_command, "--study", study, "--output-dir", tmp_path / "out", *flags)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == f"error: {message.format(tmp_path)}\n"
     assert not (tmp_path / "out").exists()

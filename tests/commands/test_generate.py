@@ -225,7 +225,7 @@ REFUSED = {
 @pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_refused(main, flags, tmp_path, capsys, changes, message):
     with pytest.raises(SystemExit) as stop:
-        main(generate_command, *flags, *changes, "--out", tmp_path / "out.jsonl")
+        main(generate_command, *flags, *changes, "--out", tmp_path / "no" / "such" / "out.jsonl")
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []  # nothing half-written

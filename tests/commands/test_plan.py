@@ -95,7 +95,7 @@ def test_mono_basic_does_not_fit_and_its_advice_does(planned):
     assert code == 1
     verdict = out[out.index("Does not fit") :].splitlines()
     assert verdict[1].startswith("  card: 40 GB may be used, up to 14.70 GB too little for update 54.70 GB")
-    assert verdict[2] == "It would fit with one of"
+    assert verdict[2] == "It would fit with"
     advice = verdict[3].split("  (")[0].split()
     assert " ".join(advice) == "--vllm-gpu-memory-utilization 0.55 --memory.accumulators bfloat16"
     code, out, _ = planned("--preset", "mono_basic", *advice)

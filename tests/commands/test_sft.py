@@ -15,7 +15,6 @@ from transformers import Qwen2ForCausalLM
 from rlt_jax import sft as sft_command
 from rlt_jax.configs import SftConfig, load_settings, parse_command
 from rlt_jax.data import questions_of_step
-from rlt_jax.errors import UserError
 from rlt_jax.models import load_model
 from rlt_jax.run import load_layout
 from rlt_jax.sft import load_examples, sft
@@ -180,10 +179,21 @@ def test_packing_leaves_little_padding_and_only_real_tokens_are_counted(flags, t
     assert line["tokens_per_second/update"] * line["seconds/update"] == pytest.approx(real[0])
 
 
-def test_sequences_of_no_tokens_are_refused(flags, tmp_path):
-    config = parse((*flags, "--packing", "--packed-length", 0, "--output-dir", tmp_path / "run"))
-    with pytest.raises(UserError, match=r"^packed_length=0: expected a positive whole number$"):
-        sft(config)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("--packing", "--packed-length", 0), "packed_length=0: expected a positive whole number"),
+        (
+            ("--packed-length", 1024),
+            "packed_length=1024 without packing has no effect: add --packing, or leave it out",
+        ),
+    ],
+)
+def test_packing_that_cannot_be_is_refused(main, flags, tmp_path, capsys, changes, message):
+    with pytest.raises(SystemExit) as stop:
+        main(sft_command, *flags, *changes, "--output-dir", tmp_path / "run")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
     assert not (tmp_path / "run").exists()
 
 

@@ -133,6 +133,7 @@ REFUSED = {
     ),
     "no such arm": (GOOD, {"only": ("b",)}, "--only b is not in the study: choose from a"),
     "no such seed": (GOOD, {"seeds": (1, 4)}, "--seeds 4 is not in the study: choose from 1"),
+    "an asked seed twice": (GOOD, {"seeds": (1, 1, 1)}, "--seeds: 1 is there twice"),
     "no such base": (GOOD, {"base": "/no/such.yaml"}, "cannot read the configuration file /no/such.yaml"),
 }
 

@@ -74,7 +74,12 @@ def test_a_torn_first_line_is_a_new_start(out):
 def test_a_start_without_a_piece_leaves_nothing(out):
     with pytest.raises(RuntimeError), open_partial(out, SETTINGS):
         raise RuntimeError("no model")
-    assert list(out.parent.iterdir()) == []
+    assert not out.parent.exists()
+    out.parent.mkdir()
+    with pytest.raises(RuntimeError), open_partial(out.with_name("a") / "b" / "out.jsonl", SETTINGS):
+        out.with_name("a").joinpath("engine.log").touch()
+        raise RuntimeError("no room")
+    assert [path.name for path in out.parent.rglob("*")] == ["a", "engine.log"]  # a folder that was there stays too
 
 
 def test_a_start_that_fails_later_keeps_what_is_done(out):
