@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -70,10 +69,9 @@ def interrupted(study) -> tuple[Path, tuple, int]:
     folder = study.parent / "out"
     flags = ("--study", study, "--output-dir", folder)
     line = [sys.executable, "-m", "rlt_jax.ablate", *map(str, flags), "--only", "paper", "no-kl"]
-    listens = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what a shell starts behind `&` ignores Ctrl-C
-    with subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, preexec_fn=listens
-    ) as process:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts behind `&` ignores Ctrl-C
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        signal.signal(signal.SIGINT, before)
         assert process.stdout is not None
         for printed in process.stdout:
             if printed.startswith("paper, seed 1: step 2/2  reward"):
