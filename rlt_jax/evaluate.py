@@ -32,9 +32,16 @@ from rlt_jax.errors import run_command
 from rlt_jax.report.pieces import PartialFile, Piece, fingerprint, open_partial
 from rlt_jax.report.whole_file import whole_file
 from rlt_jax.run import check_positions, load_fitting_model, load_layout, prepare_memory, use_compilation_cache
-from rlt_jax.samplers import SamplerSettings, make_sampler, running_engine, sample_request, weight_files
+from rlt_jax.samplers import (
+    SamplerSettings,
+    make_sampler,
+    running_engine,
+    sample_request,
+    sampling_params,
+    weight_files,
+)
 from rlt_jax.sampling.engine import Engine
-from rlt_jax.types import Completion, SamplingParams
+from rlt_jax.types import Completion
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -123,13 +130,7 @@ def write_pieces(
     )
     ends = eos_ids(layout.tokenizer, config.model)
     sampler = make_sampler(settings, engine, model, params, version=0, eos_ids=ends, probe_ids=prompts[0])
-    sampling = SamplingParams(
-        max_tokens=config.max_completion_length,
-        temperature=config.temperature,
-        top_k=config.sampler.top_k,
-        top_p=config.sampler.top_p,
-        min_p=config.sampler.min_p,
-    )
+    sampling = sampling_params(config.sampler, max_tokens=config.max_completion_length, temperature=config.temperature)
     size = config.questions_per_piece
     for start in track(range(done.done * size, len(questions), size), "answering", transient=True):
         piece = questions[start : start + size]

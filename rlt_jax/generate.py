@@ -31,11 +31,18 @@ from rlt_jax.errors import UserError, run_command
 from rlt_jax.report.pieces import PartialFile, Piece, fingerprint, open_partial
 from rlt_jax.rewards import Judged, judge_rows, rlt_reward
 from rlt_jax.run import check_positions, load_fitting_model, load_layout, prepare_memory, use_compilation_cache
-from rlt_jax.samplers import SamplerSettings, make_sampler, running_engine, sample_request, weight_files
+from rlt_jax.samplers import (
+    SamplerSettings,
+    make_sampler,
+    running_engine,
+    sample_request,
+    sampling_params,
+    weight_files,
+)
 from rlt_jax.sampling.base import Sampler
 from rlt_jax.sampling.engine import Engine
 from rlt_jax.scoring import row_logprobs
-from rlt_jax.types import Completion, Prompt, SamplingParams, ScoreRow
+from rlt_jax.types import Completion, Prompt, ScoreRow
 
 log = logging.getLogger("rlt_jax")
 
@@ -182,13 +189,7 @@ def draw(
     config: GenerateConfig, prompts: Sequence[Prompt], sampler: Sampler, layout: Layout, ends: tuple[int, ...]
 ) -> tuple[list[Explanation], Counter[str]]:
     """Explanations of some rows by row and sample, those that came out wrong drawn again; and what became of them."""
-    sampling = SamplingParams(
-        max_tokens=config.max_completion_length,
-        temperature=config.temperature,
-        top_k=config.sampler.top_k,
-        top_p=config.sampler.top_p,
-        min_p=config.sampler.min_p,
-    )
+    sampling = sampling_params(config.sampler, max_tokens=config.max_completion_length, temperature=config.temperature)
     found: dict[tuple[int, int], Explanation] = {}  # (index of the prompt, sample) -> its newest try
     missing = {i: list(range(config.samples)) for i in range(len(prompts))}
     counts: Counter[str] = Counter()

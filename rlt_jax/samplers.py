@@ -22,7 +22,7 @@ from rlt_jax.sampling.server import ServerEngine
 from rlt_jax.sampling.vllm import PROBE_TOKENS, Probe, VllmSampler
 from rlt_jax.sampling.weights import Tensor
 from rlt_jax.scoring import row_logprobs
-from rlt_jax.types import Request
+from rlt_jax.types import Request, SamplingParams
 
 log = logging.getLogger("rlt_jax")
 
@@ -82,6 +82,17 @@ def sample_request(prompt_ids: np.ndarray, *, seed: int, row: int, samples: Iter
     """
     entropy = [(seed, row, sample, draw) for sample in samples]
     return Request(prompt_ids, tuple(int(np.random.SeedSequence(key).generate_state(1)[0]) for key in entropy))
+
+
+def sampling_params(sampler: SamplerConfig, *, max_tokens: int, temperature: float) -> SamplingParams:
+    """How a command draws: its temperature and length, and the filters of its sampler."""
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=sampler.top_k,
+        top_p=sampler.top_p,
+        min_p=sampler.min_p,
+    )
 
 
 @contextmanager

@@ -57,10 +57,10 @@ from rlt_jax.run import (
     say_plan,
     use_compilation_cache,
 )
-from rlt_jax.samplers import make_sampler, running_engine, train_settings
+from rlt_jax.samplers import make_sampler, running_engine, sampling_params, train_settings
 from rlt_jax.sampling.engine import Engine
 from rlt_jax.scoring import row_logprobs
-from rlt_jax.types import Prompt, Request, SamplingParams
+from rlt_jax.types import Prompt, Request
 from rlt_jax.update import Accumulate, grpo_batches, grpo_objective, make_reference_sync, sum_gradients
 
 log = logging.getLogger("rlt_jax")
@@ -165,13 +165,7 @@ def _train(
         eos_ids=ends,
         probe_ids=prompts[0].teacher_ids,
     )
-    sampling = SamplingParams(
-        max_tokens=config.max_completion_length,
-        temperature=config.temperature,
-        top_k=config.sampler.top_k,
-        top_p=config.sampler.top_p,
-        min_p=config.sampler.min_p,
-    )
+    sampling = sampling_params(config.sampler, max_tokens=config.max_completion_length, temperature=config.temperature)
     sizes = Sizes(config.sampler.max_batch, config.score_batch_size, config.per_device_train_batch_size)
     fitted = Fitted(sizes, run_dir, exhausted=partial(too_large, planned))
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-GB = 1e9  # bytes
+from rlt_jax.memory.ledger import GB
+
 WARNING_SHARE = 0.9  # of the budget
 PEAK = "memory/peak_card_gb/"  # and the phase
 
