@@ -22,6 +22,8 @@ T = TypeVar("T")
 Phase = Literal["generate", "score", "update"]
 
 FILE = "fitted.json"  # in the run folder; there once something was lowered
+# In JAX's errors. The last is all that is said where cuDNN finds no memory for its handle.
+SIGNS = ("resource_exhausted", "out of memory", "failed to initialize dnn support")
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def explaining_out_of_memory(explain: Callable[[], str]) -> Iterator[None]:
 
 def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
     """Whether JAX failed for want of memory on the device."""
-    return "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+    message = str(error).lower()
+    return any(sign in message for sign in SIGNS)
 
 
 def _lowered(sizes: Sizes, phase: Phase) -> Sizes | None:

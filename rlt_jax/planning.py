@@ -37,6 +37,7 @@ from rlt_jax.models.known import known_config
 __all__ = [
     "Found",
     "Lowering",
+    "at_sizes",
     "find_model",
     "kept_layers",
     "largest_batch",
@@ -198,6 +199,12 @@ def plan(
     teacher = model_config_of(config.teacher) if teacher is None else teacher
     student = model_config_of(config.student) if student is None else student
     return make_ledger(model_shape(teacher), run_shape(config, teacher, student, card_bytes=card_bytes), compiled)
+
+
+def at_sizes(ledger: Ledger, *, generate: int, score: int, update: int, keep: bool) -> Ledger:
+    """The plan of the same run with other sequences of a pass, and no layers kept unless `keep` (`fitting.Sizes`)."""
+    run = replace(ledger.run, native_batch=generate, score_batch=score, micro_batch=update)
+    return make_ledger(ledger.shape, run if keep else replace(run, kept_attention=0, kept_mlp=0))
 
 
 def planned_bytes(config: TrainConfig) -> float | None:

@@ -130,7 +130,10 @@ def _set_before_jax(variables: dict[str, str]) -> None:
 
 
 def prepare_memory(*, shared: bool, pinned_bytes: int) -> None:
-    """Set JAX's memory up for a run on a card: what is freed goes back to the driver, what is pinned fits its pool.
+    """Set JAX's memory up for a run on a card, before JAX starts.
+
+    JAX takes what it needs instead of three quarters of the card. Where others use the card in turn, what is freed
+    goes back to the driver; what is pinned fits its pool.
 
     Args:
       shared: others use the card in turn.
@@ -142,6 +145,8 @@ def prepare_memory(*, shared: bool, pinned_bytes: int) -> None:
         return
     if shared or pinned_bytes:
         share_card()
+    else:  # no more than the run needs, so that NVML's peaks are the run's and another process finds the rest
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if pinned_bytes:
         limit_pinned_memory(pinned_bytes)
 

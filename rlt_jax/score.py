@@ -17,7 +17,7 @@ from rlt_jax.ranking import ranks, select_rows
 from rlt_jax.report.histogram import draw_histogram, histogram_text
 from rlt_jax.report.whole_file import whole_file
 from rlt_jax.rewards import Judged, judge_rows, rlt_reward
-from rlt_jax.run import load_fitting_model, load_layout, use_compilation_cache
+from rlt_jax.run import load_fitting_model, load_layout, prepare_memory, use_compilation_cache
 from rlt_jax.scoring import row_logprobs
 
 BATCHES_A_PIECE = 16  # forward passes between two writes: sorting by length inside a piece keeps padding small
@@ -41,6 +41,7 @@ def score(config: ScoreConfig) -> Path:
         if path.exists():
             raise UserError(f"{flag} {path} exists: choose another file, or delete it")
     use_compilation_cache()
+    prepare_memory(shared=False, pinned_bytes=0)
     layout = load_layout(
         config.teacher,
         config.student,

@@ -74,12 +74,11 @@ def sft(config: SftConfig) -> Path:
             f"{config.data.path}: lower it, or give more rows"
         )
     max_steps = config.max_steps or config.num_train_epochs * steps_per_epoch
+    pinned = 0
     if config.memory.optimizer == "host":
         parameters = model_shape(model_config_of(config.model)).parameters
-        prepare_memory(
-            shared=False,
-            pinned_bytes=host_bytes(parameters, config.memory.moments, master_in_weights=config.dtype == "float32"),
-        )
+        pinned = host_bytes(parameters, config.memory.moments, master_in_weights=config.dtype == "float32")
+    prepare_memory(shared=False, pinned_bytes=pinned)
     model, params = load_fitting_model(config.model, layout, dtype=config.dtype)
     optimizer = open_optimizer(config.optimizer, config.memory, learning_rate=config.learning_rate, max_steps=max_steps)
     like = optimizer.like(params)

@@ -9,6 +9,7 @@ Departures from the original:
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -24,13 +25,14 @@ from rlt_jax.errors import run_command
 from rlt_jax.evaluation import EVAL_FILE, SOLUTION_LOGP, evaluate_policy, read_changes, write_records
 from rlt_jax.fitting import Fitted, Sizes, explaining_out_of_memory
 from rlt_jax.losses import group_advantages
+from rlt_jax.memory.card import read_card
 from rlt_jax.memory.ledger import GB, Ledger
 from rlt_jax.memory.monitor import PeakMonitor, memory_metrics
 from rlt_jax.memory.watch import BudgetWatch, plan_and_measured
 from rlt_jax.models import Model, Params, save_model
 from rlt_jax.optimizer import open_optimizer
 from rlt_jax.placement import free, on_card
-from rlt_jax.planning import kept_layers, ledger_lines, plan
+from rlt_jax.planning import at_sizes, kept_layers, ledger_lines, plan
 from rlt_jax.report.curves import draw_curves
 from rlt_jax.report.folder import writing_to
 from rlt_jax.report.log import setup_logging
@@ -96,7 +98,8 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
         artificial_epochs=config.data.artificial_epochs,
     )
     questions(0)  # too few rows are refused here, before minutes of loading
-    planned = plan(config)
+    card = read_card()
+    planned = plan(config, card_bytes=None if card is None else card.total_bytes)
     prepare_memory(shared=config.sampler.kind == "vllm", pinned_bytes=planned.pinned_bytes)
     say_plan(config, planned)
     with (
@@ -284,7 +287,8 @@ def _train(
             for warning in watch(monitor.metrics()):
                 log.warning(warning)
             if step == first_step + 1:
-                for line in plan_and_measured(planned.step_peaks(), monitor.metrics()):
+                fitting = at_sizes(planned, **asdict(fitted.sizes))
+                for line in plan_and_measured(fitting.step_peaks(), monitor.metrics()):
                     log.info(line)
             if step % config.logging_steps == 0 or step == config.max_steps:
                 metrics = rollout_metrics(judged, completions, layout, num_generations=group)

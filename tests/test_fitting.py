@@ -73,6 +73,33 @@ def test_nothing_left_to_lower_ends_with_the_plan(fitted):
     assert message.endswith("the plan\ntake mono85_fallback")
 
 
+@pytest.mark.parametrize(
+    "message",  # as JAX 0.11 said them on an H100 whose memory another process held
+    [
+        "NOT_FOUND: Failed to get configs for: 5 out of 43 instructions. See logs for all failures. [...]\n"
+        "EXECUTION FAILED: INTERNAL: [0] There was an error before calling cuModuleGetFunction (2): "
+        "cudaErrorMemoryAllocation : out of memory",
+        "INTERNAL: Failed to initialize DNN support for CuDnnThunk [executable_name='jit_sequence_logprobs']",
+    ],
+)
+def test_what_a_full_card_makes_of_a_kernel_that_could_not_be_loaded_counts_too(fitted, message):
+    def call(sizes: Sizes) -> Sizes:
+        if sizes.score > 3:
+            raise jax.errors.JaxRuntimeError(message)
+        return sizes
+
+    assert fitted.run("score", call).score == 3
+
+
+def test_other_errors_of_jax_are_bugs(fitted, tmp_path):
+    def broken(sizes: Sizes) -> None:
+        raise jax.errors.JaxRuntimeError("INTERNAL: an illegal memory access was encountered")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="illegal"):
+        fitted.run("score", broken)
+    assert not (tmp_path / FILE).exists()
+
+
 def test_other_errors_are_not_caught(fitted):
     def broken(sizes: Sizes) -> None:
         raise ValueError("a bug")

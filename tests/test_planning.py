@@ -14,6 +14,7 @@ from rlt_jax.memory.ledger import GB
 from rlt_jax.models import ModelConfig, build_model, read_config
 from rlt_jax.models.known import known_config
 from rlt_jax.planning import (
+    at_sizes,
     find_model,
     largest_batch,
     ledger_lines,
@@ -226,6 +227,17 @@ def test_largest_batch_is_at_most_the_step_s():
     ledger = plan(MONO85, **SEVEN)
     assert largest_batch(ledger, 77e9) == 5
     assert largest_batch(ledger, 10e12) == 96
+
+
+def test_the_plan_with_what_fitted():
+    """It is the plan of the run that had asked for those sizes."""
+    asked = plan(MONO85, **SEVEN)
+    assert at_sizes(asked, generate=asked.run.native_batch, score=3, update=3, keep=True) == asked
+    smaller = replace(MONO85, score_batch_size=2, per_device_train_batch_size=1)
+    smaller = replace(smaller, loss=LossConfig(kept_attention=0, kept_mlp=0))
+    fitted = at_sizes(asked, generate=asked.run.native_batch, score=2, update=1, keep=False)
+    assert fitted == plan(smaller, **SEVEN)
+    assert fitted.step_peaks()["update"] < asked.step_peaks()["update"]
 
 
 def test_lines_of_a_log():

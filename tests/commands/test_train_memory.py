@@ -1,6 +1,7 @@
 """`python -m rlt_jax.train` with its state on the host, and with too little memory for a pass."""
 
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -142,6 +143,16 @@ def test_an_environment_that_says_the_same_is_fine(monkeypatch):
     monkeypatch.setenv("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", "64")
     with pytest.raises(UserError, match=r"LIMIT_GB=64 in the environment: this run needs .*LIMIT_GB=105"):
         run_module.limit_pinned_memory(100 * 2**30)
+
+
+def test_a_run_alone_on_its_card_takes_memory_as_it_needs_it(monkeypatch):
+    monkeypatch.setattr(run_module, "card_reader", lambda: lambda: 1.0)
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    run_module.prepare_memory(shared=False, pinned_bytes=0)
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")  # who asks for JAX's pool gets it
+    run_module.prepare_memory(shared=False, pinned_bytes=0)
+    assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"
 
 
 def test_without_a_card_nothing_is_set(monkeypatch):
