@@ -108,7 +108,7 @@ def test_a_student_of_the_arm_without_kl_needs_its_explanations(study):
     assert "explain-no-kl" in tasks_of(study(TEXT + "students: [rlt, no-kl]\n"))
 
 
-@pytest.mark.parametrize("name", ["tiny", "lab"])
+@pytest.mark.parametrize("name", ["tiny", "lab", "lab-legs"])
 def test_studies_that_come_with_the_project(name):
     study = load_study(STUDIES / f"{name}.yaml")
     tasks = tasks_of(study)
