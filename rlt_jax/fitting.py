@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 import jax
 
 from rlt_jax.errors import UserError
+from rlt_jax.memory.card import read_card
 
 log = logging.getLogger("rlt_jax")
 
@@ -22,8 +23,10 @@ T = TypeVar("T")
 Phase = Literal["generate", "score", "update"]
 
 FILE = "fitted.json"  # in the run folder; there once something was lowered
-# In JAX's errors. The last is all that is said where cuDNN finds no memory for its handle.
-SIGNS = ("resource_exhausted", "out of memory", "failed to initialize dnn support")
+SIGNS = ("resource_exhausted", "out of memory")  # in JAX's errors
+# All that JAX says where a library finds no memory for its handle. A broken installation says the same: ask the card.
+HANDLE_SIGNS = ("failed to initialize dnn", "failed to initialize blas")
+FULL_BYTES = 1e9  # of the card, free: with less, a handle or a kernel's code may find no room
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Fitted:
             except jax.errors.JaxRuntimeError as error:
                 if not out_of_memory(error):
                     raise
-                reason = str(error).splitlines()[0]
+                reason = _reason(error)
             # Out of the handler: until its end the error holds the failed call's arrays.
             lower = _lowered(self.sizes, phase)
             if lower is None:
@@ -103,14 +106,29 @@ def explaining_out_of_memory(explain: Callable[[], str]) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if not out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0]
+        reason = _reason(error)
         raise UserError(f"the card's memory is too small ({reason})\n{explain()}") from error
 
 
 def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
     """Whether JAX failed for want of memory on the device."""
     message = str(error).lower()
-    return any(sign in message for sign in SIGNS)
+    return _says(message, SIGNS) or (_says(message, HANDLE_SIGNS) and _card_is_full())
+
+
+def _says(message: str, signs: tuple[str, ...]) -> bool:
+    return any(sign in message.lower() for sign in signs)
+
+
+def _card_is_full() -> bool:
+    card = read_card()
+    return card is not None and card.total_bytes - card.used_bytes < FULL_BYTES
+
+
+def _reason(error: jax.errors.JaxRuntimeError) -> str:
+    """The line of the error that says so."""
+    lines = str(error).splitlines()
+    return next((line.strip() for line in lines if _says(line, SIGNS)), lines[0])
 
 
 def _lowered(sizes: Sizes, phase: Phase) -> Sizes | None:

@@ -66,7 +66,7 @@ def generate(config: GenerateConfig) -> Path:
 
     Each line holds the row's `question`, `solution` and `reasoning_trace`, its `explanation`, `system` and
     `conversations` to train a student on (see `distillation_row`), `row`, `sample`, `draw`, `matched`, `finished`,
-    `tokens`, `copy_rate`, and with a student `reward` and `components`.
+    `tokens`, `copy_rate`, `repeat_rate`, and with a student `reward` and `components`.
 
     Returns:
       The file written.
@@ -244,6 +244,7 @@ def record(explanation: Explanation) -> dict[str, Any]:
         "finished": explanation.completion.finished,
         "tokens": len(explanation.completion.token_ids),
         "copy_rate": explanation.row.copy_rate,
+        "repeat_rate": explanation.row.repeat_rate,
     }
 
 

@@ -42,20 +42,22 @@ def completion_metrics(
     finished: np.ndarray,
     matched: np.ndarray,
     copy_rates: np.ndarray,
+    repeat_rates: np.ndarray,
     *,
     trace_copy_rates: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """How the completions look: length, how many were cut off, kept the format, repeat the solution.
+    """How the completions look: length, how many were cut off, kept the format, repeat the solution or themselves.
 
     Args:
       lengths: i32[B], tokens drawn, with the EOS token.
       finished: bool[B], True: ended by EOS.
       matched: bool[B], True: the explanation's tags were closed.
       copy_rates: f32[B], share of explanation tokens inside a run of >= 8 tokens that the solution holds too.
-      trace_copy_rates: f32[B], the same for the rows' own reasoning traces; NaN where a row has none.
+      repeat_rates: f32[B], the same of runs that the explanation itself held before.
+      trace_copy_rates: f32[B], the copy rates of the rows' own reasoning traces; NaN where a row has none.
     Returns:
-      `completion_length/min|mean|max`, `cut_off_share`, `match_rate`, `copy_rate`, and `trace_copy_rate` when any
-      row has a trace: what an honest explanation of these rows scores.
+      `completion_length/min|mean|max`, `cut_off_share`, `match_rate`, `copy_rate`, `repeat_rate`, and `trace_copy_rate`
+      when any row has a trace: what an honest explanation of these rows scores.
     Raises:
       ValueError: no completions, or arrays of unequal length.
     """
@@ -67,6 +69,7 @@ def completion_metrics(
         "cut_off_share": 1.0 - float(_vector("finished", finished, size=tokens.size).mean()),
         "match_rate": float(_vector("matched", matched, size=tokens.size).mean()),
         "copy_rate": float(_vector("copy_rates", copy_rates, size=tokens.size).mean()),
+        "repeat_rate": float(_vector("repeat_rates", repeat_rates, size=tokens.size).mean()),
     }
     if trace_copy_rates is not None:
         traces = _vector("trace_copy_rates", trace_copy_rates, size=tokens.size)

@@ -13,12 +13,13 @@ from rlt_jax.types import Completion, Prompt
 def rollout_metrics(
     judged: Judged, completions: Sequence[Completion], layout: Layout, *, num_generations: int
 ) -> dict[str, float]:
-    """Reward, components, lengths, matches and copy rates of B completions (see docs/metrics.md)."""
+    """Reward, components, lengths, matches, copy and repeat rates of B completions (see docs/metrics.md)."""
     return reward_metrics(judged.rewards.reward, judged.rewards.components, num_generations) | completion_metrics(
         lengths=np.array([len(completion.token_ids) for completion in completions]),
         finished=np.array([completion.finished for completion in completions]),
         matched=np.array([row.matched for row in judged.rows]),
         copy_rates=np.array([row.copy_rate for row in judged.rows]),
+        repeat_rates=np.array([row.repeat_rate for row in judged.rows]),
         trace_copy_rates=_trace_copy_rates(judged.prompts, layout),
     )
 
@@ -39,6 +40,7 @@ def sample_records(
                 "finished": completion.finished,
                 "tokens": len(completion.token_ids),
                 "copy_rate": row.copy_rate,
+                "repeat_rate": row.repeat_rate,
                 "weight_version": completion.weight_version,
                 "reward": judged.rewards.reward[i],
                 **{name: values[i] for name, values in judged.rewards.components.items()},

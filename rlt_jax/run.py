@@ -145,7 +145,7 @@ def prepare_memory(*, shared: bool, pinned_bytes: int) -> None:
         return
     if shared or pinned_bytes:
         share_card()
-    else:  # no more than the run needs, so that NVML's peaks are the run's and another process finds the rest
+    else:  # as it is needed, so that NVML's peaks are the run's and another process finds the rest
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if pinned_bytes:
         limit_pinned_memory(pinned_bytes)

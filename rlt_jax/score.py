@@ -27,7 +27,8 @@ def score(config: ScoreConfig) -> Path:
     """Score every row of config.data and write config.out and what else is asked for, each whole or not at all.
 
     Each line of config.out holds `row` (its number in the data), `reward`, `components` (name -> value), `matched`,
-    `copy_rate`, `thought_tokens` and `solution_tokens`. config.selected_out is a data set of the kept rows.
+    `copy_rate`, `repeat_rate`, `thought_tokens` and `solution_tokens`. config.selected_out is a data set of the kept
+    rows.
 
     Returns:
       config.out.
@@ -109,6 +110,7 @@ def score_records(
                 "components": {name: float(values[i]) for name, values in rewards.components.items()},
                 "matched": row.matched,
                 "copy_rate": row.copy_rate,
+                "repeat_rate": row.repeat_rate,
                 "thought_tokens": len(row.teacher_thought),
                 "solution_tokens": len(row.solution),
             },

@@ -78,6 +78,7 @@ class ScoreRow:
     matched: bool  # the explanation's tags were closed
     explanation: str  # the thought's text, for reports
     copy_rate: float  # share of thought tokens inside a run of >= 8 tokens that also occurs in the solution
+    repeat_rate: float  # the same of runs that the thought itself held before
 
 
 class Spans(NamedTuple):

@@ -378,6 +378,7 @@ def scored_values(score: Mapping[str, Any]) -> dict[str, float]:
         "solution_logp": components["solution_logp/mean"],
         "thought_kl": components["thought_kl/mean"],
         "copy_rate": score["copy_rate"],
+        "repeat_rate": score["repeat_rate"],
     }
 
 

@@ -33,7 +33,7 @@ MAY_IMPORT = {  # part (a subpackage, or a module of rlt_jax) -> other parts
     "rewards": {"types", "configs", "data", "losses", "scoring"},
     "backward": {"types", "models"},
     "placement": set(),
-    "fitting": {"errors"},
+    "fitting": {"errors", "memory"},
     "update": {"types", "batching", "losses", "models", "placement"},
     "host_adamw": {"memory", "models", "placement", "update"},
     "optimizer": {"configs", "host_adamw", "models", "placement", "update"},

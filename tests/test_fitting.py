@@ -8,6 +8,7 @@ import pytest
 
 from rlt_jax.errors import UserError
 from rlt_jax.fitting import FILE, Fitted, Sizes, explaining_out_of_memory
+from rlt_jax.memory.card import Card
 
 CONFIGURED = Sizes(generate=8, score=5, update=3)
 
@@ -73,22 +74,47 @@ def test_nothing_left_to_lower_ends_with_the_plan(fitted):
     assert message.endswith("the plan\ntake mono85_fallback")
 
 
-@pytest.mark.parametrize(
-    "message",  # as JAX 0.11 said them on an H100 whose memory another process held
-    [
-        "NOT_FOUND: Failed to get configs for: 5 out of 43 instructions. See logs for all failures. [...]\n"
-        "EXECUTION FAILED: INTERNAL: [0] There was an error before calling cuModuleGetFunction (2): "
-        "cudaErrorMemoryAllocation : out of memory",
-        "INTERNAL: Failed to initialize DNN support for CuDnnThunk [executable_name='jit_sequence_logprobs']",
-    ],
+AUTOTUNING = (  # as JAX 0.11 said it on an H100 whose memory another process held
+    "NOT_FOUND: Failed to get configs for: 5 out of 43 instructions. See logs for all failures. Example failure: \n"
+    "Failures (7):\nEXECUTION FAILED: INTERNAL: [0] There was an error before calling cuModuleGetFunction (2): "
+    "cudaErrorMemoryAllocation : out of memory"
 )
-def test_what_a_full_card_makes_of_a_kernel_that_could_not_be_loaded_counts_too(fitted, message):
+CUDNN = "INTERNAL: Failed to initialize DNN support for CuDnnThunk [executable_name='jit_sequence_logprobs']"
+CUBLAS = "INTERNAL: Failed to initialize BLASLT support [executable_name='jit__decode']"
+
+
+def with_free(num_bytes: float) -> Card:
+    return Card("H100", 1, total_bytes=85_000_000_000, used_bytes=round(85e9 - num_bytes), driver="580", cuda=(13, 0))
+
+
+def failing(message: str):
     def call(sizes: Sizes) -> Sizes:
         if sizes.score > 3:
             raise jax.errors.JaxRuntimeError(message)
         return sizes
 
-    assert fitted.run("score", call).score == 3
+    return call
+
+
+@pytest.mark.parametrize("message", [AUTOTUNING, CUDNN, CUBLAS])
+def test_what_a_full_card_makes_of_kernels_and_handles_counts_too(fitted, message, monkeypatch):
+    monkeypatch.setattr("rlt_jax.fitting.read_card", lambda: with_free(0.3e9))
+    assert fitted.run("score", failing(message)).score == 3
+
+
+@pytest.mark.parametrize("card", [None, with_free(60e9)])
+@pytest.mark.parametrize("message", [CUDNN, CUBLAS])
+def test_a_library_that_fails_beside_free_memory_is_broken(fitted, message, card, monkeypatch, tmp_path):
+    monkeypatch.setattr("rlt_jax.fitting.read_card", lambda: card)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Failed to initialize"):
+        fitted.run("score", failing(message))
+    assert not (tmp_path / FILE).exists()
+
+
+def test_the_line_that_speaks_of_memory_is_shown(fitted, logged):
+    fitted.run("score", failing(AUTOTUNING))
+    (warning,) = logged.messages
+    assert "cudaErrorMemoryAllocation : out of memory); going on with less" in warning and "NOT_FOUND" not in warning
 
 
 def test_other_errors_of_jax_are_bugs(fitted, tmp_path):

@@ -65,6 +65,7 @@ def test_completion_metrics_by_hand():
         finished=np.array([True, False, True, True]),
         matched=np.array([True, False, False, True]),
         copy_rates=np.array([0.0, 0.5, 0.25, 0.25]),
+        repeat_rates=np.array([0.0, 0.0, 0.5, 0.3]),
         trace_copy_rates=np.array([0.3, np.nan, 0.5, np.nan]),
     )
     assert metrics == {
@@ -74,19 +75,20 @@ def test_completion_metrics_by_hand():
         "cut_off_share": 0.25,
         "match_rate": 0.5,
         "copy_rate": 0.25,
+        "repeat_rate": pytest.approx(0.2),
         "trace_copy_rate": pytest.approx(0.4),
     }
 
 
 def test_rows_without_traces_have_no_trace_copy_rate():
     ones = np.ones(2)
-    metrics = completion_metrics(ones, ones, ones, ones, trace_copy_rates=np.full(2, np.nan))
+    metrics = completion_metrics(ones, ones, ones, ones, ones, trace_copy_rates=np.full(2, np.nan))
     assert "trace_copy_rate" not in metrics
 
 
 def test_completion_arrays_must_be_of_one_length():
     with pytest.raises(ValueError, match=r"matched: expected shape \(2,\), got shape \(3,\)"):
-        completion_metrics(np.ones(2), np.ones(2), np.ones(3), np.ones(2))
+        completion_metrics(np.ones(2), np.ones(2), np.ones(3), np.ones(2), np.ones(2))
 
 
 def test_every_metric_is_documented_once():
@@ -107,7 +109,7 @@ def test_every_metric_is_documented_once():
     )
     emitted = reward_metrics(np.asarray(scored.reward), scored.components, 2)
     ones = np.ones(2)
-    emitted |= completion_metrics(ones, ones, ones, ones, trace_copy_rates=ones)
+    emitted |= completion_metrics(ones, ones, ones, ones, ones, trace_copy_rates=ones)
     assert len(emitted) > 30
     reduction = re.compile(f"/({'|'.join(REDUCTIONS)})$")
     for name in emitted:

@@ -85,7 +85,7 @@ def test_rows_that_share_sequences_have_the_logprobs_of_single_ones(golden, rows
 def score_row(teacher_thought, student_thought, solution, *, matched):
     positions = [np.array(x, np.int32) for x in (teacher_thought, student_thought, solution)]
     ids = np.zeros(50, np.int32)
-    return ScoreRow(ids, positions[0], ids, positions[1], positions[2], matched, "", 0.0)
+    return ScoreRow(ids, positions[0], ids, positions[1], positions[2], matched, "", 0.0, 0.0)
 
 
 def test_spans_are_picked_by_position_and_padded_to_a_bucket():

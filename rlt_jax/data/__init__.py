@@ -1,7 +1,7 @@
 """Data sets to prompts, spans and supervised examples: the way from text to token ids and back."""
 
 from rlt_jax.data.anchors import ANCHORS, anchor_rows, own_thought, student_rows
-from rlt_jax.data.copy_rate import copy_rate
+from rlt_jax.data.copying import copy_rate, repeat_rate
 from rlt_jax.data.distillation import distillation_row
 from rlt_jax.data.encoding import encode, encode_batch, encode_with_offsets, ids_to_bytes
 from rlt_jax.data.explained import ExplainedRow, explained_score_row, load_explained_rows
@@ -72,6 +72,7 @@ __all__ = [
     "plain_chat_text",
     "questions_of_step",
     "read_prompt_file",
+    "repeat_rate",
     "score_row_from_ids",
     "score_row_from_text",
     "sft_example",

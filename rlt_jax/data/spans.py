@@ -14,7 +14,7 @@ Departures from the original, which decodes, tokenises again and then searches t
 
 import numpy as np
 
-from rlt_jax.data.copy_rate import copy_rate
+from rlt_jax.data.copying import copy_rate, repeat_rate
 from rlt_jax.data.encoding import encode, encode_with_offsets, ids_to_bytes
 from rlt_jax.data.layout import (
     PADDING,
@@ -56,6 +56,7 @@ def score_row_from_ids(
         matched=closed and kept > 0,
         explanation=explanation,
         copy_rate=copy_rate(sampled[:kept], prompt.solution_ids),
+        repeat_rate=repeat_rate(sampled[:kept]),
     )
 
 
@@ -101,6 +102,7 @@ def score_row_from_text(
         matched=closed and len(teacher_thought) > 0,
         explanation=explanation,
         copy_rate=copy_rate(teacher_ids[teacher_thought], encode(layout.tokenizer, solution)),
+        repeat_rate=repeat_rate(teacher_ids[teacher_thought]),
     )
 
 

@@ -28,6 +28,7 @@ QUANTITIES = (  # the first is the one that compares arms whatever their reward
     Panel("Explanation KL", "nats per token", "component/thought_kl/mean"),
     Panel("Completion length", "tokens", "completion_length/mean"),
     Panel("Copy rate", "share", "copy_rate", level="trace_copy_rate", level_label="true traces"),
+    Panel("Repeat rate", "share", "repeat_rate"),
     Panel("Match rate", "share", "match_rate"),
 )
 TRACES = Panel("Copy rate of the traces", "share", "trace_copy_rate")

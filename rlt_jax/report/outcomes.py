@@ -57,6 +57,7 @@ REWARD = Measure("reward", "Reward", "nats, weighted")
 LOGP = Measure("solution_logp", "Solution log-prob", "nats per token")
 KL = Measure("thought_kl", "Explanation KL", "nats per token")
 COPY = Measure("copy_rate", "Copy rate", "share")
+REPEAT = Measure("repeat_rate", "Repeat rate", "share")
 LENGTH = Measure("tokens", "Length", "tokens", 1)
 LOSS = Measure("loss", "Held-out loss", "nats per token")
 STUDENT = (
@@ -125,7 +126,7 @@ def outcome_tables(works: Sequence[Path]) -> list[Table]:
         "Anchors, and what the teachers write: one explanation a question. The solution's log-prob is the asked "
         "student's, at the reward's temperature. Without an explanation, and for texts that the teacher did not write, "
         "reward and KL mean little. An honest trace has a copy rate too.",
-        (LOGP, REWARD, KL, COPY),
+        (LOGP, REWARD, KL, COPY, REPEAT),
         [{**seed.anchors, **seed.teachers} for seed in seeds],
         [
             (NAMES["true"], NAMES["none"]),
@@ -137,7 +138,7 @@ def outcome_tables(works: Sequence[Path]) -> list[Table]:
         "Explanations of the training questions",
         "All that were drawn, and the best-rewarded one of each question, which a student is distilled on. Means over "
         "the questions.",
-        (REWARD, LOGP, KL, COPY, LENGTH),
+        (REWARD, LOGP, KL, COPY, REPEAT, LENGTH),
         [seed.explained for seed in seeds],
         [(f"{TEACHERS['rlt']}, best", f"{TEACHERS['warmup']}, best")],
     )
@@ -250,7 +251,7 @@ class _Seed(NamedTuple):
 def _read_seed(work: Path) -> _Seed:
     results = work / "results"
     anchors = {
-        name: _by_row(lines, (LOGP, REWARD, KL, COPY))
+        name: _by_row(lines, (LOGP, REWARD, KL, COPY, REPEAT))
         for kind, name in NAMES.items()
         if (lines := [line for line in _lines(results / "anchors.jsonl") if line["kind"] == kind])
     }
@@ -259,7 +260,7 @@ def _read_seed(work: Path) -> _Seed:
         lines = _lines(results / f"explained-{source}.jsonl")
         for end, part in ((", all", lines), (", best", [line for line in lines if line["kept"]])):
             if part:
-                explained[name + end] = _by_row(part, (REWARD, LOGP, KL, COPY, LENGTH))
+                explained[name + end] = _by_row(part, (REWARD, LOGP, KL, COPY, REPEAT, LENGTH))
     students: dict[str, dict[str, Values]] = {}
     matched = next(iter(_lines(results / MATCHED_FILE)), {})
     for student, name in STUDENTS.items():
@@ -288,10 +289,8 @@ def _teachers(work: Path) -> dict[str, dict[str, Values]]:
     found: dict[str, dict[str, Values]] = {}
     for arm in ("rlt", "no-kl"):
         records = read_lines(work / arm / "eval.jsonl")
-        copies = {
-            line["step"]: line["eval/copy_rate"]
-            for line in read_lines(work / arm / METRICS_FILE)
-            if "eval/copy_rate" in line
+        evaluations = {
+            line["step"]: line for line in read_lines(work / arm / METRICS_FILE) if f"eval/{COPY.key}" in line
         }
         if not records or arm not in finished_tasks(work):
             continue
@@ -303,7 +302,12 @@ def _teachers(work: Path) -> dict[str, dict[str, Values]]:
             values: dict[str, Values] = {
                 key: {line["row"]: line[its] for line in lines} for key, its in keys.items() if its in lines[0]
             }
-            found.setdefault(name, {**values, "copy_rate": {0: copies[step]}})
+            rates = {
+                measure.key: {0: evaluations[step][f"eval/{measure.key}"]}
+                for measure in (COPY, REPEAT)
+                if f"eval/{measure.key}" in evaluations[step]
+            }
+            found.setdefault(name, {**values, **rates})
     return found
 
 

@@ -106,6 +106,7 @@ def test_rewards_are_those_of_score(taught, main, tiny, tmp_path):
         assert ours["reward"] == pytest.approx(theirs["reward"], abs=1e-3)
         assert ours["components"] == pytest.approx(theirs["components"], abs=1e-3)
         assert ours["copy_rate"] == theirs["copy_rate"]
+        assert ours["repeat_rate"] == theirs["repeat_rate"]
 
 
 def test_a_killed_start_goes_on_to_the_same_bytes(main, flags, tmp_path, capsys):

@@ -32,7 +32,7 @@ SHORTEST = 66  # tokens of the shortest prompt: one less is still in its bucket
 METRICS = (  # of every training line, beside the components
     *("reward", "reward_std", "zero_spread_share", "loss", "kl", "entropy", "grad_norm", "learning_rate"),
     *("completion_length/min", "completion_length/mean", "completion_length/max"),
-    *("cut_off_share", "match_rate", "copy_rate", "trace_copy_rate", "compilations", "memory/host_gb"),
+    *("cut_off_share", "match_rate", "copy_rate", "repeat_rate", "trace_copy_rate", "compilations", "memory/host_gb"),
     *(f"seconds/{phase}" for phase in ("generate", "score", "update", "sync", "step")),
     *(f"tokens_per_second/{phase}" for phase in ("generate", "score", "update")),
 )

@@ -1,7 +1,9 @@
 """`python -m rlt_jax.train` with its state on the host, and with too little memory for a pass."""
 
+import importlib
 import json
 import os
+import re
 from pathlib import Path
 
 import jax
@@ -13,6 +15,10 @@ from rlt_jax import run as run_module
 from rlt_jax import train as train_command
 from rlt_jax.configs import parse_train_args
 from rlt_jax.errors import UserError
+from rlt_jax.memory import monitor
+from rlt_jax.memory.card import Card
+from rlt_jax.memory.ledger import GB
+from rlt_jax.planning import at_sizes, plan
 from rlt_jax.rewards import RewardInputs, Rewards, rlt_reward
 from rlt_jax.train import train
 from tests.commands.test_train import assert_same_run, checkpoint, training_lines, without_times
@@ -147,12 +153,63 @@ def test_an_environment_that_says_the_same_is_fine(monkeypatch):
 
 def test_a_run_alone_on_its_card_takes_memory_as_it_needs_it(monkeypatch):
     monkeypatch.setattr(run_module, "card_reader", lambda: lambda: 1.0)
-    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE", raising=False)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "")  # so that what is set here is undone
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE")
     run_module.prepare_memory(shared=False, pinned_bytes=0)
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")  # who asks for JAX's pool gets it
     run_module.prepare_memory(shared=False, pinned_bytes=0)
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"
+
+
+class Reached(Exception):
+    """A command came so far."""
+
+
+@pytest.mark.parametrize("command", ["score", "sft"])
+def test_other_commands_prepare_the_card_before_they_load_a_model(command, main, monkeypatch, tmp_path, golden):
+    module = importlib.import_module(f"rlt_jax.{command}")
+
+    def reached(*, shared: bool, pinned_bytes: int):
+        raise Reached(shared, pinned_bytes)
+
+    monkeypatch.setattr(module, "prepare_memory", reached)
+    rows = tmp_path / "rows.jsonl"
+    row = {"question": "1 + 1?", "solution": "2", "reasoning_trace": "1 and 1 are 2.", "explanation": "1 and 1 are 2."}
+    rows.write_text(json.dumps(row) + "\n")
+    teacher = str(golden / "teacher")
+    flags = {
+        "score": ["--teacher", teacher, "--student", teacher, "--data", rows, "--out", tmp_path / "scores.jsonl"],
+        "sft": [
+            *("--target", "teacher", "--model", teacher, "--data.path", rows, "--memory.optimizer", "host"),
+            *("--train-batch-size", 1, "--per-device-train-batch-size", 1, "--output-dir", tmp_path / "run"),
+        ],
+    }[command]
+    with pytest.raises(Reached) as reached_with:
+        main(module, *flags)
+    shared, pinned = reached_with.value.args
+    assert not shared and (pinned > 0) == (command == "sft")
+
+
+def test_plan_and_measured_are_of_the_sizes_that_fitted(flags, tmp_path, monkeypatch):
+    """As on a machine with a card of 80 GB, whose driver reads 1 GB, after an update that had to be lowered."""
+    monkeypatch.setattr(monitor, "card_reader", lambda: lambda: 1.0)
+    card = Card("H100", 1, total_bytes=80_000_000_000, used_bytes=0, driver="580", cuda=(13, 0))
+    monkeypatch.setattr(train_command, "read_card", lambda: card)
+    asked = []
+    monkeypatch.setattr(train_command, "plan", lambda config, **card: asked.append(card) or plan(config, **card))
+    (tmp_path / "fitted.json").write_text(json.dumps({"generate": 64, "score": 8, "update": 1, "keep": False}))
+    line = [*map(str, flags), "--max-steps", "1", "--eval-steps", "0", "--output-dir", str(tmp_path)]
+    config, _ = parse_train_args(line)
+    train(config)
+    assert asked == [{"card_bytes": 80_000_000_000}]
+    whole = plan(config)
+    lowered = at_sizes(whole, generate=64, score=8, update=1, keep=False)
+    (found,) = re.findall(
+        r"update 1\.0 \(\d+\.\d planned, ([+-][\d.]+)%", (tmp_path / "logs" / "training.log").read_text()
+    )
+    assert float(found) == pytest.approx(100 * (GB / lowered.step_peaks()["update"] - 1), abs=0.06)
+    assert lowered.step_peaks()["update"] < whole.step_peaks()["update"]
 
 
 def test_without_a_card_nothing_is_set(monkeypatch):

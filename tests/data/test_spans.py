@@ -16,6 +16,7 @@ from rlt_jax.data import (
     encode,
     explanation_to_completion,
     ids_to_bytes,
+    repeat_rate,
     score_row_from_ids,
     score_row_from_text,
     student_prefix_text,
@@ -112,6 +113,7 @@ def test_both_ways_agree_where_the_tokens_do(reward_cases, layout):
         assert row.matched is by_text.matched
         assert row.explanation == unicodedata.normalize("NFC", by_text.explanation)  # as the tokenizer normalises
         assert row.copy_rate == pytest.approx(by_text.copy_rate, abs=1e-12)
+        assert row.repeat_rate == pytest.approx(by_text.repeat_rate, abs=1e-12)
         if row.matched:  # else the text way has put the end tag that the sampler did not
             assert row.teacher_ids[:-1].tolist() == by_text.teacher_ids.tolist()
         assert row.student_ids.tolist() == by_text.student_ids.tolist()
@@ -254,6 +256,19 @@ def test_copied_solution_shows_in_the_copy_rate(layout):
     assert score_row_from_ids(prompt, honest, layout, EOS).copy_rate == 0.0
     thought = row.teacher_ids[row.teacher_thought]
     assert row.copy_rate == copy_rate(thought, prompt.solution_ids) == len(prompt.solution_ids) / len(thought) > 0.9
+
+
+def test_a_sentence_said_again_shows_in_the_repeat_rate(layout):
+    prompt = prompt_of(layout, "q", "The key is in blue.")
+    sentence = "So the coin is not in the green box, as the label of the green box is wrong.\n"
+
+    def rates(text: str) -> list[float]:
+        row = score_row_from_ids(prompt, encode(layout.tokenizer, text), layout, EOS)
+        return [row.repeat_rate, repeat_rate(row.teacher_ids[row.teacher_thought])]
+
+    once, twice = rates(sentence + "\n<|end_of_explanation|>"), rates(3 * sentence + "\n<|end_of_explanation|>")
+    assert once == [0.0, 0.0] and twice[0] == twice[1]
+    assert 0.55 < twice[0] < 0.7
 
 
 def test_explanation_becomes_a_matched_completion(reward_cases, layout):

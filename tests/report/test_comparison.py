@@ -99,11 +99,12 @@ def test_the_table_word_by_word():
     text = comparison_markdown(compare(RUNS, PLANNED))
     assert text.splitlines()[:5] == [
         "| arm | seeds | Solution log-prob, nats per token | Reward, nats, weighted | Explanation KL, nats per token "
-        "| Completion length, tokens | Copy rate, share | Match rate, share | Copy rate of the traces |",
-        "| :-- | --: | --: | --: | --: | --: | --: | --: | --: |",
-        "| paper | 3/3 | +1.000 ± 1.242 → -0.500 | – | – | – | +0.067 ± 0.287 → 0.100 | – | 0.250 |",
-        "| no-kl | 1/2 | -0.250 ± 0.621 → -1.250 | – | – | +5.0 → 15.0 | – | – | – |",
-        "| none yet | 0/2 | – | – | – | – | – | – | – |",
+        "| Completion length, tokens | Copy rate, share | Repeat rate, share | Match rate, share "
+        "| Copy rate of the traces |",
+        "| :-- | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
+        "| paper | 3/3 | +1.000 ± 1.242 → -0.500 | – | – | – | +0.067 ± 0.287 → 0.100 | – | – | 0.250 |",
+        "| no-kl | 1/2 | -0.250 ± 0.621 → -1.250 | – | – | +5.0 → 15.0 | – | – | – | – |",
+        "| none yet | 0/2 | – | – | – | – | – | – | – | – |",
     ]
     assert "Rewards of arms with different coefficients, reductions or terms are not comparable." in text
     assert text.endswith("\n\n".join(CAPTION) + "\n")
@@ -120,7 +121,7 @@ def test_a_terminal_gets_the_same_cells(terminal, written):
 def test_the_numbers_in_full(tmp_path):
     write_comparison_csv(compare(RUNS, PLANNED), tmp_path / "comparison.csv")
     records = list(csv.DictReader(io.StringIO((tmp_path / "comparison.csv").read_text())))
-    assert len(records) == 3 * 7
+    assert len(records) == 3 * 8
     by_name = {(record["arm"], record["metric"]): record for record in records}
     logp = by_name["paper", f"eval/{LOGP}"]
     assert (logp["unit"], logp["seeds"], logp["planned"], logp["ci_over"]) == ("nats per token", "3", "3", "seeds")

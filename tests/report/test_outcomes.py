@@ -86,7 +86,10 @@ def make_work(work, *, shift=0.0):
             for row in (0, 1)
         ],
     )
-    write(work / "rlt" / "metrics.jsonl", [{"step": s, "eval/reward": 0.0, "eval/copy_rate": s / 10} for s in (0, 4)])
+    write(
+        work / "rlt" / "metrics.jsonl",
+        [{"step": s, "eval/reward": 0.0, "eval/copy_rate": s / 10, "eval/repeat_rate": s / 8} for s in (0, 4)],
+    )
     student = {"accuracy": 0.5, "own_logp": -1.0, "none_logp": -2.0, "closed": 1.0, "tokens": 9.0}
     write(work / "results" / "student-base.jsonl", [{"row": row, **student} for row in (0, 1)])
     write(
@@ -117,6 +120,7 @@ def test_what_a_work_folder_gives(tmp_path):
     assert mean(held_out, "warmed-up teacher", "solution_logp") == -2.0
     assert mean(held_out, "RLT teacher − warmed-up teacher", "solution_logp") == 1.0
     assert mean(held_out, "RLT teacher", "copy_rate") == 0.4
+    assert mean(held_out, "RLT teacher", "repeat_rate") == 0.5
     assert (mean(training, "RLT teacher, all", "tokens"), mean(training, "RLT teacher, best", "tokens")) == (11.0, 11.0)
     assert mean(students, "on the RLT teacher's − student as it is", "own_logp") == pytest.approx(0.6)
     assert mean(students, "on the RLT teacher's", "taught") == 11.0

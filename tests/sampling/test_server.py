@@ -272,17 +272,24 @@ def test_what_the_server_refuses(server, engine):
 
 @with_vllm
 def test_a_completion_that_somebody_aborts_is_not_taken_for_a_short_one(server, engine):
-    drawn = []
+    """A paused server takes requests and draws nothing, so that none can end before it is aborted."""
+    ended = threading.Event()
 
-    def abort_others(one):
-        drawn.append(one)
-        if len(drawn) == 1:
+    def abort_what_came():
+        while not ended.wait(0.05):
             httpx.post(f"{server.url}/pause?mode=abort", timeout=None)
 
-    with pytest.raises(EngineRefused, match=r"^a completion ended by 'abort' after \d+ of 200 tokens$"):
-        engine.generate(jobs_of(*range(64)), PLAIN | {"max_tokens": 200}, abort_others, lambda count: None)
-    assert len(drawn) < 64
-    httpx.post(f"{server.url}/resume")
+    httpx.post(f"{server.url}/pause?mode=keep", timeout=None)
+    somebody = threading.Thread(target=abort_what_came)
+    somebody.start()
+    try:
+        with pytest.raises(EngineRefused, match=r"^a completion ended by 'abort' after \d+ of 200 tokens$"):
+            engine.generate(jobs_of(*range(8)), PLAIN | {"max_tokens": 200}, pytest.fail, lambda count: None)
+    finally:
+        ended.set()
+        somebody.join()
+        httpx.post(f"{server.url}/resume", timeout=None)
+    assert len(texts(engine, jobs_of(0), PLAIN)[0]) == 16
 
 
 @with_vllm
