@@ -22,7 +22,7 @@ from rlt_jax.launch import run_logged
 from rlt_jax.report.comparison import (
     compare,
     comparison_markdown,
-    comparison_table,
+    comparison_tables,
     draw_comparison,
     read_evaluations,
     write_comparison_csv,
@@ -127,7 +127,11 @@ def train_in_process(run: TrainConfig, name: str) -> str | None:
 def summarise(runs: Runs, folder: Path) -> None:
     """Write comparison.md, .csv and .png of the finished runs, and print the table."""
     finished = {
-        arm: [found for run in of_arm.values() if (found := read_run(Path(run.output_dir), last=run.max_steps))]
+        arm: [
+            found
+            for run in of_arm.values()
+            if (found := read_run(Path(run.output_dir), last=run.max_steps, seed=run.seed))
+        ]
         for arm, of_arm in runs.items()
     }
     if not any(finished.values()):
@@ -143,7 +147,7 @@ def summarise(runs: Runs, folder: Path) -> None:
         draw_comparison(finished, path)
     console = get_console()
     if is_live(console):
-        console.print(comparison_table(arms))
+        console.print(*comparison_tables(arms), sep="\n")
     else:
         print_plain(console, comparison_markdown(arms))
     print(f"comparison: {', '.join(map(str, files.values()))}")

@@ -74,11 +74,11 @@ def read_changes(run_dir: Path, names: Sequence[str], *, first: int, last: int) 
     }
 
 
-def read_run(run_dir: Path, *, last: int) -> Evaluations | None:
+def read_run(run_dir: Path, *, last: int, seed: int) -> Evaluations | None:
     """All evaluations of a run, to compare it with others; None if it has none at step `last`, its last one."""
     values = read_evaluations(run_dir, last=last)
     if not values:
         return None
     by_name = {quantity.metric.removeprefix("component/"): quantity.metric for quantity in QUANTITIES}
     changes = read_changes(run_dir, tuple(by_name), first=0, last=last)
-    return Evaluations(last, values, {by_name[name]: change for name, change in changes.items()})
+    return Evaluations(last, values, {by_name[name]: change for name, change in changes.items()}, seed)

@@ -42,7 +42,7 @@ from rlt_jax.data import anchor_rows, balanced_questions, load_rows, own_thought
 from rlt_jax.errors import UserError, run_command
 from rlt_jax.launch import OutOfTime, run_logged
 from rlt_jax.ranking import select_rows
-from rlt_jax.report.comparison import compare, comparison_markdown, draw_comparison, write_comparison_csv
+from rlt_jax.report.comparison import Evaluations, compare, comparison_markdown, draw_comparison, write_comparison_csv
 from rlt_jax.report.folder import writing_to
 from rlt_jax.report.outcomes import (
     CAPTION,
@@ -444,16 +444,12 @@ def summarise(works: Sequence[Path], out: Path) -> None:
     tables = outcome_tables(works)
     if not tables:
         raise UserError("--summary: no stage has finished in any of these folders")
-    runs = {
-        arm: [
-            found
-            for work in works
-            if arm in finished_tasks(work)
-            and (found := read_run(work / arm, last=load_config(work / arm / "config.yaml").max_steps))
-        ]
-        for arm in ("rlt", "no-kl")
-    }
-    runs = {arm: of_arm for arm, of_arm in runs.items() if of_arm}
+    runs: dict[str, list[Evaluations]] = {}
+    for arm in ("rlt", "no-kl"):
+        for work in (work for work in works if arm in finished_tasks(work)):
+            config = load_config(work / arm / "config.yaml")
+            if found := read_run(work / arm, last=config.max_steps, seed=config.seed):
+                runs.setdefault(arm, []).append(found)
     parts = [table_markdown(table) for table in tables]
     if runs:
         arms = compare(runs, {arm: len(works) for arm in runs})

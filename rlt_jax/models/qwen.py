@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from rlt_jax.models.config import ModelConfig
 
@@ -398,7 +399,7 @@ def _normal(config: ModelConfig, shape: tuple[int, ...], dtype: jnp.dtype, rngs:
     return nnx.Param((config.initializer_range * jax.random.normal(rngs.params(), shape)).astype(dtype))
 
 
-def _matmul(x: jax.Array, weight: jax.Array, preferred: jnp.dtype | None = None) -> jax.Array:
+def _matmul(x: jax.Array, weight: jax.Array, preferred: DTypeLike | None = None) -> jax.Array:
     """x [..., in] times weightᵀ, weight [out, in]."""
     # A GPU multiplies float32 in TF32 (10-bit mantissa) unless told otherwise.
     precision = jax.lax.Precision.HIGHEST if weight.dtype == jnp.float32 else None

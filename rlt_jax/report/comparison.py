@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from matplotlib import color_sequences
@@ -18,6 +18,8 @@ from scipy import stats
 from rlt_jax.report.curves import COLUMNS, INK, Panel, draw_level, new_figure, style_axes
 from rlt_jax.report.paired import PairedChange
 from rlt_jax.report.writer import METRICS_FILE, read_lines
+
+T = TypeVar("T")
 
 CONFIDENCE = 0.95
 MISSING = "–"
@@ -51,6 +53,7 @@ class Evaluations:
     last: int  # step of the last one; the first is at 0
     values: Mapping[str, Mapping[int, float]]  # metric (without `eval/`) -> step -> value
     paired: Mapping[str, PairedChange]  # metric -> its change by prompt, where prompts are recorded
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,22 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Difference:
+    """An arm's last value minus the first arm's, each pair under the same seed; units are the metric's."""
+
+    mean: float
+    half_width: float | None  # of its confidence interval over the seeds; None with a single one
+    seeds: int  # that both arms have
+
+
+@dataclass(frozen=True)
 class Arm:
     """What is known of an arm."""
 
     finished: int  # seeds
     planned: int  # seeds
     changes: Mapping[str, Change]  # metric -> change
+    from_first: Mapping[str, Difference]  # metric -> difference from the first arm; {} for that arm itself
 
 
 def read_evaluations(run_dir: Path, *, last: int) -> dict[str, dict[int, float]]:
@@ -99,53 +112,58 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def compare(runs: Mapping[str, Sequence[Evaluations]], planned: Mapping[str, int]) -> dict[str, Arm]:
-    """What changed in each arm.
+    """What changed in each arm, and what the others have more than the first.
 
     Args:
       runs: arm -> its finished runs, one per seed.
       planned: arm -> seeds that it should have.
     """
-    arms = {}
+    arms: dict[str, Arm] = {}
+    base = next((runs[arm] for arm in planned), [])  # of the first arm
     for arm, count in planned.items():
         changes = {quantity.metric: _change(runs[arm], quantity.metric) for quantity in (*QUANTITIES, TRACES)}
-        arms[arm] = Arm(len(runs[arm]), count, {name: it for name, it in changes.items() if it is not None})
+        others = QUANTITIES if arms else ()
+        differences = {quantity.metric: _difference(runs[arm], base, quantity.metric) for quantity in others}
+        arms[arm] = Arm(len(runs[arm]), count, _known(changes), _known(differences))
     return arms
 
 
 def comparison_markdown(arms: Mapping[str, Arm]) -> str:
-    """The table with its caption as Markdown."""
-    header, rows = _cells(arms)
-    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n\n" + "\n\n".join(CAPTION) + "\n"
+    """The tables with their captions as Markdown; the second, of differences, where two arms have a seed in common."""
+    parts = [_markdown(*_cells(arms)), *CAPTION]
+    if rows := _difference_rows(arms):
+        parts += [_markdown(_header(), rows), _difference_caption(arms)]
+    return "\n\n".join(parts) + "\n"
 
 
-def comparison_table(arms: Mapping[str, Arm]) -> Table:
+def comparison_tables(arms: Mapping[str, Arm]) -> list[Table]:
     """The same for a terminal."""
-    header, rows = _cells(arms)
-    table = Table(caption="\n".join(CAPTION), caption_justify="left")
-    for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left")
-    for cells in rows:
-        table.add_row(*cells)
-    return table
+    tables = [_terminal_table(*_cells(arms), "\n".join(CAPTION))]
+    if rows := _difference_rows(arms):
+        tables.append(_terminal_table(_header(), rows, _difference_caption(arms)))
+    return tables
 
 
 def write_comparison_csv(arms: Mapping[str, Arm], path: Path) -> None:
     """The numbers in full, one line per arm and metric; empty where a number is not known."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            ("arm", "metric", "unit", "seeds", "planned", "first", "last", "change", "ci_low", "ci_high", "ci_over")
-        )
+        facts = ("arm", "metric", "unit", "seeds", "planned")
+        changes = ("first", "last", "change", "ci_low", "ci_high", "ci_over")
+        differences = ("from_first", "from_first_low", "from_first_high", "from_first_seeds")
+        writer.writerow((*facts, *changes, *differences))
         for name, arm in arms.items():
             for quantity in (*QUANTITIES, TRACES):
                 it = arm.changes.get(quantity.metric)
                 numbers: tuple = ("",) * 6
                 if it is not None:
-                    half = it.half_width
-                    limits = ("", "") if half is None else (it.change - half, it.change + half)
-                    numbers = (it.first, it.last, it.change, *limits, it.over or "")
-                writer.writerow((name, f"eval/{quantity.metric}", quantity.unit, arm.finished, arm.planned, *numbers))
+                    numbers = (it.first, it.last, it.change, *_limits(it.change, it.half_width), it.over or "")
+                differs = arm.from_first.get(quantity.metric)
+                more: tuple = ("",) * 4
+                if differs is not None:
+                    more = (differs.mean, *_limits(differs.mean, differs.half_width), differs.seeds)
+                its = (name, f"eval/{quantity.metric}", quantity.unit, arm.finished, arm.planned)
+                writer.writerow((*its, *numbers, *more))
 
 
 def draw_comparison(
@@ -216,9 +234,80 @@ def _change(runs: Sequence[Evaluations], metric: str) -> Change | None:
     return Change(float(np.mean(firsts)), float(np.mean(lasts)), change, half_width, over)
 
 
+def _difference(runs: Sequence[Evaluations], base: Sequence[Evaluations], metric: str) -> Difference | None:
+    """Over the seeds for which both have the metric's last value; None without any."""
+    lasts, bases = (
+        {run.seed: values[run.last] for run in of_arm if run.last in (values := run.values.get(metric, {}))}
+        for of_arm in (runs, base)
+    )
+    shared = [seed for seed in lasts if seed in bases]
+    if not shared:
+        return None
+    mean, half_width = mean_interval([lasts[seed] - bases[seed] for seed in shared])
+    return Difference(mean, half_width, len(shared))
+
+
+def _known(found: Mapping[str, T | None]) -> dict[str, T]:
+    return {name: it for name, it in found.items() if it is not None}
+
+
+def _limits(mean: float, half_width: float | None) -> tuple[float | str, float | str]:
+    """Of an interval, as a CSV file holds them."""
+    return ("", "") if half_width is None else (mean - half_width, mean + half_width)
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _terminal_table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> Table:
+    table = Table(caption=caption, caption_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left")
+    for cells in rows:
+        table.add_row(*cells)
+    return table
+
+
+def _header() -> list[str]:
+    return ["arm", "seeds", *(f"{quantity.title}, {quantity.unit}" for quantity in QUANTITIES)]
+
+
+def _difference_rows(arms: Mapping[str, Arm]) -> list[list[str]]:
+    """A row per arm that has a seed in common with the first."""
+    rows = []
+    for name, arm in arms.items():
+        if arm.from_first:
+            cells = [_difference_cell(arm.from_first.get(quantity.metric), quantity.unit) for quantity in QUANTITIES]
+            rows.append([f"{name} − {next(iter(arms))}", str(max(it.seeds for it in arm.from_first.values())), *cells])
+    return rows
+
+
+def _difference_caption(arms: Mapping[str, Arm]) -> str:
+    return (
+        f"What the last evaluation of each arm has more than that of {next(iter(arms))}: mean over the seeds that both "
+        "have, paired, ± half the width of its 95 % confidence interval (Student t). What is said above about what is "
+        "not comparable holds here."
+    )
+
+
+def _difference_cell(it: Difference | None, unit: str) -> str:
+    return MISSING if it is None else _signed(it.mean, it.half_width, _digits(unit))
+
+
+def _signed(mean: float, half_width: float | None, digits: int) -> str:
+    interval = "" if half_width is None else f" ± {half_width:.{digits}f}"
+    return f"{mean:+.{digits}f}{interval}"
+
+
+def _digits(unit: str) -> int:
+    return 1 if unit == "tokens" else 3
+
+
 def _cells(arms: Mapping[str, Arm]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table."""
-    header = ["arm", "seeds", *(f"{quantity.title}, {quantity.unit}" for quantity in QUANTITIES), TRACES.title]
+    header = [*_header(), TRACES.title]
     rows = []
     for name, arm in arms.items():
         cells = [_cell(arm.changes.get(quantity.metric), quantity.unit) for quantity in QUANTITIES]
@@ -230,9 +319,7 @@ def _cells(arms: Mapping[str, Arm]) -> tuple[list[str], list[list[str]]]:
 def _cell(it: Change | None, unit: str) -> str:
     if it is None:
         return MISSING
-    digits = 1 if unit == "tokens" else 3
-    interval = "" if it.half_width is None else f" ± {it.half_width:.{digits}f}"
-    return f"{it.change:+.{digits}f}{interval} → {it.last:.{digits}f}"
+    return f"{_signed(it.change, it.half_width, _digits(unit))} → {it.last:.{_digits(unit)}f}"
 
 
 def _draw_arm(axes: Axes, arm: str, seeds: Iterable[Mapping[int, float]], colour: str, line: str) -> None:

@@ -17,7 +17,7 @@ from rlt_jax.report.comparison import (
     Evaluations,
     compare,
     comparison_markdown,
-    comparison_table,
+    comparison_tables,
     draw_comparison,
     mean_interval,
     read_evaluations,
@@ -29,17 +29,17 @@ LOGP = "component/solution_logp/mean"
 BLUE, ORANGE = (0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E)
 
 
-def run(logp: list[float], *, paired: dict | None = None, **others: list[float]) -> Evaluations:
+def run(logp: list[float], *, seed: int = 1, paired: dict | None = None, **others: list[float]) -> Evaluations:
     """A run of four steps, evaluated at 0, 2 and 4."""
     values = {name: dict(zip((0, 2, 4), series)) for name, series in {LOGP: logp, **others}.items()}
-    return Evaluations(4, values, paired or {})
+    return Evaluations(4, values, paired or {}, seed)
 
 
 RUNS = {
     "paper": [
         run([-1.0, -0.7, -0.5], copy_rate=[0.0, 0.1, 0.2], trace_copy_rate=[0.25] * 3),
-        run([-2.0, -1.0, -0.5], copy_rate=[0.1, 0.1, 0.1], trace_copy_rate=[0.25] * 3),
-        run([-1.5, -1.0, -0.5], copy_rate=[0.0, 0.0, 0.0], trace_copy_rate=[0.25] * 3),
+        run([-2.0, -1.0, -0.5], seed=2, copy_rate=[0.1, 0.1, 0.1], trace_copy_rate=[0.25] * 3),
+        run([-1.5, -1.0, -0.5], seed=3, copy_rate=[0.0, 0.0, 0.0], trace_copy_rate=[0.25] * 3),
     ],
     "no-kl": [
         run(
@@ -91,7 +91,7 @@ def test_a_single_value_has_no_interval():
 
 
 def test_a_metric_without_a_value_at_both_ends_is_left_out():
-    broken = Evaluations(4, {LOGP: {0: -1.0, 4: -0.5}, "reward": {0: 1.0, 2: 2.0}}, {})
+    broken = Evaluations(4, {LOGP: {0: -1.0, 4: -0.5}, "reward": {0: 1.0, 2: 2.0}}, {}, 1)
     assert list(compare({"a": [broken]}, {"a": 1})["a"].changes) == [LOGP]
 
 
@@ -107,14 +107,46 @@ def test_the_table_word_by_word():
         "| none yet | 0/2 | – | – | – | – | – | – | – | – |",
     ]
     assert "Rewards of arms with different coefficients, reductions or terms are not comparable." in text
+    assert "\n\n".join(CAPTION) + "\n\n| arm | seeds |" in text
+    assert text.splitlines()[-3].startswith("| no-kl − paper | 1 | -0.750 | – | – |")
+    assert text.endswith("holds here.\n")
+
+
+def test_a_study_of_one_arm_has_one_table():
+    text = comparison_markdown(compare({"a": RUNS["paper"]}, {"a": 3}))
     assert text.endswith("\n\n".join(CAPTION) + "\n")
+
+
+def test_differences_are_of_equal_seeds_by_hand():
+    """Seeds 2 and 3 are in both: differences 0.5 and 0.1 of the last values, mean 0.3, t(1) = 12.706."""
+    others = [run([0.0, 0.0, 9.0], seed=4), run([0.0, 0.0, -0.4], seed=3), run([0.0, 0.0, 0.0], seed=2)]
+    arms = compare({"paper": RUNS["paper"], "b": others}, {"paper": 3, "b": 3})
+    difference = arms["b"].from_first[LOGP]
+    assert (difference.mean, difference.seeds) == (pytest.approx(0.3), 2)
+    assert difference.half_width == pytest.approx(12.7062 * 0.4 / 2, rel=1e-5)
+    assert "copy_rate" not in arms["b"].from_first  # the other arm has none
+    assert arms["paper"].from_first == {}
+    assert "| b − paper | 2 | +0.300 ± 2.541 |" in comparison_markdown(arms)
+
+
+def test_without_a_common_seed_there_is_no_difference():
+    arms = compare({"a": [run([0.0, 0.0, 1.0], seed=1)], "b": [run([0.0, 0.0, 1.0], seed=2)]}, {"a": 1, "b": 1})
+    assert arms["b"].from_first == {} and "b − a" not in comparison_markdown(arms)
 
 
 def test_a_terminal_gets_the_same_cells(terminal, written):
     terminal.width = 240
-    terminal.print(comparison_table(compare(RUNS, PLANNED)))
+    terminal.print(*comparison_tables(compare(RUNS, PLANNED)), sep="\n")
     screen = written(terminal)
-    for part in ("+1.000 ± 1.242 → -0.500", "+5.0 → 15.0", "none yet", "0/2", "not comparable"):
+    for part in (
+        "+1.000 ± 1.242 → -0.500",
+        "+5.0 → 15.0",
+        "none yet",
+        "0/2",
+        "not comparable",
+        "no-kl − paper",
+        "-0.750",
+    ):
         assert part in screen
 
 
@@ -130,6 +162,9 @@ def test_the_numbers_in_full(tmp_path):
     length = by_name["no-kl", "eval/completion_length/mean"]
     assert (length["change"], length["ci_low"], length["ci_over"]) == ("5.0", "", "")
     assert by_name["none yet", "eval/reward"]["change"] == ""
+    differs = by_name["no-kl", f"eval/{LOGP}"]
+    assert (differs["from_first"], differs["from_first_low"], differs["from_first_seeds"]) == ("-0.75", "", "1")
+    assert logp["from_first"] == ""
 
 
 def write_metrics(folder, records: list[dict]) -> None:
