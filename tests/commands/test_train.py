@@ -293,21 +293,25 @@ def test_a_finished_run_is_left_as_it_is(run, flags, main, capsys):
 def test_a_reward_of_ones_own_with_prompts_cut_on_their_left(flags, tmp_path):
     """`train(config, reward_fn=...)`: it is what is trained on and logged. No prompt fits, so all are cut."""
 
-    def shortness(inputs: RewardInputs) -> Rewards:
-        lengths = np.array([len(row.explanation) for row in inputs.rows], np.float32)
+    def sum_of_digits(text: str) -> int:
+        return sum(int(character) for character in text if character.isdigit())
+
+    def smallness(inputs: RewardInputs) -> Rewards:
+        sums = np.array([sum_of_digits(row.explanation) for row in inputs.rows], np.float32)
         assert all(len(prompt.teacher_ids) == SHORTEST - 1 for prompt in inputs.prompts)
-        return Rewards(-lengths, {"characters": lengths})
+        return Rewards(-sums, {"digits": sums})
 
     line = [*flags, "--max-prompt-length", SHORTEST - 1, "--data.truncate-prompts"]
     line += ["--max-steps", 1, "--output-dir", tmp_path]
     config, _ = parse_train_args(list(map(str, line)))
-    assert train(config, reward_fn=shortness) == tmp_path
+    assert train(config, reward_fn=smallness) == tmp_path
     (logged,), samples = training_lines(tmp_path), lines(tmp_path / "completions.jsonl")
     assert len(samples) == 8
     for sample in samples:
-        assert sample["reward"] == -sample["characters"] == -len(sample["explanation"])
-    assert logged["reward"] == -logged["component/characters"] == np.mean([sample["reward"] for sample in samples])
-    assert "component/solution_logp/mean" not in logged and logged["grad_norm"] > 0
+        assert sample["reward"] == -sample["digits"] == -sum_of_digits(sample["explanation"])
+    assert logged["reward"] == -logged["component/digits"] == np.mean([sample["reward"] for sample in samples])
+    assert "component/solution_logp/mean" not in logged and logged["reward_std"] > 0
+    assert logged["grad_norm"] > 1e-3  # rounding alone gives less
 
 
 def test_the_reference_may_stand_in_for_the_teacher(run, flags, tmp_path):
