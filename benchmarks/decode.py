@@ -1,0 +1,78 @@
+"""The native sampler: seconds and tokens/s of one batch, and milliseconds a token.
+
+    python benchmarks/decode.py --model FOLDER --prompt 320 --completion 192
+    XLA_FLAGS=... python benchmarks/decode.py --model FOLDER      # what a compiler's flag changes
+
+No completion ends earlier. Prompts are random tokens, all different, `group` completions each. One JSON object.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+import tyro
+
+from rlt_jax.memory.monitor import memory_metrics
+from rlt_jax.models import load_model
+from rlt_jax.run import prepare_memory, use_compilation_cache
+from rlt_jax.sampling.native import NativeSampler
+from rlt_jax.types import Request, SamplingParams
+
+
+def main(
+    model: Path = Path("rlt_jax/assets/tiny/teacher"),
+    dtype: Literal["bfloat16", "float32"] = "bfloat16",
+    rows: int = 256,
+    group: int = 16,
+    prompt: int = 320,
+    completion: int = 192,
+    rounds: int = 3,
+) -> None:
+    """Measure.
+
+    Args:
+      model: a model folder.
+      rows: completions that are drawn together.
+      group: completions of a prompt.
+      prompt: tokens of every prompt.
+      completion: tokens of every completion.
+      rounds: repetitions after the one that compiles.
+    """
+    use_compilation_cache()
+    prepare_memory(shared=False, pinned_bytes=0)
+    net, params = load_model(model, dtype=dtype)
+    never = net.config.vocab_size  # no token has this number: nothing ends before its time
+    sampler = NativeSampler(net, params, eos_ids=(never,), max_batch=rows)
+    rng = np.random.default_rng(0)
+    requests = [
+        Request(rng.integers(0, never, prompt).astype(np.int32), tuple(range(i * group, (i + 1) * group)))
+        for i in range(rows // group)
+    ]
+    seconds = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        drawn = sampler.generate(requests, SamplingParams(max_tokens=completion, temperature=0.7))
+        seconds.append(time.perf_counter() - start)
+    tokens = sum(len(one.token_ids) for of_prompt in drawn for one in of_prompt)
+    best = min(seconds[1:])
+    print(
+        json.dumps(
+            {
+                "backend": jax.default_backend(),
+                "device": jax.devices()[0].device_kind,
+                "first_s": seconds[0],
+                "seconds": seconds[1:],
+                "tokens": tokens,
+                "tokens_per_s": tokens / best,
+                "ms_a_token": 1e3 * best / completion,
+                **memory_metrics(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
