@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import tyro
 
+from rlt_jax.errors import run_command
 from rlt_jax.memory.monitor import memory_metrics
 from rlt_jax.models import load_model
 from rlt_jax.run import prepare_memory, use_compilation_cache
@@ -75,4 +76,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_command(lambda: tyro.cli(main))

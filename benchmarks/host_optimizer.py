@@ -27,6 +27,7 @@ import psutil
 import tyro
 from vllm_engine import QWEN_7B
 
+from rlt_jax.errors import run_command
 from rlt_jax.host_adamw import HostState, cut_pieces, init_host_state, make_host_apply
 from rlt_jax.memory.monitor import PeakMonitor, memory_metrics
 from rlt_jax.memory.pinned import LIMIT_VARIABLE, Moments, host_bytes, pool_limit_gib
@@ -150,4 +151,4 @@ def timed(call: Callable[[], T]) -> tuple[float, T]:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_command(lambda: tyro.cli(main))

@@ -28,6 +28,7 @@ from kernel_times import kernel_seconds
 from vllm_engine import QWEN_7B
 
 from rlt_jax.backward import make_layerwise_accumulate
+from rlt_jax.errors import run_command
 from rlt_jax.losses import grpo_loss
 from rlt_jax.memory.monitor import PeakMonitor
 from rlt_jax.models import Model, ModelConfig, Params, init_model, load_model
@@ -240,4 +241,4 @@ def mfu(
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    run_command(lambda: tyro.cli(main))

@@ -23,6 +23,8 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_ALLOCATOR", "platform")
 import numpy as np
 import tyro
 
+from rlt_jax.errors import run_command
+
 QWEN_7B = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
@@ -227,4 +229,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--bare-process"]:
         bare_process(Path(sys.argv[2]))
     else:
-        tyro.cli(main)
+        run_command(lambda: tyro.cli(main))

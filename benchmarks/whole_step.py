@@ -22,6 +22,7 @@ import tyro
 from vllm_engine import QWEN_7B
 
 from rlt_jax.data import Layout, build_prompts, load_tokenizer
+from rlt_jax.errors import run_command
 from rlt_jax.memory.monitor import card_reader
 from rlt_jax.types import Row
 
@@ -138,4 +139,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--make-model"]:
         make_model(Path(sys.argv[2]))
     else:
-        tyro.cli(main)
+        run_command(lambda: tyro.cli(main))

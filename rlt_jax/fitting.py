@@ -112,7 +112,7 @@ def explaining_out_of_memory(explain: Callable[[], str]) -> Iterator[None]:
 
 def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
     """Whether JAX failed for want of memory on the device."""
-    message = str(error).lower()
+    message = str(error)
     return _says(message, SIGNS) or (_says(message, HANDLE_SIGNS) and _card_is_full())
 
 

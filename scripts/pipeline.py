@@ -8,6 +8,7 @@ Every stage is one or more `python -m rlt_jax.NAME`, one process each. The same 
 on with what is not. What each stage does and every file of the work folder: docs/pipeline.md.
 """
 
+import contextlib
 import io
 import json
 import re
@@ -23,6 +24,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import tyro
+import yaml
 
 from rlt_jax.configs import (
     STAGES,
@@ -124,9 +126,29 @@ def check_options(options: Options) -> None:
         if options.collect.exists():
             raise UserError(f"--collect {options.collect} exists: choose another file, or delete it")
     made = options.work.resolve() if options.study and options.work else None  # by the stages of this very call
+    folder_of: dict[int, Path] = {}
     for work in options.summary:
-        if work.resolve() != made and not (work / SECONDS_FILE).exists():
+        if work.resolve() == made:
+            seed: int | None = options.seed
+        elif (work / SECONDS_FILE).exists():
+            seed = seed_of(work)
+        else:
             raise UserError(f"--summary {work}: expected the work folder of a pipeline, but it has no {SECONDS_FILE}")
+        if seed is not None and folder_of.setdefault(seed, work) is not work:
+            raise UserError(
+                f"--summary {folder_of[seed]} {work}: both are of seed {seed}, expected one folder for each seed: they "
+                "would be taken for two seeds that agree"
+            )
+
+
+def seed_of(work: Path) -> int | None:
+    """The seed that a work folder's commands were told; None where none was told any."""
+    for settings in sorted((work / "tasks").glob("*.yaml")):
+        with contextlib.suppress(OSError, yaml.YAMLError):
+            told = yaml.safe_load(settings.read_text(encoding="utf-8"))
+            if isinstance(told, dict) and isinstance(told.get("seed"), int):
+                return told["seed"]
+    return None
 
 
 def run_pipeline(options: Options, study: PipelineStudy, work: Path) -> None:

@@ -179,6 +179,8 @@ def summary(whole) -> tuple[Path, Path, Path]:
     assert not list(unpacked.rglob("*.safetensors"))
     second = unpacked / "seed-2"  # made up: other numbers in the same files
     shutil.copytree(unpacked / "seed-1", second)
+    for settings in (*(second / "tasks").glob("*.yaml"), *second.glob("*/config.yaml")):
+        settings.write_text(settings.read_text().replace("\nseed: 1\n", "\nseed: 2\n"))
     for name, shift in (("base", 0.25), ("rlt", -0.5)):
         file = second / "results" / f"student-{name}.jsonl"
         changed = [{**line, "own_logp": line["own_logp"] + shift * (line["row"] + 1)} for line in lines(file)]
@@ -216,6 +218,14 @@ def test_intervals_over_seeds(summary):
     assert "| on the RLT teacher's | 2 | " in text and f"| {statistics.mean(means):.3f} ± " in text
     for picture in ("rlt.png", "students.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG") and f"({picture})" in text
+
+
+def test_one_seed_does_not_count_twice(summary, tmp_path):
+    first, second, _ = summary
+    for folders in ((first, first), (first, second, first)):
+        error = call("--summary", *folders, "--out", tmp_path / "out", expected=2)
+        assert f"--summary {first} {first}: both are of seed 1, expected one folder for each seed" in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_intervals_over_prompts_under_one_seed(summary, tmp_path):

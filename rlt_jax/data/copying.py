@@ -21,8 +21,8 @@ def copy_rate(thought_ids: np.ndarray, solution_ids: np.ndarray, run: int = RUN)
 def repeat_rate(thought_ids: np.ndarray, run: int = RUN) -> float:
     """Share of the thought's tokens inside a run of at least `run` tokens that the thought held before that run began.
 
-    The first occurrence does not count: a text said twice has 0.5. A KL term that is a mean over tokens falls with
-    every sentence that is said again, as nobody is surprised by it. Linear in the length.
+    The first occurrence does not count: a text said twice has 0.5. What is said again surprises nobody, so it can lower
+    a KL term that is a mean over tokens. Linear in the length.
 
     Args:
       thought_ids: i32[K].
