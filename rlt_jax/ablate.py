@@ -10,9 +10,9 @@ from rlt_jax.configs import (
     AblateConfig,
     TrainConfig,
     changed_fields,
-    config_yaml,
     load_config,
     parse_command,
+    run_or_print,
     save_config,
     study_runs,
 )
@@ -154,13 +154,8 @@ def summarise(runs: Runs, folder: Path) -> None:
 
 
 def main() -> None:
-    config, print_config = parse_command(
-        AblateConfig, sys.argv[1:], prog="python -m rlt_jax.ablate", description=__doc__
-    )
-    if print_config:
-        print(config_yaml(config), end="")
-    else:
-        ablate(config)
+    parsed = parse_command(AblateConfig, sys.argv[1:], prog="python -m rlt_jax.ablate", description=__doc__)
+    run_or_print(*parsed, run=ablate)
 
 
 if __name__ == "__main__":

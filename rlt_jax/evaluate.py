@@ -14,9 +14,9 @@ from rlt_jax.answers import Graded, answer_text, grade_choice, grade_math, grade
 from rlt_jax.configs import (
     EvaluateConfig,
     check_evaluate_config,
-    config_yaml,
     deciding_settings,
     parse_command,
+    run_or_print,
 )
 from rlt_jax.data import (
     Layout,
@@ -34,6 +34,7 @@ from rlt_jax.report.whole_file import whole_file
 from rlt_jax.run import check_positions, load_fitting_model, load_layout, prepare_memory, use_compilation_cache
 from rlt_jax.samplers import (
     SamplerSettings,
+    drawing_settings,
     make_sampler,
     running_engine,
     sample_request,
@@ -84,16 +85,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         if done.done:
             print(f"going on after {done.done} pieces of {config.questions_per_piece} questions")
         if done.done * config.questions_per_piece < len(questions):
-            sampler_settings = SamplerSettings(
+            sampler_settings = drawing_settings(
+                config,
                 model=config.model,
-                sampler=config.sampler,
-                dtype=config.dtype,
-                temperature=config.temperature,
                 max_length=max(map(len, prompts)) + config.max_completion_length,
                 max_sequences=config.questions_per_piece * config.samples,
-                gpu_memory_utilization=config.vllm_gpu_memory_utilization,
-                logprob_chunk=config.logprob_chunk,
-                seed=config.seed,
             )
             with running_engine(sampler_settings, log_file=out.with_name(out.name + ".vllm.log")) as engine:
                 write_pieces(config, questions, prompts, done, layout, sampler_settings, engine)
@@ -212,13 +208,8 @@ def describe(summary: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    config, print_config = parse_command(
-        EvaluateConfig, sys.argv[1:], prog="python -m rlt_jax.evaluate", description=__doc__
-    )
-    if print_config:
-        print(config_yaml(config), end="")
-    else:
-        evaluate(config)
+    parsed = parse_command(EvaluateConfig, sys.argv[1:], prog="python -m rlt_jax.evaluate", description=__doc__)
+    run_or_print(*parsed, run=evaluate)
 
 
 if __name__ == "__main__":

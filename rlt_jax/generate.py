@@ -13,9 +13,9 @@ from rich.progress import track
 from rlt_jax.configs import (
     GenerateConfig,
     check_generate_config,
-    config_yaml,
     deciding_settings,
     parse_command,
+    run_or_print,
 )
 from rlt_jax.data import (
     Layout,
@@ -29,10 +29,11 @@ from rlt_jax.data import (
 )
 from rlt_jax.errors import UserError, run_command
 from rlt_jax.report.pieces import PartialFile, Piece, fingerprint, open_partial
-from rlt_jax.rewards import Judged, judge_rows, rlt_reward
+from rlt_jax.rewards import judge_rows, reward_columns, rlt_reward
 from rlt_jax.run import check_positions, load_fitting_model, load_layout, prepare_memory, use_compilation_cache
 from rlt_jax.samplers import (
     SamplerSettings,
+    drawing_settings,
     make_sampler,
     running_engine,
     sample_request,
@@ -115,16 +116,11 @@ def generate(config: GenerateConfig) -> Path:
 
 def sampler_settings(config: GenerateConfig) -> SamplerSettings:
     """What the sampler is made with."""
-    return SamplerSettings(
+    return drawing_settings(
+        config,
         model=config.teacher,
-        sampler=config.sampler,
-        dtype=config.dtype,
-        temperature=config.temperature,
         max_length=config.max_prompt_length + config.max_completion_length,
         max_sequences=config.rows_per_piece * config.samples,
-        gpu_memory_utilization=config.vllm_gpu_memory_utilization,
-        logprob_chunk=config.logprob_chunk,
-        seed=config.seed,
     )
 
 
@@ -180,7 +176,7 @@ def write_pieces(
             continue
         sampler.sleep()
         judged = judge([it.prompt for it in explanations], [it.row for it in explanations])
-        done.add(Piece([record(it) | scores(judged, i) for i, it in enumerate(explanations)], counts))
+        done.add(Piece([record(it) | reward_columns(judged.rewards, i) for i, it in enumerate(explanations)], counts))
         sampler.wake()
         sampler.set_weights(params, 0)
 
@@ -248,14 +244,6 @@ def record(explanation: Explanation) -> dict[str, Any]:
     }
 
 
-def scores(judged: Judged, i: int) -> dict[str, Any]:
-    """Reward and components of explanation i, as `rlt_jax.score` writes them."""
-    return {
-        "reward": float(judged.rewards.reward[i]),
-        "components": {name: float(values[i]) for name, values in judged.rewards.components.items()},
-    }
-
-
 def reasons(counts: Counter[str]) -> str:
     """Why explanations could not be used: `3 cut off, 1 tags not closed`."""
     return ", ".join(f"{counts[problem]} {problem}" for problem in (CUT_OFF, NOT_CLOSED, UNREADABLE) if counts[problem])
@@ -277,13 +265,8 @@ def describe(config: GenerateConfig, done: PartialFile) -> str:
 
 
 def main() -> None:
-    config, print_config = parse_command(
-        GenerateConfig, sys.argv[1:], prog="python -m rlt_jax.generate", description=__doc__
-    )
-    if print_config:
-        print(config_yaml(config), end="")
-    else:
-        generate(config)
+    parsed = parse_command(GenerateConfig, sys.argv[1:], prog="python -m rlt_jax.generate", description=__doc__)
+    run_or_print(*parsed, run=generate)
 
 
 if __name__ == "__main__":

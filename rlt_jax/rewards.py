@@ -5,7 +5,7 @@ A researcher's own reward is a plain function of `RewardInputs` (see docs/guide.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,6 +33,12 @@ class Rewards(NamedTuple):
 
 
 RewardFn = Callable[[RewardInputs], Rewards | np.ndarray]
+
+
+def reward_columns(rewards: Rewards, i: int) -> dict[str, Any]:
+    """Reward and components of explanation i, as they stand in a line of a file."""
+    components = {name: float(values[i]) for name, values in rewards.components.items()}
+    return {"reward": float(rewards.reward[i]), "components": components}
 
 
 def rlt_reward(config: RewardConfig) -> RewardFn:

@@ -11,7 +11,7 @@ from typing import Literal
 import jax
 import numpy as np
 
-from rlt_jax.configs import SamplerConfig, TrainConfig
+from rlt_jax.configs import EvaluateConfig, GenerateConfig, SamplerConfig, TrainConfig
 from rlt_jax.errors import UserError
 from rlt_jax.models import Model, Params, checkpoint_shapes, placed_tensors, read_config, resolve_folder
 from rlt_jax.sampling.base import Sampler
@@ -62,6 +62,23 @@ def train_settings(config: TrainConfig) -> SamplerSettings:
         gpu_memory_utilization=config.vllm_gpu_memory_utilization,
         budget_gb=config.budget_gb,
         logprob_chunk=config.loss.logprob_chunk,
+        seed=config.seed,
+    )
+
+
+def drawing_settings(
+    config: GenerateConfig | EvaluateConfig, *, model: str, max_length: int, max_sequences: int
+) -> SamplerSettings:
+    """Those of a command that writes texts with a model."""
+    return SamplerSettings(
+        model=model,
+        sampler=config.sampler,
+        dtype=config.dtype,
+        temperature=config.temperature,
+        max_length=max_length,
+        max_sequences=max_sequences,
+        gpu_memory_utilization=config.vllm_gpu_memory_utilization,
+        logprob_chunk=config.logprob_chunk,
         seed=config.seed,
     )
 

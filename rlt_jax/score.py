@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
-from rlt_jax.configs import ScoreConfig, check_score_config, config_yaml, parse_command
+from rlt_jax.configs import ScoreConfig, check_score_config, parse_command, run_or_print
 from rlt_jax.data import ExplainedRow, Layout, explained_score_row, load_explained_rows
 from rlt_jax.errors import UserError, run_command
 from rlt_jax.ranking import ranks, select_rows
 from rlt_jax.report.histogram import draw_histogram, histogram_text
 from rlt_jax.report.whole_file import whole_file
-from rlt_jax.rewards import Judged, judge_rows, rlt_reward
+from rlt_jax.rewards import Judged, judge_rows, reward_columns, rlt_reward
 from rlt_jax.run import load_fitting_model, load_layout, prepare_memory, use_compilation_cache
 from rlt_jax.scoring import row_logprobs
 
@@ -101,13 +101,11 @@ def score_records(
     rows = [explained_score_row(row, layout) for row in explained]
     rewards = judge((), rows).rewards
     for i, (row, of) in enumerate(zip(rows, explained)):
-        reward = float(rewards.reward[i])
         yield (
-            reward,
+            float(rewards.reward[i]),
             {
                 "row": of.row.number,
-                "reward": reward,
-                "components": {name: float(values[i]) for name, values in rewards.components.items()},
+                **reward_columns(rewards, i),
                 "matched": row.matched,
                 "copy_rate": row.copy_rate,
                 "repeat_rate": row.repeat_rate,
@@ -131,11 +129,8 @@ def check_json(rows: Sequence[ExplainedRow]) -> None:
 
 
 def main() -> None:
-    config, print_config = parse_command(ScoreConfig, sys.argv[1:], prog="python -m rlt_jax.score", description=__doc__)
-    if print_config:
-        print(config_yaml(config), end="")
-    else:
-        score(config)
+    parsed = parse_command(ScoreConfig, sys.argv[1:], prog="python -m rlt_jax.score", description=__doc__)
+    run_or_print(*parsed, run=score)
 
 
 if __name__ == "__main__":

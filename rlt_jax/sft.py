@@ -16,7 +16,7 @@ import numpy as np
 
 from rlt_jax.backward import make_fitting_accumulate
 from rlt_jax.checkpoint import open_checkpoints, save_checkpoint
-from rlt_jax.configs import SftConfig, check_sft_config, config_yaml, parse_command, save_config
+from rlt_jax.configs import SftConfig, check_sft_config, parse_command, run_or_print, save_config
 from rlt_jax.data import Layout, SftExample, build_sft_examples, describe_skipped, questions_of_step
 from rlt_jax.errors import UserError, run_command
 from rlt_jax.fitting import Fitted, Sizes, explaining_out_of_memory
@@ -204,11 +204,8 @@ def held_out_loss(
 
 
 def main() -> None:
-    config, print_config = parse_command(SftConfig, sys.argv[1:], prog="python -m rlt_jax.sft", description=__doc__)
-    if print_config:
-        print(config_yaml(config), end="")
-    else:
-        sft(config)
+    parsed = parse_command(SftConfig, sys.argv[1:], prog="python -m rlt_jax.sft", description=__doc__)
+    run_or_print(*parsed, run=sft)
 
 
 if __name__ == "__main__":

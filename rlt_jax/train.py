@@ -19,7 +19,7 @@ import numpy as np
 
 from rlt_jax.backward import make_fitting_accumulate
 from rlt_jax.checkpoint import open_checkpoints, save_checkpoint
-from rlt_jax.configs import TrainConfig, check_config, config_yaml, parse_train_args, save_config
+from rlt_jax.configs import TrainConfig, check_config, parse_train_args, run_or_print, save_config
 from rlt_jax.data import Layout, eos_ids, questions_of_step
 from rlt_jax.errors import run_command
 from rlt_jax.evaluation import EVAL_FILE, SOLUTION_LOGP, evaluate_policy, read_changes, write_records
@@ -366,11 +366,7 @@ def finish(config: TrainConfig, run_dir: Path, model: Model, params: Params) -> 
 
 
 def main() -> None:
-    config, print_config = parse_train_args(sys.argv[1:])
-    if print_config:
-        print(config_yaml(config), end="")
-    else:
-        train(config)
+    run_or_print(*parse_train_args(sys.argv[1:]), run=train)
 
 
 if __name__ == "__main__":

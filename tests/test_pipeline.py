@@ -266,7 +266,7 @@ def test_other_settings_in_the_same_folder_are_refused(study, whole):
     assert "was begun with other settings (seed)" in error
 
 
-TINY = ("--study", "scripts/studies/tiny.yaml", "--work", "{new}/work")
+TINY = ("--study", "scripts/studies/tiny.yaml", "--work", "{new}/seed-1")
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ TINY = ("--study", "scripts/studies/tiny.yaml", "--work", "{new}/work")
             "--summary nowhere: expected the work folder of a pipeline, but it has no seconds.jsonl",
         ),
         (
-            (*TINY, "--summary", "{new}/work", "nowhere"),
+            (*TINY, "--summary", "{new}/seed-1", "nowhere"),
             "--summary nowhere: expected the work folder of a pipeline, but it has no seconds.jsonl",
         ),
         (
@@ -298,11 +298,11 @@ TINY = ("--study", "scripts/studies/tiny.yaml", "--work", "{new}/work")
         ((*TINY, "--minutes", "0"), "--minutes 0: expected a number above 0"),
         ((*TINY, "--minutes", "nan"), "--minutes nan: expected a number above 0"),
         ((*TINY, "--collect", "c.zip"), "--collect c.zip: expected a name that ends in .tar.gz"),
-        ((*TINY, "--stages", "rlt"), "rlt needs {new}/work/warmup/final: run the stages before rlt first"),
+        ((*TINY, "--stages", "rlt"), "rlt needs {new}/seed-1/warmup/final: run the stages before rlt first"),
         (
             (*TINY, "--stages", "evaluate", "explain", "rlt"),
-            "rlt needs {new}/work/warmup/final: run the stages before rlt first\n"
-            "evaluate needs {new}/work/student-warmup/final, {new}/work/student-rlt/final: run the stages before "
+            "rlt needs {new}/seed-1/warmup/final: run the stages before rlt first\n"
+            "evaluate needs {new}/seed-1/student-warmup/final, {new}/seed-1/student-rlt/final: run the stages before "
             "evaluate first",
         ),
     ],

@@ -2,7 +2,7 @@
 
 from rlt_jax.configs.ablate import AblateConfig, changed_fields, study_runs
 from rlt_jax.configs.check import check_config
-from rlt_jax.configs.cli import PlanOptions, parse_command, parse_plan_args, parse_train_args
+from rlt_jax.configs.cli import PlanOptions, parse_command, parse_plan_args, parse_train_args, run_or_print
 from rlt_jax.configs.drawing import deciding_settings
 from rlt_jax.configs.evaluate import EvaluateConfig, QuestionsConfig, check_evaluate_config
 from rlt_jax.configs.files import config_yaml, load_config, load_settings, save_config
@@ -80,6 +80,7 @@ __all__ = [
     "parse_plan_args",
     "parse_train_args",
     "pipeline_tasks",
+    "run_or_print",
     "save_config",
     "study_runs",
 ]

@@ -4,14 +4,14 @@ A mistake ends in a `UserError` (values) or in tyro's own message and exit code 
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
 
 import tyro
 
 from rlt_jax.configs.check import check_config
-from rlt_jax.configs.files import load_config, load_settings, unknown_preset
+from rlt_jax.configs.files import config_yaml, load_config, load_settings, unknown_preset
 from rlt_jax.configs.presets import PRESETS, SUMMARIES
 from rlt_jax.configs.schema import TrainConfig
 from rlt_jax.errors import UserError
@@ -101,6 +101,14 @@ def parse_command(
     _, file = _defaults_from(argv)
     default = None if file is None else load_settings(file, config_class)
     return _parse(config_class, argv, prog=prog, description=description, default=default)
+
+
+def run_or_print(config: Config, print_config: bool, *, run: Callable[[Config], object]) -> None:
+    """What a command does with its parsed line: print the configuration under --print-config, else run."""
+    if print_config:
+        print(config_yaml(config), end="")
+    else:
+        run(config)
 
 
 def _parse_run(line_class: type[Line], argv: Sequence[str], *, prog: str, description: str) -> Line:

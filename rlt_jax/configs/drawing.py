@@ -7,48 +7,42 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rlt_jax.configs.check import sampler_problems
-from rlt_jax.configs.schema import SamplerConfig
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+    from rlt_jax.configs.evaluate import EvaluateConfig
+    from rlt_jax.configs.generate import GenerateConfig
 
 # no part of what is drawn (up to rounding), so that they may change when a command goes on
 FREE = frozenset({"out", "score_batch_size", "logprob_chunk", "vllm_gpu_memory_utilization"})
 FREE_OF_SAMPLER = frozenset({"python", "url", "allow_remote", "on_mismatch", "sync_tolerance", "max_batch"})
 
 
-def drawing_problems(
-    sampler: SamplerConfig,
-    *,
-    samples: int,
-    temperature: float,
-    seed: int,
-    gpu_memory_utilization: float,
-    positive: dict[str, int],
-) -> Iterator[str]:
-    """What is wrong with drawing `samples` completions each, one message each.
+def drawing_problems(config: "GenerateConfig | EvaluateConfig", *, positive: dict[str, int]) -> Iterator[str]:
+    """What is wrong with how a command draws, one message each.
 
     Args:
-      positive: more counts that must be 1 or more, by the name of their field.
+      positive: counts beside `samples` that must be 1 or more, by the name of their field.
     """
-    for name, count in {"samples": samples, **positive}.items():
+    for name, count in {"samples": config.samples, **positive}.items():
         if count < 1:
             yield f"{name}={count}: expected a positive whole number"
-    if temperature < 0:
-        yield f"temperature={temperature:g}: expected a number above 0, or 0 for the likeliest token each time"
-    if temperature == 0 and samples > 1:
+    if config.temperature < 0:
+        yield f"temperature={config.temperature:g}: expected a number above 0, or 0 for the likeliest token each time"
+    if config.temperature == 0 and config.samples > 1:
         yield (
-            f"temperature=0 with samples={samples}: all samples of a row would be the same text: use --samples 1, or a "
-            "temperature above 0"
+            f"temperature=0 with samples={config.samples}: all samples of a row would be the same text: use --samples "
+            "1, or a temperature above 0"
         )
-    if not 0 <= seed < 2**31:
-        yield f"seed={seed}: expected a whole number from 0 to {2**31 - 1}"
-    if not 0 < gpu_memory_utilization <= 1:
+    if not 0 <= config.seed < 2**31:
+        yield f"seed={config.seed}: expected a whole number from 0 to {2**31 - 1}"
+    if not 0 < config.vllm_gpu_memory_utilization <= 1:
         yield (
-            f"vllm_gpu_memory_utilization={gpu_memory_utilization:g}: expected a share of the card above 0 and at most "
-            "1, such as 0.55"
+            f"vllm_gpu_memory_utilization={config.vllm_gpu_memory_utilization:g}: expected a share of the card above 0 "
+            "and at most 1, such as 0.55"
         )
-    yield from sampler_problems(sampler)
+    yield from sampler_problems(config.sampler)
 
 
 def deciding_settings(config: "DataclassInstance") -> dict[str, Any]:

@@ -108,11 +108,7 @@ def _evaluate_problems(config: EvaluateConfig) -> Iterator[str]:
     if len(data.choice_columns) >= MOST_OPTIONS:
         yield f"data.choice_columns has {len(data.choice_columns)} columns: expected at most {MOST_OPTIONS - 1}"
     yield from drawing_problems(
-        config.sampler,
-        samples=config.samples,
-        temperature=config.temperature,
-        seed=config.seed,
-        gpu_memory_utilization=config.vllm_gpu_memory_utilization,
+        config,
         positive={
             "questions_per_piece": config.questions_per_piece,
             "max_completion_length": config.max_completion_length,

@@ -95,11 +95,7 @@ def _generate_problems(config: GenerateConfig) -> Iterator[str]:
         }
     )
     yield from drawing_problems(
-        config.sampler,
-        samples=config.samples,
-        temperature=config.temperature,
-        seed=config.seed,
-        gpu_memory_utilization=config.vllm_gpu_memory_utilization,
+        config,
         positive={
             "rows_per_piece": config.rows_per_piece,
             "max_prompt_length": config.max_prompt_length,

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from rlt_jax.memory.monitor import _visible_cards, card_reader
+from rlt_jax.memory.monitor import card_reader, visible_cards
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ def read_card() -> Card | None:
     import pynvml
 
     try:
-        handles = _visible_cards(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        handles = visible_cards(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
         memories = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
         place = max(range(len(handles)), key=lambda i: memories[i].total)
         version = pynvml.nvmlSystemGetCudaDriverVersion_v2()

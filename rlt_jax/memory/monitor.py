@@ -42,7 +42,7 @@ def card_reader() -> ReadCard | None:
         return None
     try:
         pynvml.nvmlInit()
-        handles = _visible_cards(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        handles = visible_cards(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
     except pynvml.NVMLError:  # no driver, no card, no permission
         return None
     if not handles:
@@ -57,7 +57,7 @@ def card_reader() -> ReadCard | None:
     return read if read() is not None else None
 
 
-def _visible_cards(nvml: Any, visible: str | None) -> list[Any]:
+def visible_cards(nvml: Any, visible: str | None) -> list[Any]:
     """NVML handles of the cards that CUDA may use: NVML itself lists all of them."""
     if visible is None:
         return [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]

@@ -9,8 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
-from rlt_jax.memory.monitor import PeakMonitor, card_reader, memory_metrics
-from rlt_jax.memory.monitor import _visible_cards as visible_cards
+from rlt_jax.memory.monitor import PeakMonitor, card_reader, memory_metrics, visible_cards
 
 needs_no_card = pytest.mark.skipif(card_reader() is not None, reason="there is a card")
 
