@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rlt_jax.data import Layout, copy_rate, encode
+from rlt_jax.data import Layout, encode, explanation_to_completion, score_row_from_ids
+from rlt_jax.errors import UserError
 from rlt_jax.metrics import completion_metrics, reward_metrics
 from rlt_jax.rewards import Judged
 from rlt_jax.types import Completion, Prompt
@@ -48,11 +49,19 @@ def sample_records(
 
 
 def _trace_copy_rates(prompts: Sequence[Prompt], layout: Layout) -> np.ndarray:
-    """f64[B] what the rows' own traces would score; NaN where a row has none."""
+    """f64[B] the copy rates that the rows' own traces would get as completions; NaN where a row has none."""
     rates: dict[int, float] = {}
     for prompt in prompts:
         if prompt.row.number not in rates:
-            trace = prompt.row.reasoning_trace
-            ids = None if trace is None else encode(layout.tokenizer, trace)
-            rates[prompt.row.number] = np.nan if ids is None else copy_rate(ids, prompt.solution_ids)
+            rates[prompt.row.number] = _trace_copy_rate(prompt, layout)
     return np.array([rates[prompt.row.number] for prompt in prompts])
+
+
+def _trace_copy_rate(prompt: Prompt, layout: Layout) -> float:
+    if prompt.row.reasoning_trace is None:
+        return np.nan
+    try:
+        completion = explanation_to_completion(prompt.row.reasoning_trace, layout.tags)
+    except UserError:  # nothing that a teacher could have written
+        return np.nan
+    return score_row_from_ids(prompt, encode(layout.tokenizer, completion), layout, ()).copy_rate

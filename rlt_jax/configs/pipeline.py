@@ -72,7 +72,9 @@ class PipelineStudy:
     teacher: str
     """Model that becomes the teacher: a local Hugging Face folder or a hub name."""
     student: str
-    """Model that students are distilled from, and that the reward asks unless there is student_warmup."""
+    """Model that students are distilled from."""
+    asked_student: str | None = None
+    """Model that the reward asks. None: `student`, after student_warmup where there is one."""
     data: PipelineData
     """The problems."""
     tags: Literal["bespoke", "r1"] = "bespoke"
@@ -98,12 +100,12 @@ class PipelineStudy:
     warmup: dict[str, Any] = field(default_factory=dict)
     """Fields of `rlt_jax.sft` for the teacher's warm-up on the rows' own traces."""
     student_warmup: dict[str, Any] | None = None
-    """The same for the student that the reward asks (the paper's is Bespoke-Stratos-7B, which knows such traces).
-    None: it is the student as it is."""
+    """The same for `student` before the reward asks it (the paper's asked student, Bespoke-Stratos-7B, knows such
+    traces). None: no warm-up."""
     rlt: dict[str, Any] = field(default_factory=dict)
     """Fields of `rlt_jax.train`, also for the arm without KL term."""
-    samples: int = 4
-    """Explanations per question; the best-rewarded one is kept."""
+    samples: int = 1
+    """Explanations per question; the best-rewarded one is kept. 1: raw ones, as in the paper."""
     explain: dict[str, Any] = field(default_factory=dict)
     """Fields of `rlt_jax.generate`."""
     students: tuple[Source, ...] = ("warmup", "rlt")
@@ -212,7 +214,7 @@ def _tasks(study: PipelineStudy, work: Path, seed: int) -> Iterator[Task]:
 
     rows, warm = work / "data" / "train.jsonl", work / "warmup" / "final"
     yield trained("warmup", _sft(study, work / "warmup", seed, rows=rows))
-    asked, needed = study.student, [warm]
+    asked, needed = study.asked_student or study.student, [warm]
     if study.student_warmup is not None:
         yield trained("warmup", _sft(study, work / "asked-student", seed, rows=rows))
         needed.append(work / "asked-student" / "final")
@@ -390,6 +392,8 @@ def _study_problems(study: PipelineStudy) -> Iterator[str]:
         yield f"students: {', '.join(study.students)}: one stands there twice"
     if not 0 <= study.token_tolerance <= 1:
         yield f"token_tolerance={study.token_tolerance:g}: expected a share from 0 to 1"
+    if study.asked_student is not None and study.student_warmup is not None:
+        yield "asked_student and student_warmup: expected one of them, the second makes the asked one from `student`"
     if study.temperature <= 0:
         yield f"temperature={study.temperature:g}: expected a number above 0"
 

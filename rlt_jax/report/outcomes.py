@@ -136,11 +136,11 @@ def outcome_tables(works: Sequence[Path]) -> list[Table]:
     )
     explained = _table(
         "Explanations of the training questions",
-        "All that were drawn, and the best-rewarded one of each question, which a student is distilled on. Means over "
-        "the questions.",
+        "What students are distilled on: of each question the only explanation that was drawn, or, beside all, the "
+        "best-rewarded of several. Means over the questions.",
         (REWARD, LOGP, KL, COPY, REPEAT, LENGTH),
         [seed.explained for seed in seeds],
-        [(f"{TEACHERS['rlt']}, best", f"{TEACHERS['warmup']}, best")],
+        [(f"{TEACHERS['rlt']}{end}", f"{TEACHERS['warmup']}{end}") for end in ("", ", best")],
     )
     students = _table(
         "Students on held-out problems",
@@ -258,7 +258,8 @@ def _read_seed(work: Path) -> _Seed:
     explained = {}
     for source, name in TEACHERS.items():
         lines = _lines(results / f"explained-{source}.jsonl")
-        for end, part in ((", all", lines), (", best", [line for line in lines if line["kept"]])):
+        kept = [line for line in lines if line["kept"]]
+        for end, part in ((", all", lines), (", best", kept)) if len(kept) < len(lines) else (("", lines),):
             if part:
                 explained[name + end] = _by_row(part, (REWARD, LOGP, KL, COPY, REPEAT, LENGTH))
     students: dict[str, dict[str, Values]] = {}

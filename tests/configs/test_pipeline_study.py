@@ -104,6 +104,14 @@ def test_a_warmed_up_student_is_the_one_that_is_asked(study):
     assert tasks["student-rlt"].config.model == tasks["evaluate-base"].config.model == "S"
 
 
+def test_the_reward_may_ask_another_student_than_the_one_that_is_distilled(study):
+    tasks = tasks_of(study(TEXT + "asked_student: A\n"))
+    assert "asked-student" not in tasks
+    for name in ("anchors", "rlt", "no-kl", "explain-rlt"):
+        assert tasks[name].config.student == "A"
+    assert tasks["student-rlt"].config.model == tasks["evaluate-base"].config.model == "S"
+
+
 def test_a_student_of_the_arm_without_kl_needs_its_explanations(study):
     assert "explain-no-kl" in tasks_of(study(TEXT + "students: [rlt, no-kl]\n"))
 
@@ -125,6 +133,10 @@ def test_studies_that_come_with_the_project(name):
         ("rlt: {preset: big}", "rlt: preset=big: no such preset"),
         ("samples: 0", "samples=0: expected a positive whole number"),
         ("students: [rlt, rlt]", "students: rlt, rlt: one stands there twice"),
+        (
+            "asked_student: A\nstudent_warmup: {max_steps: 4}",
+            "asked_student and student_warmup: expected one of them, the second makes the asked one from `student`",
+        ),
         ("token_tolerance: 2", "token_tolerance=2: expected a share from 0 to 1"),
         ("temperature: 0", "temperature=0: expected a number above 0"),
         ("data: {path: a, answer: 'is (', heldout_rows: 1}", "data.answer='is (': not a regular expression"),

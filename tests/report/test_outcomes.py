@@ -129,6 +129,17 @@ def test_what_a_work_folder_gives(tmp_path):
     assert "on the true traces" not in students.rows
 
 
+def test_explanations_of_which_none_was_left_out_have_one_line(tmp_path):
+    work = make_work(tmp_path / "a")
+    explained = {"solution_logp": -1.0, "thought_kl": 0.1, "copy_rate": 0.0, "kept": True, "sample": 0, "tokens": 9}
+    for source, reward in (("warmup", 1.0), ("rlt", 3.0)):
+        lines = [{"row": row, "reward": reward + row, **explained} for row in (0, 1)]
+        write(work / "results" / f"explained-{source}.jsonl", lines)
+    table = next(table for table in outcome_tables([work]) if table.title == "Explanations of the training questions")
+    assert list(table.rows) == ["warmed-up teacher", "RLT teacher", "RLT teacher − warmed-up teacher"]
+    assert mean(table, "RLT teacher − warmed-up teacher", "reward") == 2.0
+
+
 def test_an_unfinished_run_does_not_count(tmp_path):
     work = make_work(tmp_path / "a")
     write(work / "seconds.jsonl", [{"stage": "rlt", "task": "rlt", "seconds": 30.0, "finished": False}])
