@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from rlt_jax.data import Layout, encode, explanation_to_completion, score_row_from_ids
-from rlt_jax.errors import UserError
+from rlt_jax.data import Layout, score_row_from_trace
 from rlt_jax.metrics import completion_metrics, reward_metrics
 from rlt_jax.rewards import Judged
 from rlt_jax.types import Completion, Prompt
@@ -53,15 +52,6 @@ def _trace_copy_rates(prompts: Sequence[Prompt], layout: Layout) -> np.ndarray:
     rates: dict[int, float] = {}
     for prompt in prompts:
         if prompt.row.number not in rates:
-            rates[prompt.row.number] = _trace_copy_rate(prompt, layout)
+            scored = score_row_from_trace(prompt, layout)
+            rates[prompt.row.number] = np.nan if scored is None else scored.copy_rate
     return np.array([rates[prompt.row.number] for prompt in prompts])
-
-
-def _trace_copy_rate(prompt: Prompt, layout: Layout) -> float:
-    if prompt.row.reasoning_trace is None:
-        return np.nan
-    try:
-        completion = explanation_to_completion(prompt.row.reasoning_trace, layout.tags)
-    except UserError:  # nothing that a teacher could have written
-        return np.nan
-    return score_row_from_ids(prompt, encode(layout.tokenizer, completion), layout, ()).copy_rate

@@ -43,6 +43,7 @@ from rlt_jax.configs import (
 from rlt_jax.data import anchor_rows, balanced_questions, load_rows, own_thought, student_rows, tags_of
 from rlt_jax.errors import UserError, run_command
 from rlt_jax.launch import OutOfTime, run_logged
+from rlt_jax.planning import find_model
 from rlt_jax.ranking import select_rows
 from rlt_jax.report.comparison import Evaluations, compare, comparison_markdown, draw_comparison, write_comparison_csv
 from rlt_jax.report.folder import writing_to
@@ -168,6 +169,8 @@ def run_pipeline(options: Options, study: PipelineStudy, work: Path) -> None:
     for task in tasks:
         check_same_task(task, settings_file(task, work))
     check_needs([task for task in tasks if task.stage in chosen])
+    if not all(task.result.exists() for task in tasks if task.stage in chosen):
+        check_models(study)
     write_problems(study, work)
     for stage in (stage for stage in STAGES if stage in chosen):
         before = time.monotonic()
@@ -199,6 +202,21 @@ def check_needs(tasks: Sequence[Task]) -> None:
                 for stage in dict.fromkeys(missing.values())
             )
         )
+
+
+def check_models(study: PipelineStudy) -> None:
+    """Refuse a model that is not there or is of another kind, before hours are spent on the one before it.
+
+    Raises:
+      UserError: the first such model.
+    """
+    for name in ("teacher", "student", "asked_student"):
+        model = getattr(study, name)
+        if model is not None:
+            try:
+                find_model(model)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from None
 
 
 def run_task(task: Task, study: PipelineStudy, work: Path, *, quiet: bool, deadline: float | None) -> None:

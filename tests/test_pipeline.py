@@ -329,3 +329,12 @@ def test_a_study_without_its_data_leaves_no_folder(study, tmp_path):
     output = call("--study", tmp_path / "study.yaml", "--work", tmp_path / "new", expected=2)
     assert output == "error: expected rows at 'no/rows.jsonl', but there is no such file or folder: check the path\n"
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["teacher", "student", "asked_student"])
+def test_a_study_without_its_models_begins_nothing(name, study, tmp_path):
+    values = json.loads(study.read_text()) | {name: str(tmp_path / "nowhere")}
+    (tmp_path / "study.yaml").write_text(json.dumps(values))
+    output = call("--study", tmp_path / "study.yaml", "--work", tmp_path / "work", expected=2)
+    assert output.startswith(f"error: {name}: expected a model's folder") and "nowhere" in output
+    assert not (tmp_path / "work").exists()

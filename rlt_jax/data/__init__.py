@@ -27,7 +27,12 @@ from rlt_jax.data.prompts import BuiltPrompts, build_prompts
 from rlt_jax.data.questions import Question, load_questions
 from rlt_jax.data.rows import LoadedRows, describe_skipped, load_rows
 from rlt_jax.data.sft_text import BuiltSftExamples, SftExample, build_sft_examples, sft_example
-from rlt_jax.data.spans import explanation_to_completion, score_row_from_ids, score_row_from_text
+from rlt_jax.data.spans import (
+    explanation_to_completion,
+    score_row_from_ids,
+    score_row_from_text,
+    score_row_from_trace,
+)
 from rlt_jax.data.tags import BESPOKE, R1, TagFormat, Tags, tags_of
 from rlt_jax.data.tokenizer import check_same_tokenizer, eos_ids, load_tokenizer
 
@@ -75,6 +80,7 @@ __all__ = [
     "repeat_rate",
     "score_row_from_ids",
     "score_row_from_text",
+    "score_row_from_trace",
     "sft_example",
     "student_chat_text",
     "student_header_text",

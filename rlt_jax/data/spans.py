@@ -106,6 +106,17 @@ def score_row_from_text(
     )
 
 
+def score_row_from_trace(prompt: Prompt, layout: Layout) -> ScoreRow | None:
+    """The row's own reasoning trace as what a teacher sampled; None where it has none that a teacher could write."""
+    if prompt.row.reasoning_trace is None:
+        return None
+    try:
+        completion = explanation_to_completion(prompt.row.reasoning_trace, layout.tags)
+    except UserError:  # empty, or with the end tag inside
+        return None
+    return score_row_from_ids(prompt, encode(layout.tokenizer, completion), layout, ())
+
+
 def explanation_to_completion(text: str, tags: Tags) -> str:
     """A bare explanation as the completion of a teacher who closed its tags well.
 
