@@ -41,7 +41,7 @@ def run_logged(
             late.set()
             process.terminate()
 
-        timer = None if seconds is None else threading.Timer(max(seconds, 0), stop)
+        timer = None if seconds is None else threading.Timer(min(max(seconds, 0), threading.TIMEOUT_MAX), stop)
         if timer is not None:
             timer.start()
         assert process.stdout is not None

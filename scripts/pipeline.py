@@ -11,6 +11,7 @@ on with what is not. What each stage does and every file of the work folder: doc
 import contextlib
 import io
 import json
+import math
 import re
 import signal
 import sys
@@ -39,11 +40,21 @@ from rlt_jax.configs import (
     load_study,
     pipeline_tasks,
     save_config,
+    told_settings,
 )
-from rlt_jax.data import anchor_rows, balanced_questions, load_rows, own_thought, student_rows, tags_of
+from rlt_jax.data import (
+    anchor_rows,
+    balanced_questions,
+    check_same_tokenizer,
+    load_rows,
+    load_tokenizer,
+    own_thought,
+    read_prompt_file,
+    student_rows,
+    tags_of,
+)
 from rlt_jax.errors import UserError, run_command
 from rlt_jax.launch import OutOfTime, run_logged
-from rlt_jax.planning import find_model
 from rlt_jax.ranking import select_rows
 from rlt_jax.report.comparison import Evaluations, compare, comparison_markdown, draw_comparison, write_comparison_csv
 from rlt_jax.report.folder import writing_to
@@ -119,8 +130,10 @@ def check_options(options: Options) -> None:
         raise UserError("nothing to do: give --study FILE and --work DIR, or --collect FILE, or --summary DIR ...")
     if (options.study or options.collect) and options.work is None:
         raise UserError("--work is missing: give the folder of the pipeline's files")
-    if options.minutes is not None and not options.minutes > 0:
-        raise UserError(f"--minutes {options.minutes:g}: expected a number above 0")
+    if options.minutes is not None and not 0 < options.minutes < math.inf:
+        raise UserError(f"--minutes {options.minutes:g}: expected a number above 0; leave it out for no limit")
+    if not 0 <= options.seed < 2**31:
+        raise UserError(f"--seed {options.seed}: expected a whole number from 0 to 2**31 - 1")
     if options.collect is not None:
         if not options.collect.name.endswith(".tar.gz"):
             raise UserError(f"--collect {options.collect}: expected a name that ends in .tar.gz")
@@ -139,6 +152,24 @@ def check_options(options: Options) -> None:
             raise UserError(
                 f"--summary {folder_of[seed]} {work}: both are of seed {seed}, expected one folder for each seed: they "
                 "would be taken for two seeds that agree"
+            )
+    check_same_study([work for work in options.summary if work.resolve() != made])
+
+
+def check_same_study(works: Sequence[Path]) -> None:
+    """Refuse to compare work folders that differ by more than their seed.
+
+    Raises:
+      UserError: two of them, and the settings in which commands of both differ.
+    """
+    first = told_settings(works[0] / "tasks") if works else {}
+    for work in works[1:]:
+        other = told_settings(work / "tasks")
+        if different := [name for name in first.keys() & other.keys() if first[name] != other[name]]:
+            shown = ", ".join(sorted(different)[:6]) + (", ..." if len(different) > 6 else "")
+            raise UserError(
+                f"--summary {works[0]} {work}: expected folders of one study, which differ by their seed alone, but "
+                f"these settings differ: {shown}"
             )
 
 
@@ -168,6 +199,7 @@ def run_pipeline(options: Options, study: PipelineStudy, work: Path) -> None:
         chosen = (*chosen, "no-kl")
     for task in tasks:
         check_same_task(task, settings_file(task, work))
+    check_matching(study, work)
     check_needs([task for task in tasks if task.stage in chosen])
     if not all(task.result.exists() for task in tasks if task.stage in chosen):
         check_models(study)
@@ -204,19 +236,38 @@ def check_needs(tasks: Sequence[Task]) -> None:
         )
 
 
-def check_models(study: PipelineStudy) -> None:
-    """Refuse a model that is not there or is of another kind, before hours are spent on the one before it.
+def check_matching(study: PipelineStudy, work: Path) -> None:
+    """Stop where students have been trained on questions that another token_tolerance left.
 
     Raises:
-      UserError: the first such model.
+      UserError: so it is.
     """
+    matched = work / "results" / MATCHED_FILE
+    if matched.exists() and (before := read_json_lines(matched)[0].get("tolerance")) != study.token_tolerance:
+        raise UserError(
+            f"{matched}: questions were matched with token_tolerance={before}, now it is {study.token_tolerance:g}: "
+            "give another --work, or delete this file, distil/ and student-*/"
+        )
+
+
+def check_models(study: PipelineStudy) -> None:
+    """Refuse models and prompts that cannot work, before hours are spent on what comes before them.
+
+    Raises:
+      UserError: a model or prompt file that is not there or of another kind, or an asked student of another vocabulary.
+    """
+    from rlt_jax.planning import find_model  # here: it loads JAX, which the stages' own processes do
+
     for name in ("teacher", "student", "asked_student"):
-        model = getattr(study, name)
-        if model is not None:
+        if (model := getattr(study, name)) is not None:
             try:
                 find_model(model)
             except UserError as error:
                 raise UserError(f"{name}: {error}") from None
+    for prompt in (study.teacher_prompt_file, study.student_prompt_file):
+        if prompt is not None:
+            read_prompt_file(prompt)
+    check_same_tokenizer(load_tokenizer(study.teacher), load_tokenizer(study.asked_student or study.student))
 
 
 def run_task(task: Task, study: PipelineStudy, work: Path, *, quiet: bool, deadline: float | None) -> None:
@@ -293,6 +344,13 @@ def write_problems(study: PipelineStudy, work: Path) -> None:
             f"and rows to train on, but there are {len(heldout)} and {len(train)}: lower those, or give more rows"
         )
     train = train[: data.train_rows]
+    if data.explain_rows is not None and data.explain_rows > len(train):
+        raise UserError(f"data.explain_rows={data.explain_rows}: expected at most the {len(train)} rows to train on")
+    if all(row.reasoning_trace is None for row in train):
+        raise UserError(
+            f"{data.path}: expected rows with a reasoning_trace for the warm-up, but none of {len(train)} has one: add "
+            "that column"
+        )
     chosen = {
         "train": [row_columns(row) for row in train],
         "explain": [row_columns(row) for row in train[: data.explain_rows]],
@@ -366,7 +424,13 @@ def write_distillation(study: PipelineStudy, work: Path) -> None:
         raise UserError(f"no question has a usable explanation by each teacher: look at {work}/tasks/explain-*.log")
     own = read_json_lines(work / "data" / "explain.jsonl")
     summed = {source: sum(of_question[question] for question in questions) for source, of_question in tokens.items()}
-    facts = {"asked": len(own), "common": len(common), "questions": len(questions), "tokens": summed}
+    facts = {
+        "tolerance": study.token_tolerance,
+        "asked": len(own),
+        "common": len(common),
+        "questions": len(questions),
+        "tokens": summed,
+    }
     if matched.exists() and read_json_lines(matched) != [facts]:
         raise UserError(
             f"{matched}: students were trained on questions that were matched otherwise: give another --work, or "
@@ -505,7 +569,7 @@ def summarise(works: Sequence[Path], out: Path) -> None:
             parts.append("![Students on held-out problems](students.png)\n")
     with whole_file(out / "summary.csv", "the summary") as path:
         write_outcome_csv(tables, path)
-    text = f"{len(works)} seeds. {CAPTION}\n\n" + "\n".join(parts)
+    text = f"{len(works)} seed{'s' if len(works) > 1 else ''}. {CAPTION}\n\n" + "\n".join(parts)
     with whole_file(out / "summary.md", "the summary") as path:
         path.write_text(text, encoding="utf-8")
     print(text)

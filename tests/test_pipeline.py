@@ -228,6 +228,17 @@ def test_one_seed_does_not_count_twice(summary, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_folders_of_different_studies_are_not_pooled(summary, tmp_path):
+    first, second, _ = summary
+    other = tmp_path / "other"
+    shutil.copytree(second, other)
+    told = other / "tasks" / "rlt.yaml"
+    told.write_text(told.read_text().replace("max_steps: 3", "max_steps: 4"))
+    error = call("--summary", first, other, "--out", tmp_path / "out", expected=2)
+    assert error.endswith("differ by their seed alone, but these settings differ: rlt.max_steps\n")
+    assert not (tmp_path / "out").exists()
+
+
 def test_intervals_over_prompts_under_one_seed(summary, tmp_path):
     first = summary[0]
     call("--summary", first, "--out", tmp_path)
@@ -294,9 +305,11 @@ TINY = ("--study", "scripts/studies/tiny.yaml", "--work", "{new}/seed-1")
             "cannot read the configuration file no.yaml (No such file or directory): expected a YAML file, such as "
             "scripts/studies/tiny.yaml",
         ),
-        ((*TINY, "--minutes", "-1"), "--minutes -1: expected a number above 0"),
-        ((*TINY, "--minutes", "0"), "--minutes 0: expected a number above 0"),
-        ((*TINY, "--minutes", "nan"), "--minutes nan: expected a number above 0"),
+        ((*TINY, "--minutes", "-1"), "--minutes -1: expected a number above 0; leave it out for no limit"),
+        ((*TINY, "--minutes", "0"), "--minutes 0: expected a number above 0; leave it out for no limit"),
+        ((*TINY, "--minutes", "nan"), "--minutes nan: expected a number above 0; leave it out for no limit"),
+        ((*TINY, "--minutes", "inf"), "--minutes inf: expected a number above 0; leave it out for no limit"),
+        ((*TINY, "--seed", "-1"), "--seed -1: expected a whole number from 0 to 2**31 - 1"),
         ((*TINY, "--collect", "c.zip"), "--collect c.zip: expected a name that ends in .tar.gz"),
         ((*TINY, "--stages", "rlt"), "rlt needs {new}/seed-1/warmup/final: run the stages before rlt first"),
         (
@@ -329,6 +342,40 @@ def test_a_study_without_its_data_leaves_no_folder(study, tmp_path):
     output = call("--study", tmp_path / "study.yaml", "--work", tmp_path / "new", expected=2)
     assert output == "error: expected rows at 'no/rows.jsonl', but there is no such file or folder: check the path\n"
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher_prompt_file": "no.txt"}, "expected a prompt file at no.txt"),
+        ({"data": {"explain_rows": 33}}, "data.explain_rows=33: expected at most the 32 rows to train on"),
+        ({"data": {"path": "{bare}"}}, "{bare}: expected rows with a reasoning_trace for the warm-up"),
+        ({"asked_student": "{other}"}, "expected teacher and student to share one vocabulary"),
+    ],
+)
+def test_what_would_fail_later_is_refused_before_anything_is_done(changes, message, study, tmp_path):
+    bare, other = tmp_path / "bare.jsonl", tmp_path / "other"
+    bare.write_text("".join(json.dumps({"question": f"{i}?", "solution": str(i)}) + "\n" for i in range(40)))
+    shutil.copytree(REPOSITORY / "rlt_jax" / "assets" / "tiny" / "student", other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["!"], vocabulary["#"] = vocabulary["#"], vocabulary["!"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    values = json.loads(study.read_text())
+    filled = json.loads(json.dumps(changes).replace("{bare}", str(bare)).replace("{other}", str(other)))
+    for name, value in filled.items():
+        values[name] = values[name] | value if isinstance(value, dict) else value
+    (tmp_path / "study.yaml").write_text(json.dumps(values))
+    output = call("--study", tmp_path / "study.yaml", "--work", tmp_path / "work", expected=2)
+    assert output.splitlines()[-1].startswith(f"error: {message.replace('{bare}', str(bare))}")
+    assert not (tmp_path / "work").exists()
+
+
+def test_students_are_not_taught_with_two_tolerances(study, whole, tmp_path):
+    changed = tmp_path / "study.yaml"
+    changed.write_text(json.dumps(json.loads(study.read_text()) | {"token_tolerance": 0.5}))
+    output = call("--study", changed, "--work", whole[0], "--seed", "1", expected=2)
+    assert "questions were matched with token_tolerance=0.02, now it is 0.5: give another --work" in output
 
 
 @pytest.mark.parametrize("name", ["teacher", "student", "asked_student"])

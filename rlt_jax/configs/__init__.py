@@ -18,6 +18,7 @@ from rlt_jax.configs.pipeline import (
     explained_sources,
     load_study,
     pipeline_tasks,
+    told_settings,
 )
 from rlt_jax.configs.presets import PRESETS
 from rlt_jax.configs.schema import (
@@ -83,4 +84,5 @@ __all__ = [
     "run_or_print",
     "save_config",
     "study_runs",
+    "told_settings",
 ]

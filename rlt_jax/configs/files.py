@@ -164,7 +164,7 @@ def read_yaml(path: str | Path, *, example: str = A_RUN) -> dict[str, Any]:
         raise UserError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
         came = "nothing" if values is None else f"a {type(values).__name__}"
-        raise UserError(f"{path}: expected lines `key: value`, found {came}: see --print-config for an example")
+        raise UserError(f"{path}: expected lines `key: value`, found {came}; an example is {example}")
     return values
 
 

@@ -1,10 +1,13 @@
 """A study of the whole pipeline: the file that describes it, and the commands that it stands for."""
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
+
+import yaml
 
 from rlt_jax.configs.ablate import changed_fields
 from rlt_jax.configs.check import check_config
@@ -156,7 +159,11 @@ def pipeline_tasks(study: PipelineStudy, work: Path, *, seed: int) -> list[Task]
         if name in (getattr(study, section) or {})
     ]
     tasks = [] if problems else list(_tasks(study, work, seed))
-    problems += dict.fromkeys(problem for task in tasks for problem in _task_problems(task))
+    first: dict[str, str] = {}  # problem -> the first of the tasks that have it, as several are told the same
+    for task in tasks:
+        for problem in _task_problems(task):
+            first.setdefault(problem, task.name)
+    problems += [f"{name}: {problem}" for problem, name in first.items()]
     if problems:
         raise UserError("\n".join(problems))
     return tasks
@@ -180,6 +187,34 @@ def check_same_task(task: Task, saved: Path) -> None:
     folder = task.result.parent
     if task.result.exists() or (task.command in ("sft", "train") and any((folder / "checkpoints").glob("*"))):
         check_same_settings(task.config, saved, task.name)
+
+
+def told_settings(tasks: Path) -> dict[str, Any]:
+    """What a work folder's commands were told: "TASK.FIELD" -> value, but for seeds, paths inside the folder, and FREE.
+
+    Args:
+      tasks: the folder of their settings; one that cannot be read is left out.
+    """
+    told: dict[str, Any] = {}
+    for file in sorted(tasks.glob("*.yaml")):
+        with contextlib.suppress(OSError, yaml.YAMLError):
+            told |= _flat(file.stem, yaml.safe_load(file.read_text(encoding="utf-8")))
+    own = next((Path(value).parent for name, value in told.items() if name.endswith(".output_dir")), None)
+
+    def belongs(value: object) -> bool:
+        return own is not None and isinstance(value, str) and Path(value).is_relative_to(own)
+
+    return {
+        name: value
+        for name, value in told.items()
+        if not (belongs(value) or name.endswith(".seed") or FREE.fullmatch(name.partition(".")[2]))
+    }
+
+
+def _flat(name: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {path: leaf for key, inner in value.items() for path, leaf in _flat(f"{name}.{key}", inner).items()}
 
 
 def check_same_settings(config: "DataclassInstance", saved: Path, name: str) -> None:
@@ -412,5 +447,5 @@ def _task_problems(task: Task) -> list[str]:
             case EvaluateConfig():
                 check_evaluate_config(task.config)
     except UserError as error:
-        return [f"{task.name}: {line}" for line in str(error).splitlines()]
+        return str(error).splitlines()
     return []

@@ -198,11 +198,12 @@ def draw_comparison(
         style_axes(axes, quantity.title, quantity.unit)
         if index + COLUMNS >= len(QUANTITIES):
             axes.set_xlabel("step", color=INK, fontsize=9)
+    several = any(len(of_arm) > 1 for of_arm in drawn.values())
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
         handles,
         labels,
-        title="mean over seeds, band: 95 % confidence interval",
+        title="mean over seeds, band: 95 % confidence interval" if several else "one seed",
         title_fontsize=9,
         alignment="left",
         loc="outside upper left",

@@ -150,7 +150,10 @@ CONFIG_FILES = {
     "unknown key in a section": ("loss:\n  betta: 1.0", "loss.betta: no such field: did you mean loss.beta?"),
     "wrong type": ("max_steps: many", "max_steps='many': expected a whole number"),
     "not YAML": ("data: [", ", line 2: not YAML: "),
-    "no mapping": ("- tiny", "expected lines `key: value`, found a list: see --print-config for an example"),
+    "no mapping": (
+        "- tiny",
+        "expected lines `key: value`, found a list; an example is the config.yaml of",
+    ),
     "unknown preset": ("preset: huge", "preset=huge: no such preset: use one of tiny, mono_basic"),
     "inconsistent": ("num_generations: 7", "num_generations=7 does not divide train_batch_size=64: use 63 or 70"),
 }

@@ -98,9 +98,9 @@ REFUSED = [
     ),
     ("a: !!int x", "{path}: not YAML: invalid literal for int() with base 10: 'x'"),
     ("? [a]\n: 1", "{path}, line 1: not YAML: found unhashable key"),
-    ("", "{path}: expected lines `key: value`, found nothing: see --print-config for an example"),
-    ("- 1", "{path}: expected lines `key: value`, found a list: see --print-config for an example"),
-    ("tiny", "{path}: expected lines `key: value`, found a str: see --print-config for an example"),
+    ("", "{path}: expected lines `key: value`, found nothing; an example is the config.yaml of a run folder"),
+    ("- 1", "{path}: expected lines `key: value`, found a list; an example is the config.yaml of a run folder"),
+    ("tiny", "{path}: expected lines `key: value`, found a str; an example is the config.yaml of a run folder"),
 ]
 
 
