@@ -8,7 +8,6 @@ Every stage is one or more `python -m rlt_jax.NAME`, one process each. The same 
 on with what is not. What each stage does and every file of the work folder: docs/pipeline.md.
 """
 
-import contextlib
 import io
 import json
 import math
@@ -25,7 +24,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 import tyro
-import yaml
 
 from rlt_jax.configs import (
     STAGES,
@@ -165,7 +163,8 @@ def check_same_study(works: Sequence[Path]) -> None:
     first = told_settings(works[0] / "tasks") if works else {}
     for work in works[1:]:
         other = told_settings(work / "tasks")
-        if different := [name for name in first.keys() & other.keys() if first[name] != other[name]]:
+        common = [name for name in first.keys() & other.keys() if not name.endswith(".seed")]
+        if different := [name for name in common if first[name] != other[name]]:
             shown = ", ".join(sorted(different)[:6]) + (", ..." if len(different) > 6 else "")
             raise UserError(
                 f"--summary {works[0]} {work}: expected folders of one study, which differ by their seed alone, but "
@@ -175,12 +174,8 @@ def check_same_study(works: Sequence[Path]) -> None:
 
 def seed_of(work: Path) -> int | None:
     """The seed that a work folder's commands were told; None where none was told any."""
-    for settings in sorted((work / "tasks").glob("*.yaml")):
-        with contextlib.suppress(OSError, yaml.YAMLError):
-            told = yaml.safe_load(settings.read_text(encoding="utf-8"))
-            if isinstance(told, dict) and isinstance(told.get("seed"), int):
-                return told["seed"]
-    return None
+    told = told_settings(work / "tasks")
+    return next((value for name, value in told.items() if name.endswith(".seed") and isinstance(value, int)), None)
 
 
 def run_pipeline(options: Options, study: PipelineStudy, work: Path) -> None:

@@ -190,7 +190,7 @@ def check_same_task(task: Task, saved: Path) -> None:
 
 
 def told_settings(tasks: Path) -> dict[str, Any]:
-    """What a work folder's commands were told: "TASK.FIELD" -> value, but for seeds, paths inside the folder, and FREE.
+    """What a work folder's commands were told: "TASK.FIELD" -> value, but for paths inside the folder, and FREE.
 
     Args:
       tasks: the folder of their settings; one that cannot be read is left out.
@@ -205,9 +205,7 @@ def told_settings(tasks: Path) -> dict[str, Any]:
         return own is not None and isinstance(value, str) and Path(value).is_relative_to(own)
 
     return {
-        name: value
-        for name, value in told.items()
-        if not (belongs(value) or name.endswith(".seed") or FREE.fullmatch(name.partition(".")[2]))
+        name: value for name, value in told.items() if not (belongs(value) or FREE.fullmatch(name.partition(".")[2]))
     }
 
 

@@ -89,7 +89,7 @@ CAPTION = (
     "Mean ± half the width of its 95 % confidence interval: with two or more seeds over the seeds (Student t), with "
     "one seed over its prompts, where the quantity is known by prompt. Differences are taken prompt by prompt under "
     "the same seed, so their intervals are those of paired comparisons. An interval over prompts says what another "
-    "draw of prompts would change, not another seed."
+    "draw of prompts would change, not another seed; one over seeds, which share their prompts, the other way round."
 )
 
 
