@@ -85,8 +85,8 @@ def study_runs(config: AblateConfig) -> dict[str, dict[int, TrainConfig]]:
 
 def changed_fields(ours: "DataclassInstance", theirs: "DataclassInstance") -> list[str]:
     """Names (`loss.beta`) of the fields in which two configurations of one class differ."""
-    other = dict(_leaves(asdict(theirs)))
-    return [name for name, value in _leaves(asdict(ours)) if value != other[name]]
+    other = dict(leaves(asdict(theirs)))
+    return [name for name, value in leaves(asdict(ours)) if value != other[name]]
 
 
 def _study_path(study: str) -> Path:
@@ -124,7 +124,7 @@ def _file_problems(study: StudyFile) -> Iterator[str]:
     for arm, changes in study.arms.items():
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", arm):
             yield f"arms: {arm!r} cannot be a folder's name: use letters, digits, dot, dash and underscore"
-        for twice in [path for path, _ in _leaves(changes) if path in study.grid]:
+        for twice in [path for path, _ in leaves(changes) if path in study.grid]:
             yield f"arms.{arm} sets {twice}, which the grid sets too: leave it out of one of them"
     for name, fields in {**{f"arms.{arm}": changes for arm, changes in study.arms.items()}, "grid": study.grid}.items():
         for taken in [own for own in OF_THE_STUDY if own in fields]:
@@ -155,11 +155,11 @@ def _word(value: object) -> str:
     return re.sub(r"[^A-Za-z0-9._,+-]+", "-", text)
 
 
-def _leaves(values: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
     """(`loss.beta`, value) of all nested values."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{section}{name}.")
+            yield from leaves(value, f"{section}{name}.")
         else:
             yield f"{section}{name}", value
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
 import yaml
 
-from rlt_jax.configs.ablate import changed_fields
+from rlt_jax.configs.ablate import changed_fields, leaves
 from rlt_jax.configs.check import check_config
 from rlt_jax.configs.evaluate import EvaluateConfig, QuestionsConfig, check_evaluate_config
 from rlt_jax.configs.files import build, load_config, load_settings, train_config
@@ -198,7 +198,7 @@ def told_settings(tasks: Path) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for file in sorted(tasks.glob("*.yaml")):
         with contextlib.suppress(OSError, yaml.YAMLError):
-            told |= _flat(file.stem, yaml.safe_load(file.read_text(encoding="utf-8")))
+            told |= leaves({file.stem: yaml.safe_load(file.read_text(encoding="utf-8"))})
     own = next((Path(value).parent for name, value in told.items() if name.endswith(".output_dir")), None)
 
     def belongs(value: object) -> bool:
@@ -207,12 +207,6 @@ def told_settings(tasks: Path) -> dict[str, Any]:
     return {
         name: value for name, value in told.items() if not (belongs(value) or FREE.fullmatch(name.partition(".")[2]))
     }
-
-
-def _flat(name: str, value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {name: value}
-    return {path: leaf for key, inner in value.items() for path, leaf in _flat(f"{name}.{key}", inner).items()}
 
 
 def check_same_settings(config: "DataclassInstance", saved: Path, name: str) -> None:
