@@ -138,43 +138,51 @@ def check_options(options: Options) -> None:
         if options.collect.exists():
             raise UserError(f"--collect {options.collect} exists: choose another file, or delete it")
     made = options.work.resolve() if options.study and options.work else None  # by the stages of this very call
-    folder_of: dict[int, Path] = {}
     for work in options.summary:
-        if work.resolve() == made:
-            seed: int | None = options.seed
-        elif (work / SECONDS_FILE).exists():
-            seed = seed_of(work)
-        else:
+        if work.resolve() != made and not (work / SECONDS_FILE).exists():
             raise UserError(f"--summary {work}: expected the work folder of a pipeline, but it has no {SECONDS_FILE}")
+    told = [(work, told_settings(work / "tasks")) for work in options.summary if work.resolve() != made]
+    now = [(work, options.seed) for work in options.summary if work.resolve() == made]
+    check_seeds([*((work, seed_of(its)) for work, its in told), *now])
+    check_same_study(told)
+
+
+def check_seeds(seeds: Sequence[tuple[Path, int | None]]) -> None:
+    """Refuse work folders of which two are of one seed.
+
+    Raises:
+      UserError: two such folders.
+    """
+    folder_of: dict[int, Path] = {}
+    for work, seed in seeds:
         if seed is not None and folder_of.setdefault(seed, work) is not work:
             raise UserError(
                 f"--summary {folder_of[seed]} {work}: both are of seed {seed}, expected one folder for each seed: they "
                 "would be taken for two seeds that agree"
             )
-    check_same_study([work for work in options.summary if work.resolve() != made])
 
 
-def check_same_study(works: Sequence[Path]) -> None:
+def check_same_study(told: Sequence[tuple[Path, Mapping[str, Any]]]) -> None:
     """Refuse to compare work folders that differ by more than their seed.
 
+    Args:
+      told: folders with `told_settings`.
     Raises:
       UserError: two of them, and the settings in which commands of both differ.
     """
-    first = told_settings(works[0] / "tasks") if works else {}
-    for work in works[1:]:
-        other = told_settings(work / "tasks")
-        common = [name for name in first.keys() & other.keys() if not name.endswith(".seed")]
-        if different := [name for name in common if first[name] != other[name]]:
+    for work, its in told[1:]:
+        first, theirs = told[0]
+        common = [name for name in theirs.keys() & its.keys() if not name.endswith(".seed")]
+        if different := [name for name in common if theirs[name] != its[name]]:
             shown = ", ".join(sorted(different)[:6]) + (", ..." if len(different) > 6 else "")
             raise UserError(
-                f"--summary {works[0]} {work}: expected folders of one study, which differ by their seed alone, but "
+                f"--summary {first} {work}: expected folders of one study, which differ by their seed alone, but "
                 f"these settings differ: {shown}"
             )
 
 
-def seed_of(work: Path) -> int | None:
-    """The seed that a work folder's commands were told; None where none was told any."""
-    told = told_settings(work / "tasks")
+def seed_of(told: Mapping[str, Any]) -> int | None:
+    """The seed that the commands of a work folder were told; None where none was told any."""
     return next((value for name, value in told.items() if name.endswith(".seed") and isinstance(value, int)), None)
 
 

@@ -7,12 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
-import yaml
-
 from rlt_jax.configs.ablate import changed_fields, leaves
 from rlt_jax.configs.check import check_config
 from rlt_jax.configs.evaluate import EvaluateConfig, QuestionsConfig, check_evaluate_config
-from rlt_jax.configs.files import build, load_config, load_settings, train_config
+from rlt_jax.configs.files import build, load_config, load_settings, read_yaml, train_config
 from rlt_jax.configs.generate import GenerateConfig, RowsConfig, check_generate_config
 from rlt_jax.configs.schema import CheckpointConfig, DataConfig, RewardConfig, SamplerConfig, TrainConfig
 from rlt_jax.configs.score import ScoreConfig, check_score_config
@@ -197,8 +195,8 @@ def told_settings(tasks: Path) -> dict[str, Any]:
     """
     told: dict[str, Any] = {}
     for file in sorted(tasks.glob("*.yaml")):
-        with contextlib.suppress(OSError, yaml.YAMLError):
-            told |= leaves({file.stem: yaml.safe_load(file.read_text(encoding="utf-8"))})
+        with contextlib.suppress(UserError):
+            told |= leaves({file.stem: read_yaml(file)})
     own = next((Path(value).parent for name, value in told.items() if name.endswith(".output_dir")), None)
 
     def belongs(value: object) -> bool:
