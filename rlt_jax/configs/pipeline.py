@@ -157,11 +157,8 @@ def pipeline_tasks(study: PipelineStudy, work: Path, *, seed: int) -> list[Task]
         if name in (getattr(study, section) or {})
     ]
     tasks = [] if problems else list(_tasks(study, work, seed))
-    first: dict[str, str] = {}  # problem -> the first of the tasks that have it, as several are told the same
-    for task in tasks:
-        for problem in _task_problems(task):
-            first.setdefault(problem, task.name)
-    problems += [f"{name}: {problem}" for problem, name in first.items()]
+    found = (_where_told(problem, task, study) for task in tasks for problem in _task_problems(task))
+    problems += dict.fromkeys(found)  # once, as several tasks are told the same
     if problems:
         raise UserError("\n".join(problems))
     return tasks
@@ -421,6 +418,25 @@ def _study_problems(study: PipelineStudy) -> Iterator[str]:
         yield "asked_student and student_warmup: expected one of them, the second makes the asked one from `student`"
     if study.temperature <= 0:
         yield f"temperature={study.temperature:g}: expected a number above 0"
+
+
+def _where_told(problem: str, task: Task, study: PipelineStudy) -> str:
+    """A problem of a command as one of the study: behind the section whose field it is, alone if it is the study's."""
+    section = _section(task)
+    given = [] if section is None else [name for name, _ in leaves(getattr(study, section) or {})]
+    field = re.split(r"[^\w.]", problem, maxsplit=1)[0]
+    if section is None or (field not in given and hasattr(study, field.partition(".")[0])):
+        return problem
+    return f"{section}: {problem}"
+
+
+def _section(task: Task) -> str | None:
+    """The section of the study that sets fields of a command; None for those that score, which none does."""
+    if isinstance(task.config, ScoreConfig):
+        return None
+    if task.name == "asked-student":
+        return "student_warmup"
+    return "rlt" if task.stage == "no-kl" else task.stage
 
 
 def _task_problems(task: Task) -> list[str]:

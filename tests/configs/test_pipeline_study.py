@@ -49,6 +49,12 @@ def tasks_of(study, seed: int = 3) -> dict:
     return {task.name: task for task in pipeline_tasks(study, WORK, seed=seed)}
 
 
+def text_with(lines: str) -> str:
+    """The study with these lines in place of its own of these names."""
+    names = tuple(line.partition(":")[0] + ":" for line in lines.splitlines())
+    return "\n".join([*(line for line in TEXT.splitlines() if not line.startswith(names)), lines]) + "\n"
+
+
 def test_commands_and_what_they_need(study):
     tasks = tasks_of(study())
     assert list(tasks) == [
@@ -131,6 +137,10 @@ def test_studies_that_come_with_the_project(name):
         ("rlt: {teacher: X}", "rlt.teacher: the pipeline sets it, or the study for all sections: leave it out"),
         ("rlt: {num_generations: 7}", "rlt: num_generations=7 does not divide train_batch_size=64"),
         ("rlt: {preset: big}", "rlt: preset=big: no such preset"),
+        ("student_warmup: {max_steps: 0}", "student_warmup: max_steps=0: expected a positive whole number"),
+        ("distil: {train_batch_size: 0}", "distil: train_batch_size=0: expected a positive whole number"),
+        ("explain: {temperature: 0}", "explain: temperature=0 with redraws: "),
+        ("evaluate: {samples: 0}", "evaluate: samples=0: expected a positive whole number"),
         ("samples: 0", "samples=0: expected a positive whole number"),
         ("students: [rlt, rlt]", "students: rlt, rlt: one stands there twice"),
         (
@@ -146,11 +156,18 @@ def test_studies_that_come_with_the_project(name):
     ],
 )
 def test_mistakes(study, line, message):
-    section = line.partition(":")[0]
-    kept = [old for old in TEXT.splitlines() if not old.startswith(section + ":")]
     with pytest.raises(UserError) as error:
-        tasks_of(study("\n".join([*kept, line]) + "\n"))
+        tasks_of(study(text_with(line)))
     assert message in str(error.value)
+
+
+def test_a_mistake_that_many_commands_are_told_is_one_line_that_names_the_study_s_field(study):
+    with pytest.raises(UserError) as error:
+        tasks_of(study(text_with("max_prompt_length: -3\nscore_batch_size: 0")))
+    assert sorted(str(error.value).splitlines()) == [
+        "max_prompt_length=-3: expected a positive whole number",
+        "score_batch_size=0: expected a positive whole number",
+    ]
 
 
 def test_what_may_change_before_work_goes_on(tmp_path, study):
