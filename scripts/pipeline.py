@@ -138,11 +138,12 @@ def check_options(options: Options) -> None:
         if options.collect.exists():
             raise UserError(f"--collect {options.collect} exists: choose another file, or delete it")
     made = options.work.resolve() if options.study and options.work else None  # by the stages of this very call
-    for work in options.summary:
-        if work.resolve() != made and not (work / SECONDS_FILE).exists():
+    there = [work for work in options.summary if work.resolve() != made]
+    for work in there:
+        if not (work / SECONDS_FILE).exists():
             raise UserError(f"--summary {work}: expected the work folder of a pipeline, but it has no {SECONDS_FILE}")
-    told = [(work, told_settings(work / "tasks")) for work in options.summary if work.resolve() != made]
-    now = [(work, options.seed) for work in options.summary if work.resolve() == made]
+    told = [(work, told_settings(work / "tasks")) for work in there]
+    now = [(work, options.seed) for work in options.summary if work not in there]
     check_seeds([*((work, seed_of(its)) for work, its in told), *now])
     check_same_study(told)
 

@@ -423,9 +423,8 @@ def _study_problems(study: PipelineStudy) -> Iterator[str]:
 def _where_told(problem: str, task: Task, study: PipelineStudy) -> str:
     """A problem of a command as one of the study: behind the section whose field it is, alone if it is the study's."""
     section = _section(task)
-    given = [] if section is None else [name for name, _ in leaves(getattr(study, section) or {})]
-    field = re.split(r"[^\w.]", problem, maxsplit=1)[0]
-    if section is None or (field not in given and hasattr(study, field.partition(".")[0])):
+    name = re.split(r"\W", problem, maxsplit=1)[0]
+    if section is None or (hasattr(study, name) and name not in (getattr(study, section) or {})):
         return problem
     return f"{section}: {problem}"
 

@@ -140,6 +140,8 @@ def test_studies_that_come_with_the_project(name):
         ("student_warmup: {max_steps: 0}", "student_warmup: max_steps=0: expected a positive whole number"),
         ("distil: {train_batch_size: 0}", "distil: train_batch_size=0: expected a positive whole number"),
         ("explain: {temperature: 0}", "explain: temperature=0 with redraws: "),
+        ("evaluate: {sampler: {top_p: 2}}", "evaluate: sampler.top_p=2: "),
+        ("sampler: {top_p: 2}", "sampler.top_p=2: "),
         ("evaluate: {samples: 0}", "evaluate: samples=0: expected a positive whole number"),
         ("samples: 0", "samples=0: expected a positive whole number"),
         ("students: [rlt, rlt]", "students: rlt, rlt: one stands there twice"),
