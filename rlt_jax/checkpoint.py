@@ -5,6 +5,8 @@ randomness of a run is derived from (seed, step), so seed and step are the state
 version is the step.
 """
 
+import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,11 +121,12 @@ def _signature(arrays: Arrays) -> dict[str, str]:
 
 @contextmanager
 def _quiet_when_failing() -> Iterator[None]:
-    """When one read fails, Orbax abandons the others, and these print tracebacks of their own from their threads.
+    """When one read fails, Orbax abandons the others, and these print tracebacks of their own: from their threads,
+    and as tasks and futures of asyncio whose failure nobody asked for.
 
     After a failure such complaints, and no others, are dropped: the failure itself is raised.
     """
-    before = sys.unraisablehook
+    before, asyncio_log = sys.unraisablehook, logging.getLogger("asyncio")
 
     def hook(unraisable: Any) -> None:
         abandoned = "Event loop is closed" in str(unraisable.exc_value) or "_read_array" in repr(unraisable.object)
@@ -131,8 +134,14 @@ def _quiet_when_failing() -> Iterator[None]:
             before(unraisable)
 
     sys.unraisablehook = hook
+    asyncio_log.addFilter(_is_no_abandoned_read)
     yield
     sys.unraisablehook = before  # not reached after a failure: late complaints are still to come
+    asyncio_log.removeFilter(_is_no_abandoned_read)
+
+
+def _is_no_abandoned_read(record: logging.LogRecord) -> bool:
+    return re.search(r"(?s)exception was never retrieved.*(orbax|tensorstore)", record.getMessage()) is None
 
 
 def _damaged(where: str, error: Exception) -> UserError:
