@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 from scipy import stats
 
-from rlt_jax.report.curves import COLUMNS, INK, Panel, draw_level, new_figure, style_axes
+from rlt_jax.report.curves import COLUMNS, INK, Panel, draw_levels, new_figure, style_axes
 from rlt_jax.report.paired import PairedChange
 from rlt_jax.report.writer import METRICS_FILE, read_lines
 
@@ -190,10 +190,8 @@ def draw_comparison(
             for run in of_arm
             for value in run.values.get(quantity.level or "", {}).values()
         ]
-        if own:
-            draw_level(axes, float(np.mean(own)), quantity.level_label)
-        for label, value in (levels or {}).get(quantity.metric, {}).items():
-            draw_level(axes, value, label)
+        given = (levels or {}).get(quantity.metric, {})
+        draw_levels(axes, {**({quantity.level_label: float(np.mean(own))} if own else {}), **given})
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         style_axes(axes, quantity.title, quantity.unit)
         if index + COLUMNS >= len(QUANTITIES):

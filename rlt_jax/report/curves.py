@@ -1,5 +1,6 @@
 """The curves of a run as one picture: curves.png beside metrics.jsonl."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from rlt_jax.report.writer import METRICS_FILE, read_lines
 CURVES_FILE = "curves.png"
 TRAIN, EVAL, INK, FAINT = "#2f6db3", "#d9541e", "#222222", "#8a8a8a"
 COLUMNS = 3
+LABEL_HEIGHT = 0.1  # of a panel's height: what a label of a line needs
 SMOOTH_FROM = 16  # points from which a running mean is drawn over the raw line
 
 
@@ -124,19 +126,32 @@ def style_axes(axes: Axes, title: str, unit: str) -> None:
         axes.set_ylim((bottom + top) / 2 - 0.05, (bottom + top) / 2 + 0.05)
 
 
-def draw_level(axes: Axes, level: float, label: str) -> None:
-    """A dashed line to compare with, and what it is."""
-    axes.axhline(level, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2)
-    axes.annotate(
-        label,
-        (1.0, level),
-        xycoords=("axes fraction", "data"),
-        xytext=(-2, 3),
-        textcoords="offset points",
-        ha="right",
-        color=FAINT,
-        fontsize=8,
-    )
+def draw_levels(axes: Axes, levels: Mapping[str, float]) -> None:
+    """Dashed lines to compare with, and what they are. After the data: what is near depends on their scale.
+
+    A label stands above its line, and below it where the next line above leaves it no room.
+
+    Args:
+      levels: label -> value.
+    """
+    for value in levels.values():
+        axes.axhline(value, color=FAINT, linestyle=(0, (4, 3)), linewidth=1.2)
+    bottom, top = axes.get_ylim()
+    above = math.inf
+    for label, value in sorted(levels.items(), key=lambda level: -level[1]):
+        below = above - value < LABEL_HEIGHT * (top - bottom)
+        axes.annotate(
+            label,
+            (1.0, value),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, -3 if below else 3),
+            textcoords="offset points",
+            ha="right",
+            va="top" if below else "baseline",
+            color=FAINT,
+            fontsize=8,
+        )
+        above = value
 
 
 def _draw_panel(axes: Axes, panel: Panel, records: Sequence[Mapping[str, Any]]) -> None:
@@ -154,7 +169,7 @@ def _draw_panel(axes: Axes, panel: Panel, records: Sequence[Mapping[str, Any]]) 
     if panel.level:
         level = _series(records, panel.level)[1]
         if level.size:
-            draw_level(axes, float(level.mean()), panel.level_label)
+            draw_levels(axes, {panel.level_label: float(level.mean())})
     eval_steps, eval_values = _series(records, f"eval/{panel.metric}")
     if eval_values.size:
         axes.plot(eval_steps, eval_values, color=EVAL, linestyle=(0, (1, 2)), linewidth=1.0)

@@ -1,5 +1,6 @@
 """The picture of a run: which panels it has, that points stand where they belong, errors."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rlt_jax.errors import UserError
-from rlt_jax.report.curves import Panel, draw_curves, running_mean
+from rlt_jax.report.curves import Panel, draw_curves, draw_levels, new_figure, running_mean, style_axes
 
 EVAL_COLOUR = (0xD9, 0x54, 0x1E)
 TRAIN_COLOUR = (0x2F, 0x6D, 0xB3)
@@ -73,6 +74,21 @@ def test_a_run_without_metrics_is_a_user_error(tmp_path, records):
     with pytest.raises(UserError, match=r"expected metrics to draw in .*metrics\.jsonl, found none"):
         draw_curves(tmp_path)
     assert not (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize("values", [(-0.03, -0.1, -1.51, -1.55), (-0.001, -0.4, -1.69, -2.16)])
+def test_labels_of_levels_do_not_lie_on_each_other(values):
+    figure = new_figure(4.1, 2.75)
+    axes = figure.add_subplot()
+    axes.plot([0, 150], [-0.12, -0.05])
+    names = ("the true trace", "the solution itself", "no explanation", "somebody else's trace")
+    draw_levels(axes, dict(zip(names, values, strict=True)))
+    style_axes(axes, "Solution log-prob", "nats per token")
+    figure.canvas.draw()
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts if text.get_text() in names}
+    assert len(boxes) == 4
+    for first, second in itertools.combinations(boxes.values(), 2):
+        assert not first.overlaps(second)
 
 
 def test_running_mean_by_hand():
