@@ -447,6 +447,13 @@ def write_distillation(study: PipelineStudy, work: Path) -> None:
     print(
         f"[distil] {len(questions)} of {len(common)} questions that all teachers explained, tokens {summed}", flush=True
     )
+    fewer, more = sorted((summed["warmup"], summed["rlt"]))
+    if more - fewer > study.token_tolerance * fewer:
+        print(
+            f"[distil] WARNING {more / fewer - 1:.1%} more tokens for one student than for the other (token_tolerance "
+            f"allows {study.token_tolerance:.1%}): half of the questions have been left out, and no more are",
+            flush=True,
+        )
 
 
 def best_rows(file: Path) -> dict[int, dict[str, Any]]:

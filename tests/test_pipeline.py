@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
@@ -369,6 +370,31 @@ def test_what_would_fail_later_is_refused_before_anything_is_done(changes, messa
     output = call("--study", tmp_path / "study.yaml", "--work", tmp_path / "work", expected=2)
     assert output.splitlines()[-1].startswith(f"error: {message.replace('{bare}', str(bare))}")
     assert not (tmp_path / "work").exists()
+
+
+@pytest.fixture
+def undistilled(whole, tmp_path) -> Iterator[Path]:
+    """The whole work folder as it was before its students; a folder cannot be copied elsewhere, so it is put back."""
+    work = whole[0]
+    shutil.copytree(work, tmp_path / "kept")
+    for made in ("distil", "student-rlt"):
+        shutil.rmtree(work / made)
+    (work / "results" / "matched.jsonl").unlink()
+    yield work
+    shutil.rmtree(work)
+    shutil.move(tmp_path / "kept", work)
+
+
+def test_unequal_teaching_is_said(study, undistilled):
+    explained = undistilled / "explained" / "rlt.jsonl"
+    longer = [row | {"tokens": row["tokens"] * 3} for row in lines(explained)]
+    explained.write_text("".join(json.dumps(row) + "\n" for row in longer))
+    output = call("--study", study, "--work", undistilled, "--seed", "1", "--stages", "distil")
+    (matched,) = lines(undistilled / "results" / "matched.jsonl")
+    assert matched["questions"] == matched["common"] // 2 == len(lines(undistilled / "distil" / "rlt.jsonl"))
+    more = matched["tokens"]["rlt"] / matched["tokens"]["warmup"] - 1
+    assert more > 0.5
+    assert f"WARNING {more:.1%} more tokens for one student than for the other (token_tolerance allows 2.0%)" in output
 
 
 def test_students_are_not_taught_with_two_tolerances(study, whole, tmp_path):
