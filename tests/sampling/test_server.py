@@ -339,8 +339,9 @@ def test_a_server_left_paused_is_resumed(server):
 
 
 @with_vllm
-def test_a_server_killed_while_it_draws(server):
-    """The last test with this server."""
+def test_a_server_killed_while_it_draws(server, monkeypatch):
+    """The last test with this server. It has not even got all requests when it dies: so some cannot have been drawn."""
+    monkeypatch.setattr("rlt_jax.sampling.server._most_connections", lambda: 16)
     engine = ServerEngine(f"{server.url}/", model_name="policy", patience=0.2)
     drawn = []
 
@@ -350,7 +351,7 @@ def test_a_server_killed_while_it_draws(server):
 
     with pytest.raises(EngineDied, match=f"^the vLLM server at {server.url} is gone: "):
         engine.generate(jobs_of(*range(200)), PLAIN | {"max_tokens": 100}, kill, lambda count: None)
-    assert 1 <= len(drawn) < 200  # it draws 8 at a time; what it had sent before it was killed arrives all the same
+    assert 1 <= len(drawn) <= 16  # what it had sent before it was killed arrives all the same
     server.process.wait()
     for call in (
         partial(engine.prompt_logprobs, PROMPT),
