@@ -1,11 +1,8 @@
 """scripts/make_lab.py: a Llama as the same function in Qwen2's form, rows of problems, refusals."""
 
-import importlib.util
 import json
 import shutil
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -13,10 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from rlt_jax.errors import run_command
+from tests.scripts import REPOSITORY, call_script, load_script
 
-REPOSITORY = Path(__file__).parents[1]
-SCRIPT = REPOSITORY / "scripts" / "make_lab.py"
 TINY = REPOSITORY / "rlt_jax" / "assets" / "tiny" / "teacher"
 SIZES = {"vocab_size": 512, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 100_000.0, "rms_norm_eps": 1e-5}
@@ -24,28 +19,7 @@ SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 100_
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_lab", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_lab"] = module  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
-    return module
-
-
-def call(script: ModuleType, *line: object, expected: int = 0) -> str:
-    """What the script prints."""
-    printed, argv = StringIO(), sys.argv
-    sys.argv = [str(SCRIPT), *map(str, line)]
-    code = 0
-    with redirect_stdout(printed), redirect_stderr(printed):
-        try:
-            run_command(script.main)
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        finally:
-            sys.argv = argv
-    assert code == expected, printed.getvalue()[-3000:]
-    return printed.getvalue()
+    return load_script("make_lab")
 
 
 def llama_folder(folder: Path, **changes) -> Path:
@@ -60,7 +34,7 @@ def llama_folder(folder: Path, **changes) -> Path:
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_llama_stays_the_same_function(tied, script, tmp_path):
     source = llama_folder(tmp_path / "llama", tie_word_embeddings=tied)
-    printed = call(script, "--model", source, "--out", tmp_path / "lab", "--only", "model")
+    printed = call_script(script, "--model", source, "--out", tmp_path / "lab", "--only", "model")
     made = tmp_path / "lab" / "smollm2-qwen2"
     assert f"{made}: " in printed and [path.name for path in made.parent.iterdir()] == ["smollm2-qwen2"]
     config = json.loads((made / "config.json").read_text())
@@ -72,7 +46,7 @@ def test_a_llama_stays_the_same_function(tied, script, tmp_path):
     assert logits[0].std() > 0.1
     torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=1e-6)
     assert (made / "tokenizer.json").read_text() == (source / "tokenizer.json").read_text()
-    assert "there already" in call(script, "--model", source, "--out", tmp_path / "lab", "--only", "model")
+    assert "there already" in call_script(script, "--model", source, "--out", tmp_path / "lab", "--only", "model")
 
 
 @pytest.mark.parametrize(
@@ -85,14 +59,14 @@ def test_a_llama_stays_the_same_function(tied, script, tmp_path):
 )
 def test_what_qwen2_has_not_is_refused(changes, message, script, tmp_path):
     source = llama_folder(tmp_path / "llama", **changes)
-    output = call(script, "--model", source, "--out", tmp_path / "lab", "--only", "model", expected=2)
+    output = call_script(script, "--model", source, "--out", tmp_path / "lab", "--only", "model", expected=2)
     assert output == f"error: --model {source}: expected a Llama with {message}\n"
     assert not list((tmp_path / "lab").iterdir())
 
 
 @pytest.mark.parametrize("source", [TINY, REPOSITORY / "nowhere"])
 def test_what_is_no_llama_is_refused(source, script, tmp_path):
-    output = call(script, "--model", source, "--out", tmp_path / "lab", "--only", "model", expected=2)
+    output = call_script(script, "--model", source, "--out", tmp_path / "lab", "--only", "model", expected=2)
     assert output.startswith(f"error: --model {source}: expected ")
     assert not list((tmp_path / "lab").iterdir())
 
@@ -132,7 +106,7 @@ def gym(monkeypatch) -> list[tuple]:
 def test_rows_of_problems(gym, script, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "NUM_ROWS", {"eval": 20, "train": 30})
     monkeypatch.setattr(script, "FIRST_SEED", {"eval": 1010, "train": 1000})  # ten problems are in both draws
-    call(script, "--out", tmp_path, "--only", "data")
+    call_script(script, "--out", tmp_path, "--only", "data")
     assert gym == [
         ("gsm_symbolic", 140, 1010, {}),
         ("gsm_symbolic", 160, 1000, {}),
@@ -162,11 +136,11 @@ def test_rows_of_problems(gym, script, tmp_path, monkeypatch):
         "reasoning_trace": "Each dog has 4 legs, so 2 of them have 2 * 4 = 8 legs.\n"
         "Each snail has 0 legs, so 1 of them have 1 * 0 = 0 legs.\nTogether they have 8 + 0 = 8 legs.",
     }
-    assert call(script, "--out", tmp_path, "--only", "data").count("there already") == 2
+    assert call_script(script, "--out", tmp_path, "--only", "data").count("there already") == 2
 
 
 def test_what_is_missing_is_said(script, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    output = call(script, "--out", tmp_path / "lab", "--only", "data", expected=2)
+    output = call_script(script, "--out", tmp_path / "lab", "--only", "data", expected=2)
     assert output == "error: reasoning_gym is not installed: pip install -e '.[lab]'\n"
     assert not (tmp_path / "lab").exists()

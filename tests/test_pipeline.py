@@ -1,8 +1,6 @@
 """scripts/pipeline.py: the tiny study made short, interrupted and continued; and the numbers of its summary."""
 
 import csv
-import importlib.util
-import io
 import json
 import math
 import shutil
@@ -12,45 +10,20 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
 
-from rlt_jax.errors import run_command
+from tests.scripts import REPOSITORY, call_script, load_script
 
-REPOSITORY = Path(__file__).parents[1]
 SCRIPT = REPOSITORY / "scripts" / "pipeline.py"
 T_OF_TWO, T_OF_EIGHT = 12.7062, 2.36462  # Student's t at 0.975 with 1 and 7 degrees of freedom, from a table
 
 
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pipeline", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pipeline"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-PIPELINE = load_script()
-
-
-def call(*flags: object, expected: int = 0) -> str:
-    """What the script prints, run in this process from the repository's root; its own commands have their processes."""
-    printed = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(printed):
-        patch.chdir(REPOSITORY)
-        patch.setattr(sys, "argv", [str(SCRIPT), *map(str, flags)])
-        try:
-            run_command(PIPELINE.main)
-            code = 0
-        except SystemExit as ended:
-            code = ended.code
-    assert code == expected, printed.getvalue()[-3000:]
-    return printed.getvalue()
+PIPELINE = load_script("pipeline")
+call = partial(call_script, PIPELINE)
 
 
 def lines(path: Path) -> list[dict]:
