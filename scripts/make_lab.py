@@ -10,6 +10,7 @@ nothing. The problems are reasoning-gym's gsm_symbolic and leg_counting, 2000 to
 as rows of question, solution and reasoning_trace.
 """
 
+import importlib
 import json
 import subprocess
 import sys
@@ -222,8 +223,6 @@ def needed(module: str) -> Any:
     Raises:
       UserError: it is not installed.
     """
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ImportError:

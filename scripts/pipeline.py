@@ -210,7 +210,10 @@ def run_pipeline(options: Options, study: PipelineStudy, work: Path) -> None:
     write_problems(study, work)
     for stage in (stage for stage in STAGES if stage in chosen):
         before = time.monotonic()
-        for task in (task for task in tasks if task.stage == stage):
+        its = [task for task in tasks if task.stage == stage]
+        if stage == "distil" and not all(task.result.exists() for task in its):
+            write_distillation(study, work)
+        for task in its:
             run_task(task, study, work, quiet=options.quiet, deadline=deadline)
         finish_stage(stage, study, work)
         print(f"[{stage}] {time.monotonic() - before:.1f} s", flush=True)
@@ -392,8 +395,6 @@ def prepare(task: Task, study: PipelineStudy, work: Path) -> None:
     """Write the rows that a command reads, and make way for what it writes."""
     if isinstance(task.config, ScoreConfig):
         write_lines(Path(task.config.data), scored_rows(task, study, work))
-    elif task.stage == "distil":
-        write_distillation(study, work)
     with writing_to(work):
         task.result.parent.mkdir(parents=True, exist_ok=True)
 

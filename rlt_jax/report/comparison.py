@@ -190,8 +190,8 @@ def draw_comparison(
             for run in of_arm
             for value in run.values.get(quantity.level or "", {}).values()
         ]
-        given = (levels or {}).get(quantity.metric, {})
-        draw_levels(axes, {**({quantity.level_label: float(np.mean(own))} if own else {}), **given})
+        its = {quantity.level_label: float(np.mean(own))} if own else {}
+        draw_levels(axes, {**its, **(levels or {}).get(quantity.metric, {})})
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         style_axes(axes, quantity.title, quantity.unit)
         if index + COLUMNS >= len(QUANTITIES):
