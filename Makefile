@@ -1,9 +1,9 @@
-# make train | make test | make test-vllm: each sets up .venv first, once.
+# make train | make test | make test-fast | make test-vllm: each sets up .venv first, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup vllm train test test-vllm lint clean
+.PHONY: setup vllm train test test-fast test-vllm lint clean
 
 setup: $(VENV)/.installed
 
@@ -31,6 +31,12 @@ test: vllm
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest
+
+# without vLLM, whole training runs and whatever else takes long: for the time between two changes
+test-fast: setup
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest -m 'not slow and not vllm'
 
 # the vLLM tests alone; they must run, so a missing vLLM is an error here
 test-vllm: vllm

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 import tyro
 
+from rlt_jax.device.jax_setup import prepare_memory, use_compilation_cache
+from rlt_jax.device.monitor import memory_metrics
 from rlt_jax.errors import run_command
-from rlt_jax.memory.monitor import memory_metrics
 from rlt_jax.models import load_model
-from rlt_jax.run import prepare_memory, use_compilation_cache
 from rlt_jax.sampling.native import NativeSampler
 from rlt_jax.types import Request, SamplingParams
 

@@ -1,11 +1,11 @@
-"""AdamW with its state in pinned host memory: seconds a step, GB/s each way, memory of card and host.
+"""AdamW with its state in pinned host memory: seconds a step, GB/s each way, memory of GPU and host.
 
     python benchmarks/host_optimizer.py --model 7b                          # random Qwen2.5-7B, no download
     python benchmarks/host_optimizer.py --model 7b --moments bfloat16       # 46 GB of host memory in place of 76
     python benchmarks/host_optimizer.py --model tiny                        # runs anywhere
 
-The card holds weights and float32 accumulators throughout, as in training; the accumulators are a hundredth of the
-weights. One JSON object a line, a table last. GB is 1e9 bytes; "card" is what the driver reports for all of it.
+The GPU holds weights and float32 accumulators throughout, as in training; the accumulators are a hundredth of the
+weights. One JSON object a line, a table last. GB is 1e9 bytes; "GPU" is what the driver reports for all of it.
 """
 
 import json
@@ -27,13 +27,13 @@ import psutil
 import tyro
 from vllm_engine import QWEN_7B
 
+from rlt_jax.device.jax_setup import use_compilation_cache
+from rlt_jax.device.monitor import PeakMonitor, memory_metrics
+from rlt_jax.device.pinned import LIMIT_VARIABLE, Moments, host_bytes, pool_limit_gib
 from rlt_jax.errors import run_command
-from rlt_jax.host_adamw import HostState, cut_pieces, init_host_state, make_host_apply
-from rlt_jax.memory.monitor import PeakMonitor, memory_metrics
-from rlt_jax.memory.pinned import LIMIT_VARIABLE, Moments, host_bytes, pool_limit_gib
+from rlt_jax.learner.host_adamw import HostState, cut_shards, init_host_state, make_host_apply
+from rlt_jax.learner.optimizer import make_optimizer
 from rlt_jax.models import Params, build_model, init_model, read_config
-from rlt_jax.run import use_compilation_cache
-from rlt_jax.update import make_optimizer
 
 GB = 1e9  # bytes
 T = TypeVar("T")
@@ -84,7 +84,7 @@ def main(
     os.environ.setdefault(LIMIT_VARIABLE, str(pool_limit_gib(pinned)))  # JAX reads it when it starts, below
     note(
         parameters=num_parameters,
-        pieces=len(cut_pieces(shapes)),
+        shards=len(cut_shards(shapes)),
         pinned_gb=pinned / GB,
         pinned_limit_gib=int(os.environ[LIMIT_VARIABLE]),
         host_used_before_gb=psutil.virtual_memory().used / GB,
@@ -133,9 +133,9 @@ def main(
 
 
 def all_to_the_card(state: HostState) -> None:
-    """Copy the state's pieces one after the other, keeping none."""
-    for piece in state.pieces:
-        jax.block_until_ready(jax.device_put(piece, jax.sharding.SingleDeviceSharding(jax.devices()[0])))
+    """Copy the state's shards one after the other, keeping none."""
+    for shard in state.shards:
+        jax.block_until_ready(jax.device_put(shard, jax.sharding.SingleDeviceSharding(jax.devices()[0])))
 
 
 def host_memory() -> dict[str, float]:

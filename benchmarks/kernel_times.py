@@ -1,4 +1,4 @@
-"""Where a card's time goes, from a JAX profile: seconds by kind of kernel."""
+"""Where a GPU's time goes, from a JAX profile: seconds by kind of kernel."""
 
 import re
 from collections import defaultdict
@@ -14,7 +14,7 @@ KINDS = (  # first match wins
 
 
 def kernel_seconds(folder: Path) -> tuple[dict[str, float], list[tuple[str, float, int]]]:
-    """Seconds on the card by kind of kernel, and the ten kernels that took longest (name, seconds, calls).
+    """Seconds on the GPU by kind of kernel, and the ten kernels that took longest (name, seconds, calls).
 
     Args:
       folder: what `jax.profiler.trace` wrote.

@@ -1,4 +1,4 @@
-"""One micro-batch, scored and updated on (forward, backward, accumulation): seconds, MFU, card memory; torch beside it.
+"""One micro-batch, scored and updated on (forward, backward, accumulation): seconds, MFU, GPU memory; torch beside it.
 
     python benchmarks/update.py --model 7b --case 3:0,0 1:28,14 --score 1 3    # random Qwen2.5-7B, no download
     python benchmarks/update.py --model FOLDER --case 2:0,0 --tokens 64 --no-torch
@@ -27,15 +27,15 @@ import tyro
 from kernel_times import kernel_seconds
 from vllm_engine import QWEN_7B
 
-from rlt_jax.backward import make_layerwise_accumulate
+from rlt_jax.device.jax_setup import use_compilation_cache
+from rlt_jax.device.monitor import PeakMonitor
 from rlt_jax.errors import run_command
+from rlt_jax.learner.backward import make_layerwise_accumulate
+from rlt_jax.learner.step import zero_gradients
 from rlt_jax.losses import grpo_loss
-from rlt_jax.memory.monitor import PeakMonitor
 from rlt_jax.models import Model, ModelConfig, Params, init_model, load_model
-from rlt_jax.run import use_compilation_cache
-from rlt_jax.scoring import row_logprobs
+from rlt_jax.rewards.logprobs import row_logprobs
 from rlt_jax.types import TrainBatch
-from rlt_jax.update import zero_gradients
 
 
 def main(
@@ -61,7 +61,7 @@ def main(
       completion: tokens of a sequence that are trained on; None: all, as a training program without a prompt.
       chunk: tokens whose logits exist at one time.
       repeats: timed runs of each combination, the fastest counts.
-      peak_tflops: of the card, for MFU.
+      peak_tflops: of the GPU, for MFU.
       torch: sequences of a micro-batch of transformers, with sdpa and checkpointed layers; empty: none.
       profile: also say by kind of kernel where the time of each case goes.
     """
@@ -85,7 +85,7 @@ def main(
         for text in case:
             size, attention, mlp = map(int, re.fullmatch(r"(\d+):(\d+),(\d+)", text).groups())  # type: ignore[union-attr]
             accumulate = make_layerwise_accumulate(
-                net, loss_of_logps, temperature=0.7, chunk=chunk, kept_attention=attention, kept_mlp=mlp
+                net, loss_of_logps, temperature=0.7, chunk=chunk, saved_attention=attention, saved_mlp=mlp
             )
             row = run_update(text, accumulate, params, micro_batch(config, size, tokens, completion), repeats, profile)
             done(row | mfu(config, size, tokens, completion, row["seconds"], peak_tflops, passes=3))
@@ -137,7 +137,7 @@ def run_update(name: str, accumulate, params, batch, repeats: int, profile: bool
                 gradients, aux = compiled(params, gradients, batch, jnp.float32(1.0))
                 jax.block_until_ready((gradients, aux))
                 seconds.append(time.perf_counter() - start)
-        peak = monitor.metrics().get("memory/peak_card_gb/update", float("nan"))
+        peak = monitor.metrics().get("memory/peak_gpu_gb/update", float("nan"))
         where = {}
         if profile:
             with tempfile.TemporaryDirectory() as folder:
@@ -162,7 +162,7 @@ def run_score(net: Model, params: Params, size: int, tokens: int, chunk: int, re
             start = time.perf_counter()
             row_logprobs(net, params, rows, temperature=0.7, batch_size=size, chunk=chunk)
             seconds.append(time.perf_counter() - start)
-    peak = monitor.metrics().get("memory/peak_card_gb/score", float("nan"))
+    peak = monitor.metrics().get("memory/peak_gpu_gb/score", float("nan"))
     return {"name": f"score {size}", "seconds": min(seconds[1:]), "first_s": seconds[0], "peak_gb": peak}
 
 
@@ -206,7 +206,7 @@ def run_torch(folder: Path, size: int, tokens: int, repeats: int, *, random: boo
                 start = time.perf_counter()
                 step()
                 seconds.append(time.perf_counter() - start)
-        peak = monitor.metrics().get("memory/peak_card_gb/update", float("nan"))
+        peak = monitor.metrics().get("memory/peak_gpu_gb/update", float("nan"))
     net.to("meta")  # frees its memory: two closures still hold it
     gc.collect()
     if device == "cuda":
@@ -229,7 +229,7 @@ def mfu(
     *,
     passes: int,
 ) -> dict:
-    """Model FLOPs of the micro-batch over what the card could have done in that time."""
+    """Model FLOPs of the micro-batch over what the GPU could have done in that time."""
     heads = config.num_attention_heads * config.head_dim
     kv = config.num_key_value_heads * config.head_dim
     layer = config.hidden_size * (2 * heads + 2 * kv + 3 * config.intermediate_size)

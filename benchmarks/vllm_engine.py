@@ -66,18 +66,18 @@ def main(
       group: completions per prompt.
       prompt: tokens of a prompt.
       completion: tokens of every completion; none ends earlier.
-      memory_gb: the engine's share of the card.
+      memory_gb: the engine's share of the GPU.
       rounds: repetitions of what is repeated.
       bare: also run vLLM by itself.
       restart: also kill the engine while it draws, and start it again.
       compilation: let vLLM compile the model in our engine too, as the bare one does.
     """
-    from rlt_jax.memory.monitor import card_reader
+    from rlt_jax.device.monitor import gpu_memory_reader
     from rlt_jax.sampling.child import ChildEngine
     from rlt_jax.sampling.engine import EngineDied, Job
 
-    card = card_reader() or (lambda: float("nan"))
-    results: dict[str, object] = {"card_before_gb": card()}
+    gpu = gpu_memory_reader() or (lambda: float("nan"))
+    results: dict[str, object] = {"card_before_gb": gpu()}
 
     def note(**values: object) -> None:
         results.update(values)
@@ -102,18 +102,18 @@ def main(
         engine = ChildEngine(
             folder, gpu_memory_bytes=round(memory_gb * 1e9), options=options, log_file=log_file, weights_on_gpu=True
         )
-        note(start_s=time.perf_counter() - start, facts=engine.facts, awake_gb=card())
-        note(first_sleep_s=timed(engine.sleep), asleep_gb=card())
+        note(start_s=time.perf_counter() - start, facts=engine.facts, awake_gb=gpu())
+        note(first_sleep_s=timed(engine.sleep), asleep_gb=gpu())
 
         import jax
 
         from rlt_jax.models import init_model, load_model, placed_tensors
+        from rlt_jax.rewards.logprobs import row_logprobs
         from rlt_jax.sampling.weights import Tensor
-        from rlt_jax.scoring import row_logprobs
 
         net, params = init_model(folder, 0, dtype=dtype) if model == "7b" else load_model(folder, dtype=dtype)
         jax.block_until_ready(params)
-        note(with_trainer_weights_gb=card())
+        note(with_trainer_weights_gb=gpu())
         tensors = [Tensor(*place) for place in placed_tensors(net, params)]
         if net.config.tie_word_embeddings:
             tensors.append(Tensor("lm_head.weight", net.head(params), None))
@@ -150,9 +150,9 @@ def main(
                 reset_s=reset,
                 **apart("ours_vllm", ours, theirs),
                 ours_tokens_per_s=len(jobs) * completion / seconds,
-                awake_gb=card(),
+                awake_gb=gpu(),
             )
-            note(sleep_s=timed(engine.sleep), asleep_with_trainer_gb=card())
+            note(sleep_s=timed(engine.sleep), asleep_with_trainer_gb=gpu())
 
         if dtype == "bfloat16":  # who of the two is nearer to what these weights compute without rounding?
             exact = logprobs(jax.tree.map(lambda leaf: leaf.astype("float32"), params))
@@ -165,11 +165,11 @@ def main(
                 submit(on_tokens=lambda count: os.kill(engine.pid, signal.SIGKILL))
                 note(killed=False)
             except EngineDied as error:
-                note(killed=str(error), card_after_kill_gb=card(), restart_s=timed(engine.start))
+                note(killed=str(error), card_after_kill_gb=gpu(), restart_s=timed(engine.start))
             drawn = submit(jobs[:4], 8)
             note(drawn_after_restart=len(drawn))
         engine.close()
-        note(closed_gb=card())
+        note(closed_gb=gpu())
 
         if bare:
             arguments = {"model": str(folder), "memory_gb": memory_gb, "questions": questions, "group": group}

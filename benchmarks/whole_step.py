@@ -1,11 +1,11 @@
-"""Whole training steps at full length through the real command: seconds, and memory of card and host, by phase.
+"""Whole training steps at full length through the real command: seconds, and memory of GPU and host, by phase.
 
     python benchmarks/whole_step.py --work /tmp/mono85 -- --train-batch-size 24 --memory.moments bfloat16
     python benchmarks/whole_step.py --work /tmp/tiny --model rlt_jax/assets/tiny/teacher -- --preset tiny --max-steps 2
 
 Makes a folder with random weights of Qwen2.5-7B's shape (no download; the tokenizer is a small one) and questions whose
 prompts have exactly --prompt tokens, then runs `python -m rlt_jax.train --preset mono85` on them with the flags behind
-`--`. A second run in the same --work folder takes what is there. The card is read by NVML every 10 ms from outside,
+`--`. A second run in the same --work folder takes what is there. The GPU is read by NVML every 10 ms from outside,
 from the command's start to its end. Prints the steps as JSON, one a line, and a table last.
 """
 
@@ -21,9 +21,9 @@ import psutil
 import tyro
 from vllm_engine import QWEN_7B
 
-from rlt_jax.data import Layout, build_prompts, load_tokenizer
+from rlt_jax.data import ChatFormat, build_prompts, load_tokenizer
+from rlt_jax.device.monitor import gpu_memory_reader
 from rlt_jax.errors import run_command
-from rlt_jax.memory.monitor import card_reader
 from rlt_jax.types import Row
 
 TINY = Path(__file__).resolve().parents[1] / "rlt_jax" / "assets" / "tiny" / "teacher"
@@ -58,7 +58,7 @@ def main(
             print(json.dumps({"made_model_s": time.perf_counter() - started}), flush=True)
     data = work / f"rows-{prompt}.jsonl"
     if not data.is_file():
-        write_rows(data, Layout(load_tokenizer(str(folder))), prompt, rows)
+        write_rows(data, ChatFormat(load_tokenizer(str(folder))), prompt, rows)
     run = work / name
     shutil.rmtree(run, ignore_errors=True)
     command = [sys.executable, "-m", "rlt_jax.train", *(() if "--preset" in flags else ("--preset", "mono85"))]
@@ -67,9 +67,9 @@ def main(
     command += ["--max-prompt-length", str(prompt), "--max-steps", "1", "--output-dir", str(run)]
     command += ["--save-steps", "0", "--checkpoint.no-at-end", "--checkpoint.no-export", *flags]
     print(" ".join(command[1:]), flush=True)
-    card, host = [0.0], [0.0]
+    device_memory, host = [0.0], [0.0]
     ended = threading.Event()
-    watcher = threading.Thread(target=watch, args=(ended, card, host))
+    watcher = threading.Thread(target=watch, args=(ended, device_memory, host))
     started = time.perf_counter()
     watcher.start()
     try:
@@ -77,16 +77,16 @@ def main(
     finally:
         ended.set()
         watcher.join()
-    whole = {"whole_run_s": time.perf_counter() - started, "card_peak_gb": card[0], "host_peak_gb": host[0]}
+    whole = {"whole_run_s": time.perf_counter() - started, "card_peak_gb": device_memory[0], "host_peak_gb": host[0]}
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [step for step in steps if "seconds/step" in step]
     for step in steps:
         print(json.dumps({key: value for key, value in step.items() if not key.startswith("component/")}), flush=True)
     print(json.dumps(whole))
     phases = [key.removeprefix("seconds/") for key in steps[-1] if key.startswith("seconds/")]
-    print("\n| phase | first step, s | last step, s | card, last step, GB (NVML) |\n|---|---|---|---|")
+    print("\n| phase | first step, s | last step, s | GPU, last step, GB (NVML) |\n|---|---|---|---|")
     for phase in phases:
-        peak = steps[-1].get(f"memory/peak_card_gb/{phase}", float("nan"))
+        peak = steps[-1].get(f"memory/peak_gpu_gb/{phase}", float("nan"))
         first, last = steps[0][f"seconds/{phase}"], steps[-1][f"seconds/{phase}"]
         print(f"| {phase} | {first:.2f} | {last:.2f} | {peak:.2f} |")
     print(
@@ -94,21 +94,21 @@ def main(
     )
 
 
-def watch(ended: threading.Event, card: list[float], host: list[float]) -> None:
-    """Keep the highest use of card and host, GB, until the event is set."""
-    read = card_reader() or (lambda: float("nan"))
+def watch(ended: threading.Event, device_memory: list[float], host: list[float]) -> None:
+    """Keep the highest use of GPU and host, GB, until the event is set."""
+    read = gpu_memory_reader() or (lambda: float("nan"))
     before = psutil.virtual_memory().used
     while not ended.wait(0.01):
-        card[0] = max(card[0], read())
+        device_memory[0] = max(device_memory[0], read())
         host[0] = max(host[0], (psutil.virtual_memory().used - before) / 1e9)
 
 
-def write_rows(file: Path, layout: Layout, tokens: int, count: int) -> None:
+def write_rows(file: Path, chat: ChatFormat, tokens: int, count: int) -> None:
     """Different questions, each of whose prompts has exactly so many tokens."""
 
     def length(question: str) -> int:
         row = Row(0, question, "57", None, None)
-        (prompt,) = build_prompts([row], layout, max_prompt_length=10**9).prompts
+        (prompt,) = build_prompts([row], chat, max_prompt_length=10**9).prompts
         return len(prompt.teacher_ids)
 
     lines = []

@@ -1,3 +1,31 @@
-"""Reinforcement-Learned Teachers in JAX/Flax: a teacher learns by GRPO to write explanations a student learns from."""
+"""Reinforcement-Learned Teachers in JAX/Flax: a teacher learns by GRPO to write explanations a student learns from.
+
+from rlt_jax import PRESETS
+from rlt_jax.train import train
+
+train(replace(PRESETS["tiny"], output_dir="runs/mine"), reward_fn=my_reward)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlt_jax.configs import PRESETS, TrainConfig
+    from rlt_jax.rewards.rlt import RewardInputs, Rewards
 
 __version__ = "0.1.0"
+
+__all__ = ["PRESETS", "RewardInputs", "Rewards", "TrainConfig", "__version__"]
+
+_HOMES = {  # name -> its module, which is imported when the name is first asked for: `import rlt_jax` stays quick
+    "PRESETS": "rlt_jax.configs",
+    "TrainConfig": "rlt_jax.configs",
+    "RewardInputs": "rlt_jax.rewards.rlt",
+    "Rewards": "rlt_jax.rewards.rlt",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

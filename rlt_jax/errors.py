@@ -3,17 +3,28 @@
 import os
 import sys
 from collections.abc import Callable
+from functools import wraps
 
 
 class UserError(Exception):
-    """A mistake the user can mend. The message says what was expected, what came, and what to do."""
+    """A mistake the user can fix. The message says what was expected, what came, and what to do."""
 
 
-def run_command(main: Callable[[], None]) -> None:
-    """Run a command's `main`; a UserError ends the process with exit code 2 and its message on stderr.
+def command(main: Callable[[], None]) -> Callable[[], None]:
+    """Decorate a command's `main`: a UserError ends the process with exit code 2 and its message on stderr.
 
     Ctrl-C exits with 130, a closed pipe with 141, as shells expect.
     """
+
+    @wraps(main)
+    def guarded() -> None:
+        run_command(main)
+
+    return guarded
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Call `main` as `command` does, for one that is no function of its own."""
     try:
         main()
     except UserError as error:

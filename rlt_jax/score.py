@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -11,16 +11,18 @@ import numpy as np
 from rich.progress import track
 
 from rlt_jax.configs import ScoreConfig, check_score_config, parse_command, run_or_print
-from rlt_jax.data import ExplainedRow, Layout, explained_score_row, load_explained_rows
-from rlt_jax.errors import UserError, run_command
-from rlt_jax.ranking import ranks, select_rows
+from rlt_jax.data import ChatFormat, ExplainedRow, explained_score_row, load_explained_rows
+from rlt_jax.device.jax_setup import prepare_memory, use_compilation_cache
+from rlt_jax.errors import UserError, command
+from rlt_jax.models import Params
 from rlt_jax.report.histogram import draw_histogram, histogram_text
 from rlt_jax.report.whole_file import whole_file
-from rlt_jax.rewards import Judged, judge_rows, reward_columns, rlt_reward
-from rlt_jax.run import load_fitting_model, load_layout, prepare_memory, use_compilation_cache
-from rlt_jax.scoring import row_logprobs
+from rlt_jax.rewards.ranking import ranks, select_rows
+from rlt_jax.rewards.rlt import reward_columns
+from rlt_jax.rewards.scorer import Scorer, make_scorer
+from rlt_jax.runs.setup import load_chat_format, load_checked_model
 
-BATCHES_A_PIECE = 16  # forward passes between two writes: sorting by length inside a piece keeps padding small
+BATCHES_PER_CHUNK = 16  # forward passes between two writes: sorting by length inside a chunk keeps padding small
 
 
 def score(config: ScoreConfig) -> Path:
@@ -43,36 +45,35 @@ def score(config: ScoreConfig) -> Path:
             raise UserError(f"{flag} {path} exists: choose another file, or delete it")
     use_compilation_cache()
     prepare_memory(shared=False, pinned_bytes=0)
-    layout = load_layout(
+    chat = load_chat_format(
         config.teacher,
         config.student,
         tags=config.tags,
         teacher_prompt_file=config.teacher_prompt_file,
         student_prompt_file=config.student_prompt_file,
     )
-    rows, skipped = load_explained_rows(config.data, layout.tags, on_bad_row=config.on_bad_row)
+    rows, skipped = load_explained_rows(config.data, chat.tags, on_bad_row=config.on_bad_row)
     if config.selected_out is not None:
         check_json(rows)  # before hours of scoring
-    teacher, teacher_params = load_fitting_model(config.teacher, layout, dtype=config.dtype)
-    student, student_params = load_fitting_model(config.student, layout, dtype=config.dtype)
-    logprobs = partial(row_logprobs, batch_size=config.score_batch_size, chunk=config.logprob_chunk)
-    teacher_temperature = config.temperature if config.reward.unbias_teacher_log_probs else 1.0
-    judge = partial(
-        judge_rows,
-        teacher_logprobs=partial(logprobs, teacher, teacher_params, temperature=teacher_temperature),
-        student_logprobs=partial(
-            logprobs, student, student_params, temperature=config.reward.unbias_student_log_probs_temp or 1.0
-        ),
-        reward_fn=rlt_reward(config.reward),
+    teacher, teacher_params = load_checked_model(config.teacher, chat, dtype=config.dtype)
+    student, student_params = load_checked_model(config.student, chat, dtype=config.dtype)
+    scorer = make_scorer(
+        teacher,
+        student,
+        student_params,
+        config.reward,
+        sampling_temperature=config.temperature,
+        chunk=config.logprob_chunk,
     )
+    score_chunk = partial(score_records, scorer, teacher_params, chat=chat, batch_size=config.score_batch_size)
     kept = None
     with ExitStack() as unfinished:
         files = {flag: unfinished.enter_context(whole_file(path, flag)) for flag, path in outputs.items()}
         rewards = np.empty(len(rows))
         with files["--out"].open("w", encoding="utf-8") as file:
-            piece = config.score_batch_size * BATCHES_A_PIECE
-            for start in track(range(0, len(rows), piece), "scoring", transient=True):
-                for i, (reward, record) in enumerate(score_records(rows[start : start + piece], layout, judge), start):
+            chunk = config.score_batch_size * BATCHES_PER_CHUNK
+            for start in track(range(0, len(rows), chunk), "scoring", transient=True):
+                for i, (reward, record) in enumerate(score_chunk(rows[start : start + chunk]), start):
                     file.write(json.dumps(record) + "\n")
                     rewards[i] = reward
         if "--selected-out" in files:
@@ -95,16 +96,16 @@ def score(config: ScoreConfig) -> Path:
 
 
 def score_records(
-    explained: Sequence[ExplainedRow], layout: Layout, judge: Callable[..., Judged]
+    scorer: Scorer, teacher_params: Params, explained: Sequence[ExplainedRow], *, chat: ChatFormat, batch_size: int
 ) -> Iterator[tuple[float, dict[str, object]]]:
     """Score some rows at once; yields the reward of each, and all that is written of it."""
-    rows = [explained_score_row(row, layout) for row in explained]
-    rewards = judge((), rows).rewards
-    for i, (row, of) in enumerate(zip(rows, explained)):
+    rows = [explained_score_row(row, chat) for row in explained]
+    rewards = scorer.score(teacher_params, (), rows, batch_size=batch_size).rewards
+    for i, (row, explanation) in enumerate(zip(rows, explained)):
         yield (
             float(rewards.reward[i]),
             {
-                "row": of.row.number,
+                "row": explanation.row.number,
                 **reward_columns(rewards, i),
                 "matched": row.matched,
                 "copy_rate": row.copy_rate,
@@ -128,10 +129,11 @@ def check_json(rows: Sequence[ExplainedRow]) -> None:
                 ) from None
 
 
+@command
 def main() -> None:
-    parsed = parse_command(ScoreConfig, sys.argv[1:], prog="python -m rlt_jax.score", description=__doc__)
+    parsed = parse_command(ScoreConfig, sys.argv[1:], command="score", description=__doc__)
     run_or_print(*parsed, run=score)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

@@ -5,11 +5,19 @@ Positions index tokens, not logits: the log-prob of the token at position t come
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 Array = Any  # numpy on the host, jax on the device
+
+GB = 1e9  # bytes
+
+Dtype = Literal["bfloat16", "float32"]  # of weights, activations, gradient sums, moments
+StoredDtype = Literal["auto", "bfloat16", "float32"]  # the same, or as it is stored
+TagFormat = Literal["bespoke", "r1"]  # `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, or `<NAME>` ... `</NAME>`
+Reduction = Literal["mean", "sum", "min", "max", "median", "first_quartile", "last_quartile"]  # of a span's tokens
+Normalization = Literal["exp", "exp_norm"]  # of a token's value x: exp(x), or 1 - exp(-x)
 
 
 @dataclass(frozen=True)
@@ -20,7 +28,7 @@ class Row:
     question: str
     solution: str  # never empty after stripping
     reasoning_trace: str | None  # None: the row has no trace (fine for RL, refused by supervised fine-tuning)
-    system: str | None  # the row's own student prompt, None: use the layout's
+    system: str | None  # the row's own student prompt, None: use the chat format's
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class ScoreRow:
     repeat_rate: float  # the same of runs that the thought itself held before
 
 
-class Spans(NamedTuple):
+class RewardLogprobs(NamedTuple):
     """Log-probs of the spans that the reward reads, right-padded, nats."""
 
     solution_logps: np.ndarray  # f32[B, M] student

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlt_jax.errors import UserError, run_command
+from rlt_jax.errors import UserError, command
 from rlt_jax.models import Model, load_model
 
 
+@command
 def main() -> None:
     """Run the comparison that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -128,4 +129,4 @@ def oracle_greedy(oracle: PreTrainedModel, prompt: list[int], tokens: int, *, st
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

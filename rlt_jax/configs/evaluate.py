@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from rlt_jax.configs.check import not_finite_problems, text_problems
-from rlt_jax.configs.drawing import drawing_problems
+from rlt_jax.configs.checks import not_finite_problems, text_problems
 from rlt_jax.configs.files import type_problems
+from rlt_jax.configs.resume import MayChange
+from rlt_jax.configs.sampling import sampling_problems
 from rlt_jax.configs.schema import SamplerConfig
 from rlt_jax.errors import UserError
+from rlt_jax.types import Dtype, TagFormat
 
 MOST_OPTIONS = 26  # letters
 
@@ -39,7 +41,7 @@ class EvaluateConfig:
     """Model to test: a local Hugging Face folder or a hub name."""
     data: QuestionsConfig
     """The test set, by the names of its columns."""
-    out: str
+    out: MayChange[str]
     """File to write, JSON Lines, a line per sample. It must not exist; OUT.partial keeps what is done, and a second
     start goes on. The accuracies go to the file beside it that ends in .summary.json."""
     answer_kind: Literal["math", "text"] = "math"
@@ -48,7 +50,7 @@ class EvaluateConfig:
     prompt: Literal["student", "chat"] = "student"
     """student: the chat the student was trained on, whose answer begins with the thought's tag; chat: the question in
     the model's own chat."""
-    tags: Literal["bespoke", "r1"] = "bespoke"
+    tags: TagFormat = "bespoke"
     """Style of the tags: bespoke `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, r1 `<NAME>` ... `</NAME>`."""
     system_prompt_file: str | None = None
     """Text file with the system prompt. None: student: the row's `system` column, else the default student prompt;
@@ -57,11 +59,11 @@ class EvaluateConfig:
     """Answers per question."""
     k: tuple[int, ...] = (1,)
     """Report pass@k, the probability that one of k answers is right, for each of these, samples at most."""
-    questions_per_piece: int = 256
+    questions_per_chunk: int = 256
     """Questions that are drawn together and then saved, questions."""
     seed: int = 42
     """Seed of sampling, 0 to 2**31 - 1; each answer's own follows from it and from the question's number."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     """Number format of weights and activations."""
     max_completion_length: int = 16384
     """Answers are cut off here, tokens."""
@@ -69,9 +71,9 @@ class EvaluateConfig:
     """Sampling temperature, no unit. 0: the likeliest token each time."""
     sampler: SamplerConfig = SamplerConfig()
     """How answers are drawn."""
-    vllm_gpu_memory_utilization: float = 0.55
-    """Share of the card for a vLLM engine, in (0, 1]; without effect on the native sampler."""
-    logprob_chunk: int = 1024
+    vllm_gpu_memory_utilization: MayChange[float] = 0.55
+    """Share of the GPU for a vLLM engine, in (0, 1]; without effect on the native sampler."""
+    logprob_chunk: MayChange[int] = 1024
     """Tokens whose logits over the vocabulary are held at once when a vLLM engine is verified, tokens."""
 
 
@@ -107,10 +109,10 @@ def _evaluate_problems(config: EvaluateConfig) -> Iterator[str]:
         )
     if len(data.choice_columns) >= MOST_OPTIONS:
         yield f"data.choice_columns has {len(data.choice_columns)} columns: expected at most {MOST_OPTIONS - 1}"
-    yield from drawing_problems(
+    yield from sampling_problems(
         config,
         positive={
-            "questions_per_piece": config.questions_per_piece,
+            "questions_per_chunk": config.questions_per_chunk,
             "max_completion_length": config.max_completion_length,
             "logprob_chunk": config.logprob_chunk,
         },

@@ -10,13 +10,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import pydantic
 import yaml
 
-from rlt_jax.configs.presets import PRESETS
-from rlt_jax.configs.schema import TrainConfig
 from rlt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -99,29 +97,6 @@ def save_config(config: "DataclassInstance", path: str | Path) -> None:
         raise UserError(f"cannot write the configuration to {path} ({error.strerror}): choose another folder") from None
 
 
-def load_config(path: str | Path) -> TrainConfig:
-    """Read a training run from a YAML file; what it leaves out comes from the preset that it names (else from tiny).
-
-    Raises:
-      UserError: no such file, not YAML, an unknown preset or key, a value of the wrong type.
-    """
-    return train_config(read_yaml(path), source=str(path))
-
-
-def train_config(values: Mapping[str, Any], *, source: str) -> TrainConfig:
-    """A training run from plain nested values; what they leave out comes from the preset that they name (else tiny).
-
-    Args:
-      source: where the values came from, for messages.
-    Raises:
-      UserError: an unknown preset or key, a value of the wrong type.
-    """
-    name = values.get("preset", "tiny")
-    if not isinstance(name, str) or name not in PRESETS:
-        raise UserError(f"{source}: {unknown_preset(name)}")
-    return build(TrainConfig, values, source=source, base=PRESETS[name])
-
-
 def load_settings(path: str | Path, config_class: type[Config], *, example: str = A_RUN) -> Config:
     """Read a configuration of any class from a YAML file; what it leaves out has the class's default.
 
@@ -131,13 +106,6 @@ def load_settings(path: str | Path, config_class: type[Config], *, example: str 
       UserError: no such file, not YAML, an unknown or missing key, a value of the wrong type.
     """
     return build(config_class, read_yaml(path, example=example), source=str(path))
-
-
-def unknown_preset(name: object) -> str:
-    """The message for a preset that does not exist."""
-    near = difflib.get_close_matches(str(name), PRESETS, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"preset={name}: no such preset: {hint}use one of {', '.join(PRESETS)}"
 
 
 def read_yaml(path: str | Path, *, example: str = A_RUN) -> dict[str, Any]:
@@ -224,7 +192,7 @@ def _merged(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
 def _unknown_keys(
     config_class: "type[DataclassInstance]", values: Mapping[str, Any], section: str = ""
 ) -> Iterator[str]:
-    fields = {field.name: field.type for field in dataclasses.fields(config_class)}
+    fields = get_type_hints(config_class)  # of a dataclass: its fields, without the marks on their types
     for key, value in values.items():
         kind = fields.get(key)
         if key not in fields:

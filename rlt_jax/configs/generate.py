@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from rlt_jax.configs.check import not_finite_problems, reward_problems, text_problems
-from rlt_jax.configs.drawing import drawing_problems
+from rlt_jax.configs.checks import not_finite_problems, text_problems
 from rlt_jax.configs.files import type_problems
-from rlt_jax.configs.schema import RewardConfig, SamplerConfig
+from rlt_jax.configs.resume import MayChange
+from rlt_jax.configs.sampling import sampling_problems
+from rlt_jax.configs.schema import RewardConfig, SamplerConfig, reward_problems
 from rlt_jax.errors import UserError
+from rlt_jax.types import Dtype, TagFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +21,7 @@ class RowsConfig:
     """Rows with question and solution: a hub name, a local folder, or a .jsonl, .json or .parquet file."""
     split: str = "train"
     """Split of data.path."""
-    tags: Literal["bespoke", "r1"] = "bespoke"
+    tags: TagFormat = "bespoke"
     """Style of the tags: bespoke `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, r1 `<NAME>` ... `</NAME>`."""
     teacher_prompt_file: str | None = None
     """Text file with the teacher's system prompt: the one it was trained with. None: the default prompt."""
@@ -39,7 +41,7 @@ class GenerateConfig:
     """Model that is asked how likely the solution is, for rewards: folder or hub name. None: no rewards."""
     data: RowsConfig
     """Rows to explain, and the prompts they are laid out with."""
-    out: str
+    out: MayChange[str]
     """File to write, JSON Lines. It must not exist; OUT.partial keeps what is done, and a second start goes on."""
     samples: int = 1
     """Explanations per row."""
@@ -47,11 +49,11 @@ class GenerateConfig:
     """Further tries for an explanation that is cut off or does not close its tags, tries. 0: none."""
     on_unfinished: Literal["drop", "keep"] = "drop"
     """What to do with one that still is so after the last try: leave it out, or write it; both are counted."""
-    rows_per_piece: int = 256
+    rows_per_chunk: int = 256
     """Rows that are drawn together and then saved, rows."""
     seed: int = 42
     """Seed of sampling, 0 to 2**31 - 1; each explanation's own follows from it and from the row's number."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     """Number format of weights and activations."""
     max_prompt_length: int = 16384
     """Longest teacher prompt, question and solution included, tokens; longer ones are skipped and counted."""
@@ -61,13 +63,13 @@ class GenerateConfig:
     """Sampling temperature, no unit. 0: the likeliest token each time."""
     sampler: SamplerConfig = SamplerConfig()
     """How explanations are drawn."""
-    vllm_gpu_memory_utilization: float = 0.55
-    """Share of the card for a vLLM engine, in (0, 1]; without effect on the native sampler."""
+    vllm_gpu_memory_utilization: MayChange[float] = 0.55
+    """Share of the GPU for a vLLM engine, in (0, 1]; without effect on the native sampler."""
     reward: RewardConfig = RewardConfig()
     """The teacher's reward; without effect without a student."""
-    score_batch_size: int = 8
+    score_batch_size: MayChange[int] = 8
     """Sequences per forward pass when teacher and student score. Changes memory, not results."""
-    logprob_chunk: int = 1024
+    logprob_chunk: MayChange[int] = 1024
     """Tokens whose logits over the vocabulary are held at once, tokens. Changes memory, not results."""
 
 
@@ -94,10 +96,10 @@ def _generate_problems(config: GenerateConfig) -> Iterator[str]:
             "out": (config.out, "a file to write"),
         }
     )
-    yield from drawing_problems(
+    yield from sampling_problems(
         config,
         positive={
-            "rows_per_piece": config.rows_per_piece,
+            "rows_per_chunk": config.rows_per_chunk,
             "max_prompt_length": config.max_prompt_length,
             "max_completion_length": config.max_completion_length,
             "score_batch_size": config.score_batch_size,

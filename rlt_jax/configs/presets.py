@@ -1,23 +1,21 @@
 """Ready-made runs. `python -m rlt_jax.train --preset NAME` starts one; any flag after it changes a value.
 
-The mono presets are full-parameter 7B runs for one card of the named memory, `paper` is the run of the RLT paper
+The mono presets are full-parameter 7B runs for one GPU of the named memory, `paper` is the run of the RLT paper
 (arXiv 2506.08388), `tiny` shows on two CPU cores that everything works. Shared by all but `tiny`: the defaults of
 `schema.py` (AdamW at 1e-6, KL weight 0.04, temperature 0.7, bf16, 125 steps, a checkpoint every 25) and the paper's
 models, data and reward weights.
 """
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from rlt_jax.configs.schema import (
-    DataConfig,
-    LogConfig,
-    LossConfig,
-    MemoryConfig,
-    PresetName,
-    SamplerConfig,
-    TrainConfig,
-)
+from rlt_jax.configs.files import build, read_yaml
+from rlt_jax.configs.schema import DataConfig, LogConfig, LossConfig, MemoryConfig, SamplerConfig
+from rlt_jax.configs.train import PresetName, TrainConfig
+from rlt_jax.errors import UserError
 
 _TINY_ASSETS = Path(__file__).resolve().parents[1] / "assets" / "tiny"
 
@@ -43,7 +41,7 @@ TINY = TrainConfig(
         teacher_prompt_file=str(_TINY_ASSETS / "teacher_prompt.txt"),
     ),
     sampler=SamplerConfig(max_batch=64),
-    loss=LossConfig(kept_mlp=3, kept_attention=3),
+    loss=LossConfig(saved_mlp=3, saved_attention=3),
     log=LogConfig(sample_probability=0.1),
 )
 """Two small checkpoints that come with the package, on synthetic arithmetic.
@@ -74,14 +72,14 @@ MONO85 = TrainConfig(
     sampler=SamplerConfig(kind="vllm"),
     memory=MemoryConfig(optimizer="host", frozen="host"),
 )
-"""A 7B teacher on one 80 GiB card (85 GB): 96 completions of up to 6144 tokens per step, 24 per question.
+"""A 7B teacher on one 80 GiB GPU (85 GB): 96 completions of up to 6144 tokens per step, 24 per question.
 
     python -m rlt_jax.train --preset mono85 --teacher FOLDER
 
 FOLDER is the teacher after its supervised warm-up; without the flag it is the plain Qwen2.5-7B-Instruct.
 The last 32 rows are held out for evaluation. Hardware: one A100 or H100 80 GB, and 128 GiB of host memory (about 97 GB
 with --memory.moments bfloat16). `python -m rlt_jax.plan --preset mono85` says what it takes where. Measured 2026-11-25
-on an H100, random weights, bfloat16 moments, all lengths at their limit: card 76.3 GB at most; 24 completions in 128 s
+on an H100, random weights, bfloat16 moments, all lengths at their limit: GPU 76.3 GB at most; 24 completions in 128 s
 (generate 58, score 30, update 40, sync 0.4). 96 completions, hours of a whole run, expected numbers: not measured yet.
 """
 
@@ -98,7 +96,7 @@ MONO85_FALLBACK = replace(
     planned_gb=None,
     vllm_gpu_memory_utilization=0.5,
 )
-"""mono85 for a card on which that does not fit: shorter prompts, smaller batches and groups. No planned use is set.
+"""mono85 for a GPU on which that does not fit: shorter prompts, smaller batches and groups. No planned use is set.
 
     python -m rlt_jax.train --preset mono85_fallback --teacher FOLDER
 
@@ -120,10 +118,10 @@ MONO_BASIC = replace(
 """The smallest 7B run, for a first look: 32 completions of up to 2048 tokens per step, 40 GB. No planned use is set.
 
     python -m rlt_jax.train --preset mono_basic --teacher FOLDER \\
-        --vllm-gpu-memory-utilization 0.55 --memory.accumulators bfloat16
+        --vllm-gpu-memory-utilization 0.55 --memory.gradients bfloat16
 
-As it stands it does not fit its 40 GB (weights and float32 accumulators are 45.7): by the plan it does with these
-flags, 39.5 GB. Rows whose question and solution do not fit are skipped and counted. Hardware: meant for one 40 GB card.
+As it stands it does not fit its 40 GB (weights and float32 gradients are 45.7): by the plan it does with these
+flags, 39.5 GB. Rows whose question and solution do not fit are skipped and counted. Hardware: meant for one 40 GB GPU.
 Hours, memory, expected numbers: not measured yet.
 """
 
@@ -142,7 +140,7 @@ MONO96 = replace(
     planned_gb=89.0,
     vllm_gpu_memory_utilization=0.6,
 )
-"""A 7B teacher on one 96 GB card: 128 completions of up to 8192 tokens per step, 32 per question.
+"""A 7B teacher on one 96 GB GPU: 128 completions of up to 8192 tokens per step, 32 per question.
 
     python -m rlt_jax.train --preset mono96 --teacher FOLDER
 
@@ -171,7 +169,7 @@ PAPER = replace(
 
     python -m rlt_jax.train --preset paper --teacher FOLDER
 
-Hardware: 8 cards of 80 GB (640 GB in all). Hours, memory: not measured yet. The paper's numbers after distilling a 7B
+Hardware: 8 GPUs of 80 GB (640 GB in all). Hours, memory: not measured yet. The paper's numbers after distilling a 7B
 student on this teacher's traces: AIME24 23.3, MATH500 82.8, GPQA-D 42.4; Bespoke-Stratos-7B has 20.0, 82.0, 37.8.
 """
 
@@ -187,10 +185,40 @@ PRESETS: dict[PresetName, TrainConfig] = {
 
 SUMMARIES: dict[PresetName, str] = {
     "tiny": "small models that come with the package, on two CPU cores: see it work",
-    "mono_basic": "7B teacher on one 40 GB card, completions of up to 2048 tokens",
-    "mono85": "7B teacher on one 80 GiB card (85 GB), up to 6144 tokens",
+    "mono_basic": "7B teacher on one 40 GB GPU, completions of up to 2048 tokens",
+    "mono85": "7B teacher on one 80 GiB GPU (85 GB), up to 6144 tokens",
     "mono85_fallback": "mono85 with smaller batches and shorter prompts, where that does not fit",
-    "mono96": "7B teacher on one 96 GB card, up to 8192 tokens",
-    "paper": "the paper's run on 8 cards of 80 GB, up to 16384 tokens",
+    "mono96": "7B teacher on one 96 GB GPU, up to 8192 tokens",
+    "paper": "the paper's run on 8 GPUs of 80 GB, up to 16384 tokens",
 }
 """Preset name -> one line for `--help`."""
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Read a training run from a YAML file; what it leaves out comes from the preset that it names (else from tiny).
+
+    Raises:
+      UserError: no such file, not YAML, an unknown preset or key, a value of the wrong type.
+    """
+    return train_config(read_yaml(path), source=str(path))
+
+
+def train_config(values: Mapping[str, Any], *, source: str) -> TrainConfig:
+    """A training run from plain nested values; what they leave out comes from the preset that they name (else tiny).
+
+    Args:
+      source: where the values came from, for messages.
+    Raises:
+      UserError: an unknown preset or key, a value of the wrong type.
+    """
+    name = values.get("preset", "tiny")
+    if not isinstance(name, str) or name not in PRESETS:
+        raise UserError(f"{source}: {unknown_preset(name)}")
+    return build(TrainConfig, values, source=source, base=PRESETS[name])
+
+
+def unknown_preset(name: object) -> str:
+    """The message for a preset that does not exist."""
+    near = difflib.get_close_matches(str(name), PRESETS, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"preset={name}: no such preset: {hint}use one of {', '.join(PRESETS)}"

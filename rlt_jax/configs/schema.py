@@ -1,22 +1,20 @@
-"""What a training run can be told: one frozen dataclass per section; the line below a field becomes its `--help`.
+"""The sections of a run's settings: a frozen dataclass each, and its checks; the line below a field is its `--help`.
 
 Names keep those of the original RLT code where it has one. Every default here is the paper's RLT run (arXiv 2506.08388)
 where that states a value; what differs from run to run has no default and comes from a preset (`presets.py`).
-A GB is 1e9 bytes, a log-prob is in nats, a share lies between 0 and 1.
-
-Departures from the original:
-  - `generation_aggregation_steps` changes nothing: a step is one submission to the sampler, so no divisibility rule.
-  - A prompt that is too long is skipped and counted, as a cut solution makes its reward meaningless;
-    `data.truncate_prompts` brings the original's cut back.
-  - `optimizer.warmup_ratio` counts with the constant schedule too, so that no flag is ignored in silence.
+A GB is 1e9 bytes, a log-prob is in nats, a share lies between 0 and 1. A field of type `MayChange` alters where, how
+fast or in how much memory a result is computed, but not the result: work that was begun may resume with another value.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-PresetName = Literal["tiny", "mono_basic", "mono85", "mono85_fallback", "mono96", "paper"]
-Reduction = Literal["mean", "sum", "min", "max", "median", "first_quartile", "last_quartile"]
-Normalization = Literal["exp", "exp_norm"]
+from rlt_jax.configs.checks import text_problems
+from rlt_jax.configs.resume import MayChange
+from rlt_jax.types import Dtype, Normalization, Reduction, TagFormat
+
+Resume = Literal["auto", "never", "must"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +31,7 @@ class DataConfig:
     """Held-out split. None: `train` of data.eval_path, or without one the last rows of data.split, taken out of it."""
     eval_rows: int = 0
     """Held-out rows to evaluate on, rows. 0: none."""
-    tags: Literal["bespoke", "r1"] = "bespoke"
+    tags: TagFormat = "bespoke"
     """Style of the tags: bespoke `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, r1 `<NAME>` ... `</NAME>`."""
     teacher_prompt_file: str | None = None
     """Text file with the teacher's system prompt. None: the default prompt."""
@@ -47,21 +45,49 @@ class DataConfig:
     """Random orders of the data that are joined before they are cut into steps, count."""
 
 
+def data_problems(data: DataConfig, *, eval_steps: int) -> Iterator[str]:
+    """What is wrong with the choice of rows, one message each."""
+    yield from text_problems(
+        {
+            "data.path": (data.path, "a hub name, folder or file"),
+            "data.split": (data.split, "the name of a split, such as train"),
+            "data.eval_path": (data.eval_path, "a hub name, folder or file, or None"),
+            "data.eval_split": (data.eval_split, "the name of a split, or None"),
+        }
+    )
+    if data.artificial_epochs < 1:
+        yield f"data.artificial_epochs={data.artificial_epochs}: expected a positive whole number"
+    if data.eval_rows < 0:
+        yield f"data.eval_rows={data.eval_rows}: expected a positive whole number, or 0 for none"
+    if eval_steps > 0 and data.eval_rows == 0:
+        yield (
+            f"eval_steps={eval_steps} but data.eval_rows=0: give the number of held-out rows, "
+            "or --eval-steps 0 for no evaluation"
+        )
+    eval_split = "train" if data.eval_split is None else data.eval_split
+    same_path = data.path == data.eval_path or (data.eval_path is None and data.eval_split is not None)
+    if same_path and eval_split == data.split:
+        yield (
+            f"data.eval_split={eval_split} of {data.path} is what is trained on: "
+            "name another split, or leave out data.eval_path and data.eval_split to hold out the last rows"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
     """How the teacher's explanations are drawn."""
 
     kind: Literal["native", "vllm", "vllm-server"] = "native"
     """Who draws: the JAX sampler, which runs everywhere; vLLM in a process of its own; a vLLM server that runs."""
-    python: str | None = None
+    python: MayChange[str | None] = None
     """vllm: interpreter to run it with, a path; its packages need not be the trainer's. None: the trainer's."""
-    url: str | None = None
+    url: MayChange[str | None] = None
     """vllm-server: where it listens, such as http://127.0.0.1:8000."""
-    allow_remote: bool = False
+    allow_remote: MayChange[bool] = False
     """vllm-server: accept a URL on another machine, which must see the trainer's shared memory under the same path."""
-    on_mismatch: Literal["stop", "warn"] = "stop"
+    on_mismatch: MayChange[Literal["stop", "warn"]] = "stop"
     """vllm kinds: what to do when log-probs of vLLM and trainer differ too much after a sync of the weights."""
-    sync_tolerance: float | None = None
+    sync_tolerance: MayChange[float | None] = None
     """vllm kinds: most mean difference of those log-probs, nats. None: 0.2 for bfloat16, 0.001 for float32."""
     top_k: int = 0
     """Draw among the k likeliest tokens, tokens. 0: off."""
@@ -69,8 +95,34 @@ class SamplerConfig:
     """Draw among the likeliest tokens that hold this share of the probability, in (0, 1]. 1: off."""
     min_p: float = 0.0
     """Drop tokens below this share of the likeliest token's probability, in [0, 1). 0: off."""
-    max_batch: int = 32
+    max_batch: MayChange[int] = 32
     """Native sampler: most sequences decoded together, sequences. More is faster and takes more memory."""
+
+
+def sampler_problems(sampler: SamplerConfig) -> Iterator[str]:
+    """What is wrong with how completions are drawn, one message each."""
+    yield from text_problems(
+        {
+            "sampler.python": (sampler.python, "the path of a Python interpreter, or None"),
+            "sampler.url": (sampler.url, "the address of a vLLM server, or None"),
+        }
+    )
+    if sampler.max_batch < 1:
+        yield f"sampler.max_batch={sampler.max_batch}: expected a positive whole number"
+    if sampler.top_k < 0:
+        yield f"sampler.top_k={sampler.top_k}: expected a positive whole number, or 0 for off"
+    if not 0 < sampler.top_p <= 1:
+        yield f"sampler.top_p={sampler.top_p:g}: expected a share above 0 and at most 1, where 1 is off"
+    if not 0 <= sampler.min_p < 1:
+        yield f"sampler.min_p={sampler.min_p:g}: expected a share from 0, which is off, to below 1"
+    if sampler.kind == "vllm-server" and sampler.url is None:
+        yield "sampler.kind=vllm-server without sampler.url: give the server's address, such as http://127.0.0.1:8000"
+    if sampler.kind != "vllm-server" and sampler.url is not None:
+        yield f"sampler.url={sampler.url} with sampler.kind={sampler.kind}: only vllm-server talks to a server"
+    if sampler.kind != "vllm" and sampler.python is not None:
+        yield f"sampler.python={sampler.python} with sampler.kind={sampler.kind}: only vllm starts a Python of its own"
+    if sampler.sync_tolerance is not None and sampler.sync_tolerance <= 0:
+        yield f"sampler.sync_tolerance={sampler.sync_tolerance:g}: expected a positive number of nats, or None"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +133,13 @@ class LossConfig:
     """Weight of the KL to the reference in the loss, per nat. 0: no KL term."""
     unbias_log_probabilities: bool = True
     """Divide policy and reference logits by the sampling temperature."""
-    logprob_chunk: int = 1024
+    logprob_chunk: MayChange[int] = 1024
     """Tokens whose logits over the vocabulary are held at once, tokens. Changes memory, not results."""
-    kept_mlp: int | None = None
+    saved_mlp: MayChange[int | None] = None
     """Last layers whose MLP projections are kept for the backward pass instead of computed again: time for memory.
     None: as many as planned_gb leaves room for, which is none without a plan."""
-    kept_attention: int | None = None
-    """Last layers whose attention is kept for the backward pass: more time saved per GB, on a card. None: as kept_mlp,
+    saved_attention: MayChange[int | None] = None
+    """Last layers whose attention is kept for the backward pass: more time saved per GB, on a GPU. None: as saved_mlp,
     and before it."""
     importance_correction: Literal["none", "token", "sequence"] = "none"
     """Weigh the gain by policy over sampler probability, of each token or of the whole completion."""
@@ -128,6 +180,46 @@ class RewardConfig:
     use_reference_teacher_model: bool = False
     """Take the teacher's log-probs from the reference instead of the current policy."""
 
+    def teacher_temperature(self, sampling_temperature: float) -> float:
+        """Divides the teacher's logits; greedy explanations (temperature 0) have none."""
+        return (sampling_temperature if self.unbias_teacher_log_probs else 1.0) or 1.0
+
+    @property
+    def student_temperature(self) -> float:
+        """Divides the student's logits."""
+        return self.unbias_student_log_probs_temp or 1.0
+
+
+def reward_problems(reward: RewardConfig) -> Iterator[str]:
+    """What is wrong with the reward's settings, one message each."""
+    pairs = (
+        ("answer_log_prob_coeff", reward.answer_log_prob_coeff, "reduction_log_prob", reward.reduction_log_prob),
+        ("kl_penalty_reward_coeff", reward.kl_penalty_reward_coeff, "reduction_kl", reward.reduction_kl),
+    )
+    for coeff_name, coeffs, reduction_name, reductions in pairs:
+        if not reductions:
+            yield f"reward.{reduction_name} is empty: expected at least one; a weight of 0 switches the term off"
+        elif len(coeffs) not in (1, len(reductions)):
+            yield (
+                f"reward.{coeff_name} has {len(coeffs)} weights and reward.{reduction_name} has {len(reductions)} "
+                f"reductions: give one weight for all or {len(reductions)}"
+            )
+        if len(set(reductions)) < len(reductions):
+            yield f"reward.{reduction_name} names a reduction twice: give it once, with the sum of the weights"
+    for name, clip in (("clip_log_prob", reward.clip_log_prob), ("clip_kl", reward.clip_kl)):
+        if clip is not None and clip <= 0:
+            yield f"reward.{name}={clip:g}: expected a positive number of nats, or None for no limit"
+    if reward.not_matched_penalty > 0:
+        yield (
+            f"reward.not_matched_penalty={reward.not_matched_penalty:g} would reward unclosed tags: "
+            "expected 0 or a negative number"
+        )
+    if reward.unbias_student_log_probs_temp is not None and reward.unbias_student_log_probs_temp <= 0:
+        yield (
+            f"reward.unbias_student_log_probs_temp={reward.unbias_student_log_probs_temp:g}: "
+            "expected a temperature above 0, or None for 1"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -149,18 +241,46 @@ class OptimizerConfig:
     """Share of max_steps in which the rate rises to learning_rate, with any schedule."""
 
 
+def optimizer_problems(optimizer: OptimizerConfig, *, learning_rate: float) -> Iterator[str]:
+    """What is wrong with the optimizer's settings, one message each."""
+    for name, beta in (("adam_beta1", optimizer.adam_beta1), ("adam_beta2", optimizer.adam_beta2)):
+        if not 0 <= beta < 1:
+            yield f"optimizer.{name}={beta:g}: expected a share from 0 to below 1"
+    positive = {
+        "learning_rate": (learning_rate, "such as 1e-6"),
+        "optimizer.adam_epsilon": (optimizer.adam_epsilon, "such as 1e-8"),
+        "optimizer.max_grad_norm": (optimizer.max_grad_norm, "such as 1; a very large one never clips"),
+    }
+    for name, (number, example) in positive.items():
+        if number <= 0:
+            yield f"{name}={number:g}: expected a positive number, {example}"
+    if optimizer.weight_decay < 0:
+        yield f"optimizer.weight_decay={optimizer.weight_decay:g}: expected 0 or a positive number"
+    if not 0 <= optimizer.warmup_ratio <= 1:
+        yield f"optimizer.warmup_ratio={optimizer.warmup_ratio:g}: expected a share of max_steps, from 0 to 1"
+
+
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
     """Where a step keeps what it does not need at the moment, and how precisely. Host memory is the pinned kind."""
 
-    optimizer: Literal["card", "host"] = "card"
-    """AdamW's moments and the low halves of the float32 masters: on the card, or on the host and streamed by layer."""
-    frozen: Literal["card", "host"] = "card"
-    """Student and reference: on the card throughout, or on the host and on the card while they score."""
-    moments: Literal["float32", "bfloat16"] = "float32"
+    optimizer: Literal["device", "host"] = "device"
+    """AdamW's moments and the low halves of the float32 masters: on the GPU, or on the host and streamed by layer."""
+    frozen: Literal["device", "host"] = "device"
+    """Student and reference: on the GPU throughout, or on the host and on the GPU while they score."""
+    moments: Dtype = "float32"
     """Type of the moments on the host; bfloat16 takes half as much, and rounds them at every step."""
-    accumulators: Literal["float32", "bfloat16"] = "float32"
-    """Type of the gradient sums on the card; bfloat16 takes half as much, and rounds them at every micro-batch."""
+    gradients: Dtype = "float32"
+    """Type of the gradient sums on the GPU; bfloat16 takes half as much, and rounds them at every micro-batch."""
+
+
+def memory_problems(memory: MemoryConfig) -> Iterator[str]:
+    """What is wrong with the memory settings, one message each."""
+    if memory.moments == "bfloat16" and memory.optimizer == "device":
+        yield (
+            "memory.moments=bfloat16 with memory.optimizer=device: only moments on the host are stored so, "
+            "add --memory.optimizer host or leave memory.moments at float32"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,102 +321,3 @@ class CheckpointConfig:
     """Write a checkpoint after the last step. Off: a finished run leaves none of it and cannot be continued."""
     export: bool = True
     """At the end, write the teacher as a Hugging Face folder with its tokenizer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One GRPO run of the teacher."""
-
-    preset: PresetName = "tiny"
-    """Run whose values are the defaults of all flags."""
-    teacher: str
-    """Model to train: a local Hugging Face folder or a hub name."""
-    student: str
-    """Frozen model that is asked how likely the solution is: folder or hub name."""
-    reference: str | None = None
-    """Model that the KL of the loss pulls to: folder or hub name. None: the teacher as loaded."""
-    output_dir: str
-    """Run folder: resolved configuration, metrics, logs, checkpoints, exported model."""
-    resume: Literal["auto", "never", "must"] = "auto"
-    """auto: continue if the run folder has a checkpoint; never: refuse one with files; must: refuse to start anew."""
-    seed: int = 42
-    """Seed of data order, sampling and evaluation, 0 to 2**31 - 1."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Number format of weights and activations; log-probs and losses are float32."""
-    max_steps: int = 125
-    """Gradient steps of the whole run, steps."""
-    train_batch_size: int
-    """Completions per gradient step, a multiple of num_generations."""
-    per_device_train_batch_size: int
-    """Micro-batch: sequences per forward and backward pass on a device. Changes memory, not results."""
-    num_generations: int
-    """Completions per question, the group that rewards are compared in, 2 or more."""
-    generation_aggregation_steps: int = 1
-    """Accepted for compatibility, micro-batches; without effect: a step samples all its completions at once."""
-    score_batch_size: int
-    """Sequences per forward pass when student, teacher and reference score. Changes memory, not results."""
-    max_prompt_length: int
-    """Longest teacher prompt, question and solution included, tokens; data.truncate_prompts says what then."""
-    max_completion_length: int
-    """Completions are cut off here, tokens."""
-    temperature: float = 0.7
-    """Sampling temperature, no unit, above 0."""
-    learning_rate: float = 1e-6
-    """Peak learning rate of AdamW, per step."""
-    logging_steps: int = 1
-    """Steps between two lines of metrics, steps."""
-    save_steps: int = 25
-    """Steps between two checkpoints, steps. 0: only at the end."""
-    eval_steps: int = 0
-    """Steps between two evaluations on data.eval_rows held-out rows, steps. 0: none."""
-    budget_gb: float | None = None
-    """Device memory that the run is meant for, all its devices together, GB. None: no budget."""
-    planned_gb: float | None = None
-    """Most of the budget that the run is planned to use, GB. None: no plan."""
-    host_gb: float | None = None
-    """Host memory that the run may use, GB. None: what the machine says it has."""
-    vllm_gpu_memory_utilization: float = 0.55
-    """Share of budget_gb for a vLLM engine while it samples, in (0, 1]; without effect on the native sampler."""
-    data: DataConfig
-    """Rows to train and evaluate on, and the prompts they are laid out with."""
-    sampler: SamplerConfig = SamplerConfig()
-    """How the teacher's explanations are drawn."""
-    loss: LossConfig = LossConfig()
-    """The GRPO objective and how it is computed."""
-    reward: RewardConfig = RewardConfig()
-    """The teacher's reward. Each `-coeff` goes with the reductions of its kind, in their order."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW and its schedule; the peak rate is --learning-rate."""
-    memory: MemoryConfig = MemoryConfig()
-    """Where the step keeps what it does not need at the moment."""
-    ref: RefConfig = RefConfig()
-    """The reference that the KL of the loss pulls to, and how it follows the policy."""
-    log: LogConfig = LogConfig()
-    """What the run writes besides metrics.jsonl and logs/training.log."""
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    """What is kept of the run."""
-
-    @property
-    def questions_per_step(self) -> int:
-        """Different questions in one gradient step."""
-        return self.train_batch_size // self.num_generations
-
-    @property
-    def reference_model(self) -> str:
-        """Folder or hub name that the reference is loaded from."""
-        return self.teacher if self.reference is None else self.reference
-
-    @property
-    def policy_temperature(self) -> float:
-        """Divides the logits of policy and reference in the loss."""
-        return self.temperature if self.loss.unbias_log_probabilities else 1.0
-
-    @property
-    def teacher_temperature(self) -> float:
-        """Divides the teacher's logits in the reward."""
-        return self.temperature if self.reward.unbias_teacher_log_probs else 1.0
-
-    @property
-    def student_temperature(self) -> float:
-        """Divides the student's logits in the reward."""
-        return self.reward.unbias_student_log_probs_temp or 1.0

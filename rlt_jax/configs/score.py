@@ -5,10 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlt_jax.configs.check import not_finite_problems, reward_problems, text_problems
+from rlt_jax.configs.checks import not_finite_problems, text_problems
 from rlt_jax.configs.files import type_problems
-from rlt_jax.configs.schema import RewardConfig
+from rlt_jax.configs.resume import MayChange
+from rlt_jax.configs.schema import RewardConfig, reward_problems
 from rlt_jax.errors import UserError
+from rlt_jax.types import StoredDtype, TagFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,22 +23,22 @@ class ScoreConfig:
     """Model that is asked how likely the solution is: folder or hub name."""
     data: str
     """JSON Lines, a row each: question, solution and either completion (a teacher's raw output after its prompt, whose
-    tags are judged) or explanation (bare text, always matched)."""
-    out: str
+    tags are scored) or explanation (bare text, always matched)."""
+    out: MayChange[str]
     """File to write: the rows' rewards and components, JSON Lines in the order of --data. It must not exist."""
     best_of_question: int | None = None
     """Keep the best-rewarded explanations of each question (the same question and solution), rows. None: all."""
     top_fraction: float | None = None
     """Keep this share of the rows, the best-rewarded, in (0, 1]; after best_of_question. None: all."""
-    selected_out: str | None = None
+    selected_out: MayChange[str | None] = None
     """File to write the kept rows to, as they are in --data, in its order, plus `reward` and `rank` (1: the best)."""
-    histogram: str | None = None
+    histogram: MayChange[str | None] = None
     """Picture of the rewards to write, a .png file."""
     temperature: float = 0.7
     """Sampling temperature of the teacher, which divides its logits when reward.unbias_teacher_log_probs, no unit."""
     reward: RewardConfig = RewardConfig()
     """The teacher's reward. reward.unbias_student_log_probs_temp is the student's temperature."""
-    tags: Literal["bespoke", "r1"] = "bespoke"
+    tags: TagFormat = "bespoke"
     """Style of the tags: bespoke `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, r1 `<NAME>` ... `</NAME>`."""
     teacher_prompt_file: str | None = None
     """Text file with the teacher's system prompt. None: the default prompt."""
@@ -44,11 +46,11 @@ class ScoreConfig:
     """Text file with the student's system prompt. None: the row's `system` column, else the default prompt."""
     on_bad_row: Literal["skip", "stop"] = "skip"
     """What to do with a row that cannot be scored: skip it, with number, reason and a count, or stop."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    dtype: StoredDtype = "auto"
     """Number format of weights and activations. auto: as stored in each model folder."""
-    score_batch_size: int = 8
+    score_batch_size: MayChange[int] = 8
     """Sequences per forward pass. Changes memory, not results."""
-    logprob_chunk: int = 1024
+    logprob_chunk: MayChange[int] = 1024
     """Tokens whose logits over the vocabulary are held at once, tokens. Changes memory, not results."""
 
 

@@ -4,16 +4,22 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from rlt_jax.configs.check import (
+from rlt_jax.configs.checks import not_finite_problems, text_problems
+from rlt_jax.configs.files import type_problems
+from rlt_jax.configs.resume import MayChange
+from rlt_jax.configs.schema import (
+    CheckpointConfig,
+    DataConfig,
+    LogConfig,
+    MemoryConfig,
+    OptimizerConfig,
+    Resume,
     data_problems,
     memory_problems,
-    not_finite_problems,
     optimizer_problems,
-    text_problems,
 )
-from rlt_jax.configs.files import type_problems
-from rlt_jax.configs.schema import CheckpointConfig, DataConfig, LogConfig, MemoryConfig, OptimizerConfig
 from rlt_jax.errors import UserError
+from rlt_jax.types import Dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +33,13 @@ class SftConfig:
     solution is padded with one, else nothing; blank-line is what the student reads when it scores explanations."""
     model: str
     """Model to train: a local Hugging Face folder or a hub name."""
-    output_dir: str
+    output_dir: MayChange[str]
     """Run folder: resolved configuration, metrics, logs, checkpoints, exported model."""
-    resume: Literal["auto", "never", "must"] = "auto"
+    resume: MayChange[Resume] = "auto"
     """auto: continue if the folder has a checkpoint; never: refuse a folder with files; must: refuse to start anew."""
     seed: int = 42
     """Seed of the data order."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     """Number format of weights and activations; losses are float32."""
     max_steps: int | None = None
     """Gradient steps, steps. None: num_train_epochs of the data."""
@@ -41,7 +47,7 @@ class SftConfig:
     """Passes over the data when max_steps is not given, epochs."""
     train_batch_size: int = 16
     """Rows per gradient step."""
-    per_device_train_batch_size: int = 1
+    per_device_train_batch_size: MayChange[int] = 1
     """Micro-batch: rows per forward and backward pass on a device. Changes memory, not results."""
     packing: bool = False
     """Let rows share sequences, without attention between them, so that little is padding. A micro-batch then counts
@@ -55,17 +61,17 @@ class SftConfig:
     """Peak learning rate of AdamW, per step."""
     logging_steps: int = 1
     """Steps between two lines of metrics, steps."""
-    save_steps: int = 0
+    save_steps: MayChange[int] = 0
     """Steps between two checkpoints, steps. 0: only at the end."""
     eval_steps: int = 0
     """Steps between two measurements of the held-out loss, steps. 0: none."""
-    logprob_chunk: int = 1024
+    logprob_chunk: MayChange[int] = 1024
     """Tokens whose logits over the vocabulary are held at once, tokens. Changes memory, not results."""
-    kept_mlp: int = 0
+    saved_mlp: MayChange[int] = 0
     """Last layers whose MLP projections are kept for the backward pass instead of computed again: time for memory."""
-    kept_attention: int = 0
-    """Last layers whose attention is kept for the backward pass: more time saved per GB, on a card."""
-    memory: MemoryConfig = MemoryConfig()
+    saved_attention: MayChange[int] = 0
+    """Last layers whose attention is kept for the backward pass: more time saved per GB, on a GPU."""
+    memory: MayChange[MemoryConfig] = MemoryConfig()
     """Where the step keeps what it does not need at the moment; memory.frozen is without effect, nothing is frozen."""
     data: DataConfig
     """Rows to train and evaluate on; each needs a reasoning_trace."""
@@ -75,9 +81,9 @@ class SftConfig:
         )
     )
     """AdamW and its schedule; the peak rate is --learning-rate."""
-    log: LogConfig = LogConfig()
+    log: MayChange[LogConfig] = LogConfig()
     """What the run writes besides metrics.jsonl and logs/training.log."""
-    checkpoint: CheckpointConfig = CheckpointConfig()
+    checkpoint: MayChange[CheckpointConfig] = CheckpointConfig()
     """What is kept of the run."""
 
 
@@ -124,8 +130,8 @@ def _sft_problems(config: SftConfig) -> Iterator[str]:
     off_at_zero = {
         "save_steps": config.save_steps,
         "eval_steps": config.eval_steps,
-        "kept_mlp": config.kept_mlp,
-        "kept_attention": config.kept_attention,
+        "saved_mlp": config.saved_mlp,
+        "saved_attention": config.saved_attention,
     }
     for name, count in off_at_zero.items():
         if count < 0:

@@ -1,26 +1,24 @@
 """Data sets to prompts, spans and supervised examples: the way from text to token ids and back."""
 
-from rlt_jax.data.anchors import ANCHORS, anchor_rows, own_thought, student_rows
+from rlt_jax.data.chat_format import (
+    STUDENT_PROMPT,
+    TEACHER_PROMPT,
+    ChatFormat,
+    end_of_turn,
+    padded_thought,
+    plain_chat_text,
+    student_closing_text,
+    student_header_text,
+    student_prefix_text,
+    student_sft_parts,
+    student_system,
+    teacher_prompt_text,
+    teacher_sft_parts,
+)
 from rlt_jax.data.copying import copy_rate, repeat_rate
 from rlt_jax.data.distillation import distillation_row
 from rlt_jax.data.encoding import encode, encode_batch, encode_with_offsets, ids_to_bytes
 from rlt_jax.data.explained import ExplainedRow, explained_score_row, load_explained_rows
-from rlt_jax.data.layout import (
-    STUDENT_PROMPT,
-    TEACHER_PROMPT,
-    Layout,
-    end_of_turn,
-    padded_thought,
-    plain_chat_text,
-    student_chat_text,
-    student_header_text,
-    student_prefix_text,
-    student_sft_text,
-    student_system,
-    teacher_prompt_text,
-    teacher_sft_text,
-)
-from rlt_jax.data.matching import balanced_questions
 from rlt_jax.data.order import chunked_order, questions_of_step
 from rlt_jax.data.prompt_file import read_prompt_file
 from rlt_jax.data.prompts import BuiltPrompts, build_prompts
@@ -37,22 +35,19 @@ from rlt_jax.data.tags import BESPOKE, R1, TagFormat, Tags, tags_of
 from rlt_jax.data.tokenizer import check_same_tokenizer, eos_ids, load_tokenizer
 
 __all__ = [
-    "ANCHORS",
     "BESPOKE",
     "R1",
     "STUDENT_PROMPT",
     "TEACHER_PROMPT",
     "BuiltPrompts",
     "BuiltSftExamples",
+    "ChatFormat",
     "ExplainedRow",
-    "Layout",
     "LoadedRows",
     "Question",
     "SftExample",
     "TagFormat",
     "Tags",
-    "anchor_rows",
-    "balanced_questions",
     "build_prompts",
     "build_sft_examples",
     "check_same_tokenizer",
@@ -72,7 +67,6 @@ __all__ = [
     "load_questions",
     "load_rows",
     "load_tokenizer",
-    "own_thought",
     "padded_thought",
     "plain_chat_text",
     "questions_of_step",
@@ -82,13 +76,12 @@ __all__ = [
     "score_row_from_text",
     "score_row_from_trace",
     "sft_example",
-    "student_chat_text",
+    "student_closing_text",
     "student_header_text",
     "student_prefix_text",
-    "student_rows",
-    "student_sft_text",
+    "student_sft_parts",
     "student_system",
     "tags_of",
     "teacher_prompt_text",
-    "teacher_sft_text",
+    "teacher_sft_parts",
 ]

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from rlt_jax.data.layout import GAP, Layout, padded_thought, student_system
+from rlt_jax.data.chat_format import GAP, ChatFormat, padded_thought, student_system
 from rlt_jax.data.rows import BadRow, row_from
 from rlt_jax.types import Row
 
 
-def distillation_row(row: Row, explanation: str, layout: Layout) -> dict[str, Any] | None:
+def distillation_row(row: Row, explanation: str, chat: ChatFormat) -> dict[str, Any] | None:
     """Columns for both readers: a trainer's, which takes `conversations` and `system`, and a person's.
 
     `conversations` is the student's chat as it is scored, in Bespoke-Stratos form: the explanation is the thought.
@@ -16,7 +16,7 @@ def distillation_row(row: Row, explanation: str, layout: Layout) -> dict[str, An
     Returns:
       None where the chat would be read as something else, because explanation or solution holds one of its tags.
     """
-    tags, system = layout.tags, student_system(layout, row_system=row.system)
+    tags, system = chat.tags, student_system(chat, row_system=row.system)
     thought = padded_thought(explanation)
     solution = tags.solution_start + row.solution + tags.solution_end
     columns: dict[str, Any] = {

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from rlt_jax.data.layout import Layout, teacher_prompt_text
+from rlt_jax.data.chat_format import ChatFormat, teacher_prompt_text
 from rlt_jax.data.rows import BadRow, optional_text, read_rows, row_from
 from rlt_jax.data.spans import explanation_to_completion, score_row_from_text
 from rlt_jax.data.tags import Tags
@@ -35,15 +35,15 @@ def load_explained_rows(
     return read_rows(source, partial(_explained, tags=tags), on_bad_row=on_bad_row)
 
 
-def explained_score_row(explained: ExplainedRow, layout: Layout) -> ScoreRow:
+def explained_score_row(explained: ExplainedRow, chat: ChatFormat) -> ScoreRow:
     """Both sequences and the spans of a row (see `score_row_from_text`)."""
     row = explained.row
     return score_row_from_text(
-        teacher_prompt_text(row.question, row.solution, layout),
+        teacher_prompt_text(row.question, row.solution, chat),
         explained.completion,
         question=row.question,
         solution=row.solution,
-        layout=layout,
+        chat=chat,
         row_system=row.system,
     )
 

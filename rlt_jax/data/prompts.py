@@ -8,8 +8,8 @@ Departures from the original:
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlt_jax.data.chat_format import ChatFormat, student_prefix_text, teacher_prompt_text
 from rlt_jax.data.encoding import encode_batch
-from rlt_jax.data.layout import Layout, student_prefix_text, teacher_prompt_text
 from rlt_jax.errors import UserError
 from rlt_jax.types import Prompt, Row
 
@@ -23,7 +23,7 @@ class BuiltPrompts:
 
 
 def build_prompts(
-    rows: Sequence[Row], layout: Layout, *, max_prompt_length: int, truncate: bool = False
+    rows: Sequence[Row], chat: ChatFormat, *, max_prompt_length: int, truncate: bool = False
 ) -> BuiltPrompts:
     """Lay out and tokenise every row.
 
@@ -33,9 +33,9 @@ def build_prompts(
     Raises:
       UserError: no prompt fits.
     """
-    tokenizer = layout.tokenizer
-    texts = [teacher_prompt_text(row.question, row.solution, layout) for row in rows]
-    prefixes = [student_prefix_text(row.question, layout, row_system=row.system) for row in rows]
+    tokenizer = chat.tokenizer
+    texts = [teacher_prompt_text(row.question, row.solution, chat) for row in rows]
+    prefixes = [student_prefix_text(row.question, chat, row_system=row.system) for row in rows]
     teacher_ids = encode_batch(tokenizer, texts)
     student_ids = encode_batch(tokenizer, prefixes)
     solution_ids = encode_batch(tokenizer, [row.solution for row in rows])

@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from rlt_jax.data.chat_format import ChatFormat, student_sft_parts, teacher_sft_parts
 from rlt_jax.data.encoding import encode, encode_batch
-from rlt_jax.data.layout import Layout, student_sft_pieces, teacher_sft_pieces
 from rlt_jax.errors import UserError
 from rlt_jax.types import Row
 
@@ -37,7 +37,7 @@ class BuiltSftExamples:
     skipped: tuple[tuple[int, str], ...]  # (row number, reason)
 
 
-def sft_example(row: Row, layout: Layout, target: Target) -> SftExample:
+def sft_example(row: Row, chat: ChatFormat, target: Target) -> SftExample:
     """The row as the teacher's or the student's chat.
 
     Trained are, for the teacher, the tokens after the explanation's start tag and its two newlines (explanation, end
@@ -46,11 +46,11 @@ def sft_example(row: Row, layout: Layout, target: Target) -> SftExample:
     Raises:
       UserError: the row has no trace.
     """
-    prompt, answer = _pieces(row, layout, target)
-    return _example(encode(layout.tokenizer, prompt), encode(layout.tokenizer, answer))
+    prompt, answer = _parts(row, chat, target)
+    return _example(encode(chat.tokenizer, prompt), encode(chat.tokenizer, answer))
 
 
-def build_sft_examples(rows: Sequence[Row], layout: Layout, *, target: Target, max_length: int) -> BuiltSftExamples:
+def build_sft_examples(rows: Sequence[Row], chat: ChatFormat, *, target: Target, max_length: int) -> BuiltSftExamples:
     """`sft_example` of every row that has a trace and at most `max_length` tokens.
 
     Raises:
@@ -58,9 +58,9 @@ def build_sft_examples(rows: Sequence[Row], layout: Layout, *, target: Target, m
     """
     skipped = [(row.number, "no reasoning trace") for row in rows if row.reasoning_trace is None]
     usable = [row for row in rows if row.reasoning_trace is not None]
-    pieces = [_pieces(row, layout, target) for row in usable]
-    prompts = encode_batch(layout.tokenizer, [prompt for prompt, _ in pieces])
-    answers = encode_batch(layout.tokenizer, [answer for _, answer in pieces])
+    parts = [_parts(row, chat, target) for row in usable]
+    prompts = encode_batch(chat.tokenizer, [prompt for prompt, _ in parts])
+    answers = encode_batch(chat.tokenizer, [answer for _, answer in parts])
     examples = []
     for row, prompt, answer in zip(usable, prompts, answers, strict=True):
         length = len(prompt) + len(answer)
@@ -77,12 +77,12 @@ def build_sft_examples(rows: Sequence[Row], layout: Layout, *, target: Target, m
     return BuiltSftExamples(tuple(examples), tuple(sorted(skipped)))
 
 
-def _pieces(row: Row, layout: Layout, target: Target) -> tuple[str, str]:
+def _parts(row: Row, chat: ChatFormat, target: Target) -> tuple[str, str]:
     match target:
         case "teacher":
-            return teacher_sft_pieces(row, layout)
+            return teacher_sft_parts(row, chat)
         case "student":
-            return student_sft_pieces(row, layout)
+            return student_sft_parts(row, chat)
 
 
 def _example(prompt: np.ndarray, answer: np.ndarray) -> SftExample:

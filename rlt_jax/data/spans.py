@@ -4,7 +4,7 @@ Two ways in. `score_row_from_ids` (training) keeps the sampled ids: the student 
 wrote. `score_row_from_text` (explanations that exist as text) tokenises both whole texts and counts the tokens that lie
 wholly between the tags in both.
 
-Departures from the original, which decodes, tokenises again and then searches the pieces' token lists in the whole:
+Departures from the original, which decodes, tokenises again and then searches the parts' token lists in the whole:
 - Spans are found by position, not by search: its search finds a thought that repeats the question in the question.
 - A token that straddles a tag belongs to no span: where it merged, the original's search failed and it went on with
   escaped tags, shifted spans, or empty ones (rewards of 3e36).
@@ -14,23 +14,23 @@ Departures from the original, which decodes, tokenises again and then searches t
 
 import numpy as np
 
-from rlt_jax.data.copying import copy_rate, repeat_rate
-from rlt_jax.data.encoding import encode, encode_with_offsets, ids_to_bytes
-from rlt_jax.data.layout import (
+from rlt_jax.data.chat_format import (
     PADDING,
-    Layout,
+    ChatFormat,
     end_of_turn,
     padded_thought,
     student_closing_text,
     student_header_text,
 )
+from rlt_jax.data.copying import copy_rate, repeat_rate
+from rlt_jax.data.encoding import encode, encode_with_offsets, ids_to_bytes
 from rlt_jax.data.tags import Tags
 from rlt_jax.errors import UserError
 from rlt_jax.types import Prompt, ScoreRow
 
 
 def score_row_from_ids(
-    prompt: Prompt, completion_ids: np.ndarray, layout: Layout, eos_ids: tuple[int, ...]
+    prompt: Prompt, completion_ids: np.ndarray, chat: ChatFormat, eos_ids: tuple[int, ...]
 ) -> ScoreRow:
     """A sampled explanation, token for token.
 
@@ -43,16 +43,16 @@ def score_row_from_ids(
     """
     completion_ids = np.asarray(completion_ids, np.int32)
     sampled = completion_ids[: _first_of(completion_ids, eos_ids)]
-    kept, lead, explanation, closed = _split_at_tag(layout, sampled)
+    kept, lead, explanation, closed = _split_at_tag(chat, sampled)
     prefix = np.concatenate([prompt.student_prefix_ids, sampled[:kept]])
-    closing = lead + student_closing_text(prompt.row.solution, layout)
-    closing_ids, offsets = encode_with_offsets(layout.tokenizer, closing)
+    closing = lead + student_closing_text(prompt.row.solution, chat)
+    closing_ids, offsets = encode_with_offsets(chat.tokenizer, closing)
     return ScoreRow(
         teacher_ids=np.concatenate([prompt.teacher_ids, completion_ids]),
         teacher_thought=_positions(np.arange(kept) + len(prompt.teacher_ids)),
         student_ids=np.concatenate([prefix, closing_ids]),
         student_thought=_positions(np.arange(kept) + len(prompt.student_prefix_ids)),
-        solution=_positions(_inside(offsets, *_solution_range(closing, prompt.row.solution, layout)) + len(prefix)),
+        solution=_positions(_inside(offsets, *_solution_range(closing, prompt.row.solution, chat)) + len(prefix)),
         matched=closed and kept > 0,
         explanation=explanation,
         copy_rate=copy_rate(sampled[:kept], prompt.solution_ids),
@@ -66,7 +66,7 @@ def score_row_from_text(
     *,
     question: str,
     solution: str,
-    layout: Layout,
+    chat: ChatFormat,
     row_system: str | None = None,
 ) -> ScoreRow:
     """An explanation that exists as text, tokenised inside the teacher's and the student's whole chat.
@@ -75,17 +75,17 @@ def score_row_from_text(
     the same characters and the same id in both chats. Where the tags are not closed the end tag is appended, and if
     that is not enough the start tag put before the completion: not matched.
     """
-    tags = layout.tags
+    tags = chat.tags
     head, padding, written = _split_prompt(teacher_prompt_text, tags)
-    written += completion_text.removesuffix(layout.tokenizer.eos_token or "")
+    written += completion_text.removesuffix(chat.tokenizer.eos_token or "")
     written, begin, end, closed = _close_tags(written, tags)
     thought = written[begin:end]
     explanation = thought.removeprefix(padding)
 
-    teacher_ids, teacher_offsets = encode_with_offsets(layout.tokenizer, head + written)
-    opening = student_header_text(question, layout, row_system=row_system) + tags.thought_start
-    chat = opening + thought + student_closing_text(solution, layout)
-    student_ids, student_offsets = encode_with_offsets(layout.tokenizer, chat)
+    teacher_ids, teacher_offsets = encode_with_offsets(chat.tokenizer, head + written)
+    opening = student_header_text(question, chat, row_system=row_system) + tags.thought_start
+    text = opening + thought + student_closing_text(solution, chat)
+    student_ids, student_offsets = encode_with_offsets(chat.tokenizer, text)
 
     teacher_thought, student_thought = np.empty((2, 0), np.int32)
     if explanation:
@@ -98,23 +98,23 @@ def score_row_from_text(
         teacher_thought=teacher_thought,
         student_ids=student_ids,
         student_thought=student_thought,
-        solution=_positions(_inside(student_offsets, *_solution_range(chat, solution, layout))),
+        solution=_positions(_inside(student_offsets, *_solution_range(text, solution, chat))),
         matched=closed and len(teacher_thought) > 0,
         explanation=explanation,
-        copy_rate=copy_rate(teacher_ids[teacher_thought], encode(layout.tokenizer, solution)),
+        copy_rate=copy_rate(teacher_ids[teacher_thought], encode(chat.tokenizer, solution)),
         repeat_rate=repeat_rate(teacher_ids[teacher_thought]),
     )
 
 
-def score_row_from_trace(prompt: Prompt, layout: Layout) -> ScoreRow | None:
+def score_row_from_trace(prompt: Prompt, chat: ChatFormat) -> ScoreRow | None:
     """The row's own reasoning trace as what a teacher sampled; None where it has none that a teacher could write."""
     if prompt.row.reasoning_trace is None:
         return None
     try:
-        completion = explanation_to_completion(prompt.row.reasoning_trace, layout.tags)
+        completion = explanation_to_completion(prompt.row.reasoning_trace, chat.tags)
     except UserError:  # empty, or with the end tag inside
         return None
-    return score_row_from_ids(prompt, encode(layout.tokenizer, completion), layout, ())
+    return score_row_from_ids(prompt, encode(chat.tokenizer, completion), chat, ())
 
 
 def explanation_to_completion(text: str, tags: Tags) -> str:
@@ -141,14 +141,14 @@ def _first_of(ids: np.ndarray, wanted: tuple[int, ...]) -> int:
     return int(hits[0]) if len(hits) else len(ids)
 
 
-def _split_at_tag(layout: Layout, sampled: np.ndarray) -> tuple[int, str, str, bool]:
+def _split_at_tag(chat: ChatFormat, sampled: np.ndarray) -> tuple[int, str, str, bool]:
     """(tokens of the thought, text between their end and the tag, text before the tag, whether there is a tag)."""
-    pieces = ids_to_bytes(layout.tokenizer, sampled)
-    text = b"".join(pieces)
-    seam = text.find(layout.tags.explanation_end.encode())
+    tokens_bytes = ids_to_bytes(chat.tokenizer, sampled)
+    text = b"".join(tokens_bytes)
+    seam = text.find(chat.tags.explanation_end.encode())
     if seam < 0:
         return len(sampled), "", text.decode(errors="replace"), False
-    ends = np.cumsum([0, *map(len, pieces)])  # ends[k]: where the first k tokens end, in bytes
+    ends = np.cumsum([0, *map(len, tokens_bytes)])  # ends[k]: where the first k tokens end, in bytes
     kept = int(np.searchsorted(ends, seam, side="right")) - 1
     while kept and _inside_character(text, ends[kept]):  # half a character cannot be tokenised anew
         kept -= 1
@@ -188,9 +188,9 @@ def _close_tags(written: str, tags: Tags) -> tuple[str, int, int, bool]:
     raise AssertionError("a text between both tags has both tags")
 
 
-def _solution_range(text: str, solution: str, layout: Layout) -> tuple[int, int]:
+def _solution_range(text: str, solution: str, chat: ChatFormat) -> tuple[int, int]:
     """Characters [start, end) of the solution in a student's chat, or in its last part."""
-    end = len(text) - len(layout.tags.solution_end) - len(end_of_turn(layout.tokenizer))
+    end = len(text) - len(chat.tags.solution_end) - len(end_of_turn(chat.tokenizer))
     return end - len(solution), end
 
 

@@ -5,9 +5,8 @@ Departures from the original:
 """
 
 from dataclasses import asdict, dataclass
-from typing import Literal
 
-TagFormat = Literal["bespoke", "r1"]
+from rlt_jax.types import TagFormat
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from rlt_jax.losses.kl import KLKind, kl_estimate
 from rlt_jax.losses.logprobs import linear_token_logprobs, token_logprobs
 from rlt_jax.losses.reference import mix_reference
 from rlt_jax.losses.sft import sft_loss
-from rlt_jax.losses.teacher_reward import Normalize, Reduction, TeacherReward, teacher_reward
+from rlt_jax.losses.teacher_reward import TeacherReward, teacher_reward
+from rlt_jax.types import Normalization, Reduction
 
 __all__ = [
     "ORIGINAL_NAMES",
     "KLKind",
-    "Normalize",
+    "Normalization",
     "Reduction",
     "TeacherReward",
     "completion_mask",

@@ -3,9 +3,10 @@
 The `*_score/*` ones exist for the reductions in use only.
 """
 
-from typing import Literal, get_args
+from typing import get_args
 
-Reduction = Literal["mean", "sum", "min", "max", "median", "first_quartile", "last_quartile"]
+from rlt_jax.types import Reduction
+
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 
 # Component of `teacher_reward` -> the original's name for it.

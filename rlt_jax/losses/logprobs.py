@@ -60,15 +60,15 @@ def linear_token_logprobs(
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: expected a number of tokens >= 1")
     tokens = labels.size
-    pieces = max(1, -(-tokens // chunk))
-    size = -(-tokens // pieces)  # pieces of equal size: less padding than `chunk` tokens each
-    pad = pieces * size - tokens
+    num_chunks = max(1, -(-tokens // chunk))
+    size = -(-tokens // num_chunks)  # chunks of equal size: less padding than `chunk` tokens each
+    pad = num_chunks * size - tokens
     flat_hidden = jnp.pad(hidden.reshape(tokens, head.shape[1]), ((0, pad), (0, 0)))
     flat_labels = jnp.pad(labels.reshape(tokens), (0, pad))
     logps = _scan_logps(
-        flat_hidden.reshape(pieces, size, head.shape[1]),
+        flat_hidden.reshape(num_chunks, size, head.shape[1]),
         head,
-        flat_labels.reshape(pieces, size),
+        flat_labels.reshape(num_chunks, size),
         at_least_f32(temperature),
     )
     return logps.reshape(-1)[:tokens].reshape(labels.shape)
@@ -81,8 +81,8 @@ def _scan_logps(hidden: jax.Array, head: jax.Array, labels: jax.Array, temperatu
 
 
 def _scan_forward(hidden, head, labels, temperature):
-    def step(_, piece):
-        h, label = piece
+    def step(_, chunk_arrays):
+        h, label = chunk_arrays
         logits = _logits(h, head) / temperature
         normaliser = jax.nn.logsumexp(logits, axis=-1)
         return None, (_pick(logits, label) - normaliser, normaliser)
@@ -101,8 +101,8 @@ def _scan_backward(residuals, d_logps):
     common = jnp.promote_types(hidden.dtype, head.dtype)
     accumulator = jnp.promote_types(common, jnp.float32)
 
-    def step(d_head, piece):
-        h, label, normaliser, d_logp = piece
+    def step(d_head, chunk_arrays):
+        h, label, normaliser, d_logp = chunk_arrays
         probs = jnp.exp(_logits(h, head) / temperature - normaliser[:, None])
         is_label = jnp.arange(head.shape[0]) == label[:, None]
         d_logits = ((is_label - probs) * (d_logp / temperature)[:, None]).astype(common)

@@ -9,7 +9,7 @@ Departures from the original:
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -17,10 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlt_jax.losses._arrays import at_least_f32
-from rlt_jax.losses.component_names import REDUCTIONS, Reduction
+from rlt_jax.losses.component_names import REDUCTIONS
 from rlt_jax.losses.kl import kl_estimate
-
-Normalize = Literal["exp", "exp_norm"]
+from rlt_jax.types import Normalization, Reduction
 
 _LARGEST_LOGP = 1e6  # nats; brings -inf back into arithmetic
 _LARGEST_EXPONENT = 60.0  # nats; exp(60) = 1e26 leaves room for coefficients and for sums over the longest spans
@@ -54,8 +53,8 @@ def teacher_reward(
     kl_penalty_reward_coeff: float | Sequence[float],
     reduction_log_prob: Reduction | Sequence[Reduction],
     reduction_kl: Reduction | Sequence[Reduction],
-    normalize_log_prob: Normalize | None = None,
-    normalize_kl: Normalize | None = None,
+    normalize_log_prob: Normalization | None = None,
+    normalize_kl: Normalization | None = None,
     clip_log_prob: float | None = None,
     clip_kl: float | None = None,
     use_schulman_kl_estimation: bool = False,
@@ -181,7 +180,7 @@ def _term(
 
 
 def _process(
-    name: str, normalize: Normalize | None, tokens: jax.Array, *, low: float | None, high: float | None
+    name: str, normalize: Normalization | None, tokens: jax.Array, *, low: float | None, high: float | None
 ) -> jax.Array:
     match normalize:
         case None:

@@ -1,5 +1,7 @@
-"""Qwen2 / Qwen2.5 / Qwen3 in JAX, and their Hugging Face folders."""
+"""Dense decoders in JAX (`Model`), their families (Qwen2, Qwen2.5, Qwen3), and their Hugging Face folders."""
 
+from rlt_jax.models.attention import segment_starts
+from rlt_jax.models.base import Cache, Context, Model, Params, build_model
 from rlt_jax.models.config import ModelConfig, read_config
 from rlt_jax.models.hf import (
     checkpoint_shapes,
@@ -10,7 +12,6 @@ from rlt_jax.models.hf import (
     resolve_folder,
     save_model,
 )
-from rlt_jax.models.qwen import Cache, Context, Model, Params, build_model, segment_starts
 
 __all__ = [
     "Cache",

@@ -1,14 +1,16 @@
-"""Architecture of a Qwen2 / Qwen2.5 / Qwen3 model, read from and written back to a Hugging Face `config.json`.
+"""Architecture of a model, read from and written back to a Hugging Face `config.json`.
 
-What the module in `qwen.py` does not do is refused here, by name, instead of being computed differently without a word.
+What the modules in `decoder.py` do not do is refused here, by name, instead of being computed differently.
 """
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rlt_jax.errors import UserError
+from rlt_jax.models.families import FAMILIES
+from rlt_jax.models.family import Family
 
 _REQUIRED = (
     "vocab_size",
@@ -22,9 +24,9 @@ _REQUIRED = (
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What decides the parameters' shapes and the computation. Sizes count elements."""
+    """What decides the parameters' shapes and the computation. BatchSizes count elements."""
 
-    model_type: Literal["qwen2", "qwen3"]
+    model_type: str  # a key of FAMILIES
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -36,24 +38,29 @@ class ModelConfig:
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
-    attention_bias: bool = False  # Qwen3's flag, biases on q, k, v and o; Qwen2 always has them on q, k and v alone
+    attention_bias: bool = False  # biases of the attention, where the family leaves that open
     initializer_range: float = 0.02  # standard deviation of fresh weights
     source: str = field(default="{}", compare=False, repr=False)  # JSON text of the file, for the keys not read here
 
     @property
+    def family(self) -> Family:
+        """The family that the model is of."""
+        return FAMILIES[self.model_type]
+
+    @property
     def qkv_bias(self) -> bool:
         """Whether the query, key and value projections have a bias."""
-        return self.model_type == "qwen2" or self.attention_bias
+        return self.attention_bias if self.family.qkv_bias is None else self.family.qkv_bias
 
     @property
     def output_bias(self) -> bool:
         """Whether the attention's output projection has a bias."""
-        return self.model_type == "qwen3" and self.attention_bias
+        return self.attention_bias if self.family.output_bias is None else self.family.output_bias
 
     @property
     def qk_norm(self) -> bool:
         """Whether queries and keys are normalised per head."""
-        return self.model_type == "qwen3"
+        return self.family.qk_norm
 
     def to_json(self, dtype: str) -> dict[str, Any]:
         """The contents of a `config.json`: the file this came from, all its keys kept, with what differs now set.
@@ -66,7 +73,7 @@ class ModelConfig:
         if not values or parse_config(values, "source") != self:
             values.update(
                 {name: getattr(self, name) for name in _REQUIRED},
-                architectures=["Qwen2ForCausalLM" if self.model_type == "qwen2" else "Qwen3ForCausalLM"],
+                architectures=[self.family.architecture],
                 model_type=self.model_type,
                 head_dim=self.head_dim,
                 max_position_embeddings=self.max_position_embeddings,
@@ -104,11 +111,9 @@ def parse_config(values: dict[str, Any], where: str) -> ModelConfig:
       UserError: a key is missing or malformed, or asks for something unsupported (named in the message).
     """
     model_type = values.get("model_type")
-    if model_type not in ("qwen2", "qwen3"):
-        raise UserError(
-            f"{where}: expected model_type qwen2 (Qwen2 and Qwen2.5) or qwen3, got {model_type!r}: "
-            "use a dense Qwen model"
-        )
+    if model_type not in FAMILIES:
+        labels = " or ".join(family.label for family in FAMILIES.values())
+        raise UserError(f"{where}: expected model_type {labels}, got {model_type!r}: use a dense Qwen model")
     _refuse_unsupported(values, where)
     missing = [name for name in _REQUIRED if name not in values]
     if missing:
@@ -126,9 +131,8 @@ def parse_config(values: dict[str, Any], where: str) -> ModelConfig:
         )
     head_dim = values.get("head_dim")
     if head_dim is None:
-        # transformers' own defaults: Qwen3's is a constant
-        head_dim = 128 if model_type == "qwen3" else hidden // heads
-        if model_type == "qwen2" and hidden % heads:
+        head_dim = FAMILIES[model_type].head_dim or hidden // heads
+        if FAMILIES[model_type].head_dim is None and hidden % heads:
             raise UserError(
                 f"{where}: expected head_dim, or a hidden_size divisible by num_attention_heads, "
                 f"got hidden_size {hidden} and {heads} heads: add head_dim"
@@ -148,6 +152,14 @@ def parse_config(values: dict[str, Any], where: str) -> ModelConfig:
         initializer_range=_positive(values.get("initializer_range", 0.02), "initializer_range", where),
         source=json.dumps(values),
     )
+
+
+def known_config(name: str) -> ModelConfig | None:
+    """The architecture of a public model, by its hub name in any case; None: not in the tables of the families."""
+    for family in FAMILIES.values():
+        if values := family.known.get(name.lower()):
+            return parse_config(dict(values), name)
+    return None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from rlt_jax.errors import UserError
+from rlt_jax.models.base import Model, Params, build_model, random_params
 from rlt_jax.models.config import ModelConfig, read_config, read_json
-from rlt_jax.models.qwen import Model, Params, build_model, random_params
 
 # The hub's client reports every retry twice; what it ends with is raised, and says more.
 logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
@@ -114,7 +114,7 @@ def load_model(path: str | Path, *, dtype: str = "auto") -> tuple[Model, Params]
       path: a local folder, or a name such as "Qwen/Qwen2.5-7B-Instruct" to fetch.
       dtype: "float32", "bfloat16", or "auto" for the type that most of the stored weights have.
     Returns:
-      The model and its parameters, a nested dict (tree: see `qwen.py`).
+      The model and its parameters, a nested dict (tree: see `base.py`).
     Raises:
       UserError: no such folder or model; a broken or unsupported config; missing, extra, misshaped or damaged weights.
     """

@@ -1,1 +1,1 @@
-"""What a run leaves behind and shows: metric files, logs, progress, timings, curves, the closing summary."""
+"""What a run writes and shows: metrics, log, progress, curves, files."""

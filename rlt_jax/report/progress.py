@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from rlt_jax.report.log import is_live, print_plain
 
-WINDOW = 20  # steps that the time left is judged by: the first ones compile, and should soon count no more
+WINDOW = 20  # steps that the time left is scored by: the first ones compile, and should soon count no more
 
 
 class ProgressDisplay:
@@ -48,7 +48,7 @@ class ProgressDisplay:
             self._bar.update(self._task, completed=step, left=_duration(self.seconds_left()))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Show the metrics of a step: reward, tokens per second, the card's peak, seconds per step, time left."""
+        """Show the metrics of a step: reward, tokens per second, the GPU's peak, seconds per step, time left."""
         numbers = _numbers(metrics)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, numbers=" ".join(numbers))
@@ -118,7 +118,7 @@ def _numbers(metrics: Mapping[str, float]) -> list[str]:
             shown.append(f"{name.replace('/', ' ')} {metrics[name]:.4f}")
     if "tokens_per_second/generate" in metrics:
         shown.append(f"{metrics['tokens_per_second/generate']:,.0f} tokens/s")
-    peaks = [value for name, value in metrics.items() if name.startswith("memory/peak_card_gb/")]
+    peaks = [value for name, value in metrics.items() if name.startswith("memory/peak_gpu_gb/")]
     if peaks:
         shown.append(f"{max(peaks):.1f} GB")
     if "seconds/step" in metrics:

@@ -33,7 +33,7 @@ DEFAULTS = {  # of environment variables, read before vLLM and torch start
     "VLLM_NO_USAGE_STATS": "1",
     # vLLM's scheduler runs in a process forked from the child, which has started neither CUDA nor JAX: half the start
     "VLLM_WORKER_MULTIPROC_METHOD": "fork",
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # looking for a card must not start CUDA before the fork
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # looking for a GPU must not start CUDA before the fork
     "OMP_WAIT_POLICY": "PASSIVE",  # on a CPU, spinning threads of the engine and of JAX slow each other down 80 times
 }
 
@@ -44,10 +44,10 @@ class ChildEngine:
     Args:
       model: local folder with the model's config; its weights are not read.
       python: interpreter to run it with, one that has vLLM.
-      gpu_memory_bytes: the engine's share of the card while it is awake; None: what vLLM takes by itself.
+      gpu_memory_bytes: the engine's share of the GPU while it is awake; None: what vLLM takes by itself.
       options: more arguments of `vllm.LLM`.
       log_file: where the child's output goes.
-      weights_on_gpu: the trainer's arrays live on a card.
+      weights_on_gpu: the trainer's arrays live on a GPU.
     Raises:
       UserError: no such interpreter, no vLLM in it, or the engine refuses to start; shows its log.
     """

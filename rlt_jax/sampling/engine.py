@@ -77,7 +77,7 @@ class Engine(Protocol):
         ...
 
     def sleep(self) -> None:
-        """Give the card's memory back; weights and caches are lost."""
+        """Give the GPU's memory back; weights and caches are lost."""
         ...
 
     def wake_weights(self) -> None:

@@ -75,14 +75,14 @@ def _prefill(model: DecodingModel, params: Params, prompts: jax.Array, source: j
     """Caches of B rows with room for `length` positions; row b holds prompt source[b].
 
     Args:
-      prompts: i32[pieces, N, P], right-padded. Pieces run one after another, which bounds the activations.
-      source: i32[B] index into the pieces · N prompts.
+      prompts: i32[chunks, N, P], right-padded. Chunks run one after another, which bounds the activations.
+      source: i32[B] index into the chunks · N prompts.
     """
 
     def prefill_piece(ids: jax.Array) -> Cache:
         return model.prefill(params, ids, model.init_cache(params, *ids.shape))[1]
 
-    def spread(leaf: jax.Array) -> jax.Array:  # [pieces, L, N, P, ...] -> [L, B, length, ...]
+    def spread(leaf: jax.Array) -> jax.Array:  # [chunks, L, N, P, ...] -> [L, B, length, ...]
         leaf = jnp.moveaxis(leaf, 0, 1)
         leaf = leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:])
         return _lengthen(leaf[:, source], length)
@@ -327,14 +327,14 @@ class NativeSampler:
         distinct = dict(zip(keys, prompts, strict=True))
         index = {key: i for i, key in enumerate(distinct)}
         count = _row_bucket(len(distinct), self._max_batch)
-        pieces = -(-count // max(1, self._prefill_tokens // prompt_room))
-        per_piece = -(-count // pieces)
-        padded = pad_rows(list(distinct.values()), prompt_room, num_rows=pieces * per_piece)
+        chunks = -(-count // max(1, self._prefill_tokens // prompt_room))
+        per_chunk = -(-count // chunks)
+        padded = pad_rows(list(distinct.values()), prompt_room, num_rows=chunks * per_chunk)
 
         width = _row_bucket(len(seeds), self._max_batch)
         filled = [*range(len(seeds)), *[0] * (width - len(seeds))]  # fillers repeat row 0
         source = np.array([index[keys[i]] for i in filled], np.int32)
-        cache = _prefill(self._model, weights, padded.reshape(pieces, per_piece, prompt_room), source, length=length)
+        cache = _prefill(self._model, weights, padded.reshape(chunks, per_chunk, prompt_room), source, length=length)
         return _Rows(
             token=jnp.asarray([prompts[i][-1] for i in filled], jnp.int32),
             position=jnp.asarray([len(prompts[i]) - 1 for i in filled], jnp.int32),

@@ -1,4 +1,4 @@
-"""Moving weights from JAX arrays to an engine in another process: through shared memory, or on the card by CUDA IPC."""
+"""Moving weights from JAX arrays to an engine in another process: through shared memory, or on the GPU by CUDA IPC."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-STAGING_BYTES = 2_000_000_000  # of the buffer on the card that weights pass through
+STAGING_BYTES = 2_000_000_000  # of the buffer on the GPU that weights pass through
 ALIGNMENT = 256  # bytes, of a tensor in it
 
 
@@ -83,10 +83,10 @@ def send_on_card(
     load_remote: Callable[[list[tuple[str, str, tuple[int, ...], int]]], int],
     close_remote: Callable[[], None],
 ) -> None:
-    """Copy tensors from JAX's memory into a buffer of another process on the same card, a buffer-full at a time.
+    """Copy tensors from JAX's memory into a buffer of another process on the same GPU, a buffer-full at a time.
 
     The other process owns the buffer: JAX's own memory need not be exportable, and no framework but JAX is needed here.
-    Arrays must be ready (`jax.block_until_ready`), on one card.
+    Arrays must be ready (`jax.block_until_ready`), on one GPU.
 
     Args:
       open_remote: size in bytes -> the CUDA IPC handle of a fresh buffer.

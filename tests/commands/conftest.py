@@ -10,7 +10,6 @@ from types import ModuleType
 import pytest
 
 import rlt_jax
-from rlt_jax.errors import run_command
 
 TINY = Path(rlt_jax.__file__).parent / "assets" / "tiny"
 
@@ -64,6 +63,6 @@ def main(monkeypatch) -> Callable[..., None]:
 
     def run(module: ModuleType, *flags: object) -> None:
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, flags)])
-        run_command(module.main)
+        module.main()
 
     return run

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from rlt_jax import ablate as ablate_command
-from rlt_jax.ablate import is_finished
 from rlt_jax.configs import load_config
+from rlt_jax.studies.ablation import is_finished
 
 STUDY = """\
 base:
@@ -95,7 +95,7 @@ def done(interrupted, command) -> tuple[Path, tuple, str, str]:
 def test_an_interrupted_study_goes_on_where_it_stopped(done):
     folder, _, printed, _ = done
     log = (folder / "paper" / "seed-1" / "logs" / "training.log").read_text()
-    assert "continuing from step" in log
+    assert "resuming from step" in log
     steps = [line["step"] for line in lines(folder / "paper" / "seed-1" / "metrics.jsonl") if "reward" in line]
     assert steps == [1, 2]
     headings = [line for line in printed.splitlines() if line.startswith("[")]

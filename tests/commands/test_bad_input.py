@@ -19,10 +19,11 @@ from safetensors.numpy import load_file, save_file
 from rlt_jax import score as score_command
 from rlt_jax import sft as sft_command
 from rlt_jax import train as train_command
-from rlt_jax.checkpoint import open_checkpoints, save_checkpoint
 from rlt_jax.configs import PRESETS
+from rlt_jax.learner.optimizer import make_optimizer
+from rlt_jax.learner.state import init_state
 from rlt_jax.models import load_model
-from rlt_jax.update import init_state, make_optimizer
+from rlt_jax.runs.checkpoint import open_checkpoints, save_checkpoint
 
 ROWS = [
     {"question": f"What is {i}+1?", "solution": f"{i + 1}", "reasoning_trace": "Count on.", "explanation": "Count on."}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlt_jax import evaluate as evaluate_command
-from rlt_jax.accuracy import pass_rates
+from rlt_jax.evals.accuracy import pass_rates
 from tests.commands.killing import kill_after
 
 QUESTIONS, SAMPLES = 32, 4
@@ -88,7 +88,7 @@ def test_the_summary_is_that_of_the_answers(tested):
 
 
 def test_a_killed_start_goes_on_to_the_same_bytes(main, flags, tmp_path):
-    flags = (*flags, "--samples", 2, "--questions-per-piece", 4)
+    flags = (*flags, "--samples", 2, "--questions-per-chunk", 4)
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     main(evaluate_command, *flags, "--out", whole)
     partial = kill_after(3, "evaluate", *flags, out=killed)
@@ -147,7 +147,7 @@ REFUSED = {
         "temperature=0 with samples=2: all samples of a row would be",
     ),
     "k beyond the samples": (("--samples", 2, "--k", 1, 4), "k=4 with samples=2: expected 1 to 2: draw more samples"),
-    "no pieces": (("--questions-per-piece", 0), "questions_per_piece=0: expected a positive whole number"),
+    "no chunks": (("--questions-per-chunk", 0), "questions_per_chunk=0: expected a positive whole number"),
     "one column twice": (("--data.choice-columns", "answer"), "the columns problem, answer, answer name one twice"),
     "no such column": (
         ("--data.answer-column", "Answer"),

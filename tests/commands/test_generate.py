@@ -9,7 +9,7 @@ import pytest
 from rlt_jax import generate as generate_command
 from rlt_jax import score as score_command
 from rlt_jax.configs import SftConfig, parse_command
-from rlt_jax.sft import layout_of, load_examples
+from rlt_jax.runs.sft import chat_format_of, load_examples
 from tests.commands.killing import kill_after
 
 ROWS, SAMPLES = 24, 2
@@ -71,18 +71,20 @@ def test_every_row_is_explained(taught, data):
 def test_a_student_is_trained_on_the_explanation_and_not_on_the_rows_own_trace(taught, tiny):
     out, _ = taught
     line = ["--target", "student", "--model", tiny / "student", "--data.path", out, "--output-dir", "none"]
-    config, _ = parse_command(SftConfig, [*map(str, line), "--student-gap", "blank-line"], prog="sft", description="")
-    layout = layout_of(config)
-    examples, _ = load_examples(config, layout)
+    config, _ = parse_command(
+        SftConfig, [*map(str, line), "--student-gap", "blank-line"], command="sft", description=""
+    )
+    chat = chat_format_of(config)
+    examples, _ = load_examples(config, chat)
     records = read(out)
     assert len(examples) == len(records)
     own = 0
     for example, record in zip(examples, records, strict=True):
-        trained = layout.tokenizer.decode(example.ids[example.trained])
+        trained = chat.tokenizer.decode(example.ids[example.trained])
         thought = f"<|begin_of_thought|>\n\n{record['explanation']}\n\n<|end_of_thought|>\n\n"
         assert trained.startswith(f"{thought}<|begin_of_solution|>{record['solution']}<|end_of_solution|>")
         own += record["reasoning_trace"] in trained
-        prompt = layout.tokenizer.decode(example.ids[~example.trained])
+        prompt = chat.tokenizer.decode(example.ids[~example.trained])
         assert record["system"] in prompt and record["question"] in prompt
     assert 0 < own < len(records)  # some explanations are the trace, as this teacher was taught, but not all
 
@@ -110,7 +112,7 @@ def test_rewards_are_those_of_score(taught, main, tiny, tmp_path):
 
 
 def test_a_killed_start_goes_on_to_the_same_bytes(main, flags, tmp_path, capsys):
-    flags = (*flags, "--rows-per-piece", 2)
+    flags = (*flags, "--rows-per-chunk", 2)
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     main(generate_command, *flags, "--out", whole)
     partial = kill_after(3, "generate", *flags, out=killed)
@@ -118,13 +120,13 @@ def test_a_killed_start_goes_on_to_the_same_bytes(main, flags, tmp_path, capsys)
         file.write(b'{"records": [{"row": 99, "quest')  # as a kill in the middle of a line leaves it
     done = partial.read_bytes().count(b"\n") - 1
     main(generate_command, *flags, "--out", killed)
-    assert f"going on after {done} of 12 pieces\n" in capsys.readouterr().out
+    assert f"going on after {done} of 12 chunks\n" in capsys.readouterr().out
     assert killed.read_bytes() == whole.read_bytes()
     assert not partial.exists()
 
 
 def test_what_a_row_gets_does_not_depend_on_the_pieces(taught, main, flags, tmp_path):
-    main(generate_command, *flags, "--rows-per-piece", 7, "--out", tmp_path / "out.jsonl")
+    main(generate_command, *flags, "--rows-per-chunk", 7, "--out", tmp_path / "out.jsonl")
     texts = [[record["explanation"] for record in read(path)] for path in (taught[0], tmp_path / "out.jsonl")]
     assert texts[0] == texts[1]
 
@@ -211,7 +213,7 @@ REFUSED = {
     "seed": (("--seed", -1), "seed=-1: expected a whole number from 0 to"),
     "sampler": (("--sampler.top-p", 0), "sampler.top_p=0: expected a share above 0"),
     "server": (("--sampler.kind", "vllm-server"), "sampler.kind=vllm-server without sampler.url"),
-    "share": (("--vllm-gpu-memory-utilization", 2), "vllm_gpu_memory_utilization=2: expected a share of the card"),
+    "share": (("--vllm-gpu-memory-utilization", 2), "vllm_gpu_memory_utilization=2: expected a share of the GPU"),
     "reward": (("--reward.not-matched-penalty", 1), "reward.not_matched_penalty=1 would reward unclosed tags"),
     "no model": (("--teacher", "/no/such/model"), "expected a model folder or a hub name, but /no/such/model"),
     "no rows": (("--data.path", "/no/rows.jsonl"), "expected rows at '/no/rows.jsonl'"),
@@ -240,9 +242,9 @@ def test_an_existing_file_and_another_half_are_not_touched(main, flags, taught, 
     assert f"--out {out} exists: choose another file, or delete it" in capsys.readouterr().err
     assert out.read_bytes() == before
 
-    partial = kill_after(1, "generate", *flags, "--rows-per-piece", 1, out=tmp_path / "out.jsonl")
+    partial = kill_after(1, "generate", *flags, "--rows-per-chunk", 1, out=tmp_path / "out.jsonl")
     half = partial.read_bytes()
     with pytest.raises(SystemExit):
-        main(generate_command, *flags, "--rows-per-piece", 1, "--temperature", 0.5, "--out", tmp_path / "out.jsonl")
+        main(generate_command, *flags, "--rows-per-chunk", 1, "--temperature", 0.5, "--out", tmp_path / "out.jsonl")
     assert "was begun with other settings: temperature=0.7 (now 0.5): give those again" in capsys.readouterr().err
     assert partial.read_bytes() == half

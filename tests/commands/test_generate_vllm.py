@@ -14,7 +14,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def taught(command, tiny, tmp_path_factory):
-    """The file that a run of two pieces wrote, and the last line that it printed."""
+    """The file that a run of two chunks wrote, and the last line that it printed."""
     folder = tmp_path_factory.mktemp("taught")
     rows = (tiny / "eval.jsonl").read_text().splitlines()[:8]
     (folder / "rows.jsonl").write_text("".join(row + "\n" for row in rows))
@@ -22,14 +22,14 @@ def taught(command, tiny, tmp_path_factory):
         "generate",
         *("--teacher", tiny / "teacher", "--student", tiny / "student", "--data.path", folder / "rows.jsonl"),
         *("--data.teacher-prompt-file", tiny / "teacher_prompt.txt", "--sampler.kind", "vllm", "--dtype", "float32"),
-        *("--samples", 2, "--rows-per-piece", 4, "--max-completion-length", 48, "--max-prompt-length", 128),
+        *("--samples", 2, "--rows-per-chunk", 4, "--max-completion-length", 48, "--max-prompt-length", 128),
         *("--out", folder / "taught.jsonl"),
     )
     return folder / "taught.jsonl", printed.splitlines()[-1]
 
 
 def test_all_rows_are_explained(taught):
-    """The second piece too, before which the engine slept while the first was scored."""
+    """The second chunk too, before which the engine slept while the first was scored."""
     out, printed = taught
     records = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(record["row"], record["sample"]) for record in records] == [(i, j) for i in range(8) for j in range(2)]

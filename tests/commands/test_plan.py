@@ -11,10 +11,10 @@ import pytest
 
 from rlt_jax import plan as plan_command
 from rlt_jax.configs import PRESETS, load_config
-from rlt_jax.memory.monitor import card_reader
-from tests.memory.test_card import DRIVER
+from rlt_jax.device.monitor import gpu_memory_reader
+from tests.device.test_gpu import DRIVER
 
-pytestmark = pytest.mark.skipif(card_reader() is not None, reason="the plan would be that of this machine's card")
+pytestmark = pytest.mark.skipif(gpu_memory_reader() is not None, reason="the plan would be that of this machine's GPU")
 
 
 @pytest.fixture
@@ -42,10 +42,10 @@ def test_mono85_in_a_process_of_its_own():
     assert lines[0] == "Plan of --preset mono85 (by formula, no GPU here); GB is 1e9 bytes"
     assert "  teacher Qwen/Qwen2.5-7B-Instruct: 7.616 B parameters (known)" in lines
     heads = "load generate teacher student reference update optimizer move ref sync save source"
-    assert [line.split() for line in lines[lines.index("Card, GB") + 1 :][:1]] == [heads.split()]
+    assert [line.split() for line in lines[lines.index("GPU, GB") + 1 :][:1]] == [heads.split()]
     (everything,) = (line.split() for line in lines if line.startswith("  all ") and "76.39" in line)
     assert " ".join(everything) == "all 33.16 63.18 22.32 38.86 37.55 76.39 54.45 33.16 63.18 17.93"
-    assert "Card: peak 76.39 GB in update; planned 77 GB, budget 85 GB" in lines
+    assert "GPU: peak 76.39 GB in update; planned 77 GB, budget 85 GB" in lines
     assert "Pinned: 106.62 GB of the host's, under XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB=105 (GiB)" in lines
     assert any(line.startswith("vLLM: 46.8 GB hold the keys and values of 501,777 tokens") for line in lines)
     assert "Longest context in 77 GB, nothing kept: 16,384 tokens of prompt and completion" in lines
@@ -70,10 +70,10 @@ def test_in_a_terminal_no_line_is_cut(width):
     text = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).replace("\r", "")
     assert "…" not in text
     if width == 80:
-        assert "  update: trainer's context 1.20, teacher 15.23, vLLM asleep 1.50, accumulators 30.46" in text
+        assert "  update: trainer's context 1.20, teacher 15.23, vLLM asleep 1.50, gradients 30.46" in text
     else:
-        (accumulators,) = (line.split() for line in text.splitlines() if "accumulators" in line)
-        assert accumulators == ["accumulators", "30.46", "30.46", "exact"]
+        (gradients,) = (line.split() for line in text.splitlines() if "gradients" in line)
+        assert gradients == ["gradients", "30.46", "30.46", "exact"]
     assert text.splitlines()[-1] == "Fits"
 
 
@@ -94,10 +94,10 @@ def test_mono_basic_does_not_fit_and_its_advice_does(planned):
     code, out, _ = planned("--preset", "mono_basic")
     assert code == 1
     verdict = out[out.index("Does not fit") :].splitlines()
-    assert verdict[1].startswith("  card: 40 GB may be used, up to 14.70 GB too little for update 54.70 GB")
+    assert verdict[1].startswith("  GPU: 40 GB may be used, up to 14.70 GB too little for update 54.70 GB")
     assert verdict[2] == "It would fit with"
     advice = verdict[3].split("  (")[0].split()
-    assert " ".join(advice) == "--vllm-gpu-memory-utilization 0.55 --memory.accumulators bfloat16"
+    assert " ".join(advice) == "--vllm-gpu-memory-utilization 0.55 --memory.gradients bfloat16"
     code, out, _ = planned("--preset", "mono_basic", *advice)
     assert (code, out.splitlines()[-1]) == (0, "Fits")
 
@@ -106,28 +106,28 @@ def test_budget_and_host_replace_the_machine_s(planned):
     code, out, _ = planned("--preset", "mono85", "--host-gb", "110")
     assert code == 1
     assert "host: 110 GB may be used, up to 17.74 GB too little for save 127.74 GB" in out
-    assert "  --memory.moments bfloat16  (card 76.39, host 96.60 GB)" in out
+    assert "  --memory.moments bfloat16  (GPU 76.39, host 96.60 GB)" in out
     code, out, _ = planned("--preset", "mono85", "--budget-gb", "48", "--planned-gb", "48")
-    assert code == 1 and "card: 48 GB may be used" in out
+    assert code == 1 and "GPU: 48 GB may be used" in out
 
 
 def test_json_for_scripts(planned):
     code, out, _ = planned("--preset", "mono_basic", "--json")
     report = json.loads(out)
-    assert (code, report["fits"], report["card_bytes"], report["host_bytes"]) == (1, False, 40e9, None)
-    assert report["card_peak_phase"] == "update"
+    assert (code, report["fits"], report["gpu_bytes"], report["host_bytes"]) == (1, False, 40e9, None)
+    assert report["gpu_peak_phase"] == "update"
     phase = report["phases"]["update"]
-    assert phase["card_bytes"] == report["card_peak_bytes"] == sum(entry["size"] for entry in phase["card"])
-    assert {"owner": "accumulators", "size": 4 * 7_615_616_512, "source": "exact"} in phase["card"]
-    assert report["lower"][0]["flags"].endswith("--memory.accumulators bfloat16")
+    assert phase["gpu_bytes"] == report["gpu_peak_bytes"] == sum(entry["size"] for entry in phase["gpu"])
+    assert {"owner": "gradients", "size": 4 * 7_615_616_512, "source": "exact"} in phase["gpu"]
+    assert report["lower"][0]["flags"].endswith("--memory.gradients bfloat16")
     assert report["checkpoint_bytes"] == 14 * report["parameters"]["teacher"]
-    assert report["card"] is None and report["vllm"]["sequences"] == 32
+    assert report["gpu"] is None and report["vllm"]["sequences"] == 32
     assert {check["status"] for check in report["checks"]} <= {"ok", "warning", "problem"}
 
 
 def test_a_run_without_a_budget(planned):
     code, out, _ = planned()  # tiny
-    assert (code, out.splitlines()[-1]) == (0, "No budget and no card to compare with: give --budget-gb")
+    assert (code, out.splitlines()[-1]) == (0, "No budget and no GPU to compare with: give --budget-gb")
     assert "its folder)" in out and "vLLM:" not in out
 
 
@@ -163,8 +163,8 @@ def test_mistakes(planned, flags, message):
     assert message in err and "Traceback" not in err
 
 
-def test_with_a_card_the_machine_counts(tmp_path, monkeypatch):
-    """A module of NVML's interface stands in for a card, which JAX then does not see: nothing is compiled."""
+def test_with_a_gpu_the_machine_counts(tmp_path, monkeypatch):
+    """A module of NVML's interface stands in for a GPU, which JAX then does not see: nothing is compiled."""
     (tmp_path / "pynvml.py").write_text(DRIVER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -175,12 +175,12 @@ def test_with_a_card_the_machine_counts(tmp_path, monkeypatch):
         return done.returncode, json.loads(done.stdout)
 
     code, report = run("--host-gb", "200")
-    assert report["card"]["name"] == "NVIDIA H100 80GB HBM3"
-    assert (report["card_bytes"], report["host_bytes"], report["shortfalls"]) == (77e9, 200e9, [])
+    assert report["gpu"]["name"] == "NVIDIA H100 80GB HBM3"
+    assert (report["gpu_bytes"], report["host_bytes"], report["shortfalls"]) == (77e9, 200e9, [])
     problems = [check["name"] for check in report["checks"] if check["status"] == "problem" and check["concerns_plan"]]
     assert (code, problems) == (1, ["packages"])  # jax without its CUDA plugin
     code, report = run("--host-gb", "100", "--budget-gb", "96", "--planned-gb", "90")
-    assert report["card_bytes"] == 80 * 2**30  # no more than there is
+    assert report["gpu_bytes"] == 80 * 2**30  # no more than there is
     assert len(report["shortfalls"]) == 2 and report["lower"][0]["flags"] == "--planned-gb 85 --memory.moments bfloat16"
 
 

@@ -135,8 +135,8 @@ def test_every_flag_reaches_the_reward(main, flags, short_cases, recorded, golde
 
 
 def test_pieces_change_nothing(main, flags, short_cases, recorded, golden, tmp_path, monkeypatch):
-    """Rows are scored and written some at a time: here 16 in two pieces of 8."""
-    monkeypatch.setattr(score_command, "BATCHES_A_PIECE", 1)
+    """Rows are scored and written some at a time: here 16 in two chunks of 8."""
+    monkeypatch.setattr(score_command, "BATCHES_PER_CHUNK", 1)
     data, out = write_cases(tmp_path / "rows.jsonl", short_cases), tmp_path / "scores.jsonl"
     main(score_command, *flags, "--data", data, "--out", out)
     assert_original(read(out), short_cases, recorded, np.load(golden / "reward_cases.npz"), "rlt")

@@ -15,10 +15,11 @@ from transformers import Qwen2ForCausalLM
 from rlt_jax import sft as sft_command
 from rlt_jax.configs import SftConfig, load_settings, parse_command
 from rlt_jax.data import questions_of_step
+from rlt_jax.learner.step import sft_batches
 from rlt_jax.models import load_model
-from rlt_jax.run import load_layout
-from rlt_jax.sft import load_examples, sft
-from rlt_jax.update import sft_batches
+from rlt_jax.runs.setup import load_chat_format
+from rlt_jax.runs.sft import chat_format_of, load_examples
+from rlt_jax.sft import sft
 
 
 def lines(path: Path) -> list[dict]:
@@ -26,7 +27,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def parse(flags: tuple) -> SftConfig:
-    return parse_command(SftConfig, list(map(str, flags)), prog="sft", description="")[0]
+    return parse_command(SftConfig, list(map(str, flags)), command="sft", description="")[0]
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,9 @@ def flags(tiny, data) -> tuple:
             16,
             "--data.teacher-prompt-file",
             tiny / "teacher_prompt.txt",
-            "--kept-mlp",
+            "--saved-mlp",
             3,
-            "--kept-attention",
+            "--saved-attention",
             3,
         ),
         *("--max-length", 256, "--train-batch-size", 16, "--per-device-train-batch-size", 16),
@@ -124,7 +125,7 @@ def test_two_steps_and_two_more_are_four_in_bfloat16(flags, tiny, tmp_path):
     assert (halves / "final" / "model.safetensors").read_bytes() == (whole / "final" / "model.safetensors").read_bytes()
     losses = [[line["loss"] for line in lines(folder / "metrics.jsonl")] for folder in (halves, whole)]
     assert len(losses[0]) == 4 and losses[0] == losses[1]
-    assert "continuing from step 2" in (halves / "logs" / "training.log").read_text()
+    assert "resuming from step 2" in (halves / "logs" / "training.log").read_text()
 
 
 def repeated_traces(tiny, path: Path) -> Path:
@@ -154,14 +155,14 @@ def test_packed_steps_have_the_losses_of_single_rows_and_resume(flags, tiny, tmp
     sft(parse(("--config", halves / "config.yaml", "--output-dir", halves, "--resume", "must")))
     resumed = lines(halves / "metrics.jsonl")
     assert [line["loss"] for line in resumed if "loss" in line] == [line["loss"] for line in packed if "loss" in line]
-    assert "continuing from step 1" in (halves / "logs" / "training.log").read_text()
+    assert "resuming from step 1" in (halves / "logs" / "training.log").read_text()
 
 
 def test_packing_leaves_little_padding_and_only_real_tokens_are_counted(flags, tiny, tmp_path):
     """Over an epoch of 16 rows a step. Speed counts the rows' own tokens, with and without packing."""
     data = repeated_traces(tiny, tmp_path / "rows.jsonl")
     config = parse((*flags, "--data.path", data, "--output-dir", tmp_path / "run", "--max-steps", 1, "--packing"))
-    examples, _ = load_examples(config, sft_command.layout_of(config))
+    examples, _ = load_examples(config, chat_format_of(config))
     chosen = [
         [examples[i] for i in questions_of_step(step, num_rows=64, questions_per_step=16, seed=config.seed)]
         for step in range(4)
@@ -217,15 +218,15 @@ def test_packing_that_cannot_be_is_refused(main, flags, tmp_path, capsys, change
 )
 def test_what_teacher_and_student_are_trained_on(flags, tiny, target, gap, expected):
     config = parse((*flags, "--target", target, "--student-gap", gap, "--output-dir", "unused"))
-    examples, held_out = load_examples(config, sft_command.layout_of(config))
+    examples, held_out = load_examples(config, chat_format_of(config))
     assert (len(examples), len(held_out)) == (64, 16)
-    layout = load_layout(
+    chat = load_chat_format(
         str(tiny / "teacher"), str(tiny / "teacher"), tags="bespoke", teacher_prompt_file=None, student_prompt_file=None
     )
     row = lines(tiny / "train.jsonl")[0]
-    trained = layout.tokenizer.decode(examples[0].ids[examples[0].trained])
+    trained = chat.tokenizer.decode(examples[0].ids[examples[0].trained])
     assert trained == expected.format(trace=row["reasoning_trace"], solution=row["solution"])
-    untrained = layout.tokenizer.decode(examples[0].ids[~examples[0].trained])
+    untrained = chat.tokenizer.decode(examples[0].ids[~examples[0].trained])
     assert row["question"] in untrained and row["reasoning_trace"] not in untrained
     assert (row["solution"] in untrained.split("assistant")[-1]) is (target == "teacher")
     assert not examples[0].trained[: np.argmax(examples[0].trained)].any()  # one run, to the end

@@ -19,12 +19,12 @@ from transformers import AutoTokenizer, Qwen2ForCausalLM
 from rlt_jax import train as train_command
 from rlt_jax.batching import bucket_length
 from rlt_jax.configs import load_config, parse_train_args
-from rlt_jax.data import Layout, build_prompts, load_tokenizer, score_row_from_ids
+from rlt_jax.data import ChatFormat, build_prompts, load_tokenizer, score_row_from_ids
 from rlt_jax.data.rows import row_from
 from rlt_jax.losses.component_names import REDUCTIONS
 from rlt_jax.models import load_model
-from rlt_jax.rewards import RewardInputs, Rewards
-from rlt_jax.run import load_layout
+from rlt_jax.rewards.rlt import RewardInputs, Rewards
+from rlt_jax.runs.setup import load_chat_format
 from rlt_jax.train import train
 
 STEPS = 6
@@ -70,10 +70,10 @@ def assert_same_run(ours: Path, theirs: Path, last: int) -> None:
             assert lines(ours / file) == lines(theirs / file)
 
 
-def in_one_bucket(rows: list[dict], layout: Layout) -> bool:
+def in_one_bucket(rows: list[dict], chat: ChatFormat) -> bool:
     """Whether teacher's and student's sequences stay in their bucket, however many of 16 tokens are drawn."""
-    prompts = build_prompts([row_from(0, row) for row in rows], layout, max_prompt_length=1000).prompts
-    read = [score_row_from_ids(prompt, np.empty(0, np.int32), layout, ()).student_ids for prompt in prompts]
+    prompts = build_prompts([row_from(0, row) for row in rows], chat, max_prompt_length=1000).prompts
+    read = [score_row_from_ids(prompt, np.empty(0, np.int32), chat, ()).student_ids for prompt in prompts]
     teacher, student = ([len(x) for x in ids] for ids in ([prompt.teacher_ids for prompt in prompts], read))
     return all(
         min(lengths) >= SHORTEST and bucket_length(min(lengths)) == bucket_length(max(lengths) + 16 + 4)  # 4: the seam
@@ -88,7 +88,7 @@ def data(tiny, tmp_path_factory) -> dict[str, Path]:
     The questions are lengthened until a run sees one bucket only, so that what it compiles is known.
     """
     good = {name: lines(tiny / f"{name}.jsonl")[:40] for name in ("train", "eval")}
-    layout = load_layout(
+    chat = load_chat_format(
         str(tiny / "teacher"),
         str(tiny / "student"),
         tags="bespoke",
@@ -100,7 +100,7 @@ def data(tiny, tmp_path_factory) -> dict[str, Path]:
             name: [{**row, "question": "Now" + "," * count + " " + row["question"]} for row in good[name]]
             for name in good
         }
-        if in_one_bucket(rows["train"] + rows["eval"], layout):
+        if in_one_bucket(rows["train"] + rows["eval"], chat):
             break
     else:
         raise AssertionError("no length of the questions keeps a run in one bucket")
@@ -262,7 +262,7 @@ def test_the_trained_teacher_opens_in_transformers_with_equal_logits(run, tiny):
 
 
 def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(run, killed):
-    assert "continuing from step" in (killed / "logs" / "training.log").read_text()
+    assert "resuming from step" in (killed / "logs" / "training.log").read_text()
     assert_same_run(killed, run, STEPS)
 
 

@@ -11,16 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlt_jax import run as run_module
 from rlt_jax import train as train_command
 from rlt_jax.configs import parse_train_args
+from rlt_jax.device import jax_setup, monitor
+from rlt_jax.device.gpu import Gpu
 from rlt_jax.errors import UserError
-from rlt_jax.memory import monitor
-from rlt_jax.memory.card import Card
-from rlt_jax.memory.ledger import GB
-from rlt_jax.planning import at_sizes, plan
-from rlt_jax.rewards import RewardInputs, Rewards, rlt_reward
+from rlt_jax.planner.run_plan import at_batch_sizes, plan
+from rlt_jax.rewards import scorer
+from rlt_jax.rewards.rlt import RewardInputs, Rewards, rlt_reward
+from rlt_jax.runs import rlt, setup
 from rlt_jax.train import train
+from rlt_jax.types import GB
 from tests.commands.test_train import assert_same_run, checkpoint, training_lines, without_times
 
 ON_HOST = ("--memory.optimizer", "host", "--memory.frozen", "host")
@@ -38,11 +39,11 @@ def run(folder: Path, *flags: object) -> Path:
 
 def test_where_the_state_lies_changes_no_bit(flags, tmp_path):
     """Metrics and weights after 4 steps, with two moves of the reference and three evaluations."""
-    card = run(tmp_path / "card", *flags, "--max-steps", 4)
+    gpu = run(tmp_path / "device", *flags, "--max-steps", 4)
     host = run(tmp_path / "host", *flags, "--max-steps", 4, *ON_HOST)
-    ours, theirs = training_lines(host), training_lines(card)
+    ours, theirs = training_lines(host), training_lines(gpu)
     assert len(ours) == 4 and without_times(ours) == without_times(theirs)
-    files = [folder / "final" / "model.safetensors" for folder in (host, card)]
+    files = [folder / "final" / "model.safetensors" for folder in (host, gpu)]
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -57,7 +58,7 @@ def test_a_run_on_the_host_goes_on_bit_for_bit(flags, tmp_path):
 
 def test_rounded_gradient_sums_train_almost_alike(flags, tmp_path):
     exact = training_lines(run(tmp_path / "exact", *flags, "--max-steps", 2))
-    rounded = training_lines(run(tmp_path / "rounded", *flags, "--max-steps", 2, "--memory.accumulators", "bfloat16"))
+    rounded = training_lines(run(tmp_path / "rounded", *flags, "--max-steps", 2, "--memory.gradients", "bfloat16"))
     assert rounded[0]["reward"] == exact[0]["reward"]
     assert rounded[0]["grad_norm"] == pytest.approx(exact[0]["grad_norm"], rel=1e-2)
     assert rounded[0]["grad_norm"] != exact[0]["grad_norm"]
@@ -90,18 +91,23 @@ def test_scoring_that_runs_out_of_memory_goes_on_with_fewer_sequences(flags, tmp
     assert reward.asked == [8, 8, 8]  # the same completions each time: no group is split
     log = (tmp_path / "logs" / "training.log").read_text()
     assert "score: out of memory" in log and "score 8 -> 4 sequences" in log and "score 4 -> 2 sequences" in log
-    assert json.loads((tmp_path / "fitted.json").read_text()) == {"generate": 64, "score": 2, "update": 4, "keep": True}
+    assert json.loads((tmp_path / "backoff.json").read_text()) == {
+        "generate": 64,
+        "score": 2,
+        "update": 4,
+        "save_activations": True,
+    }
 
 
 def test_the_update_with_fewer_sequences_is_the_same_update(flags, tmp_path):
-    """Sizes found again in the run folder: micro-batches of 1 instead of 4, nothing kept; rounding alone differs."""
+    """Batch sizes found in the run folder: micro-batches of 1 instead of 4, nothing saved; rounding alone differs."""
     line = [*map(str, flags), "--max-steps", "2", "--eval-steps", "0"]
     usual = training_lines(run(tmp_path / "usual", *line))
     small = tmp_path / "small"
     small.mkdir()
-    (small / "fitted.json").write_text(json.dumps({"generate": 2, "score": 1, "update": 1, "keep": False}))
-    fitted = training_lines(run(small, *line))
-    for ours, theirs in zip(fitted, usual, strict=True):
+    (small / "backoff.json").write_text(json.dumps({"generate": 2, "score": 1, "update": 1, "save_activations": False}))
+    backoff = training_lines(run(small, *line))
+    for ours, theirs in zip(backoff, usual, strict=True):
         for name in ("reward", "grad_norm", "kl", "entropy"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6)
 
@@ -109,13 +115,13 @@ def test_the_update_with_fewer_sequences_is_the_same_update(flags, tmp_path):
 def test_too_little_memory_for_anything_ends_with_plan_and_advice(flags, tmp_path, main, monkeypatch, capsys):
     line = [*map(str, flags), "--max-steps", "1", "--eval-steps", "0", "--output-dir", str(tmp_path)]
     config, _ = parse_train_args(line)
-    monkeypatch.setattr(train_command, "rlt_reward", lambda _: TooSmall(100, config))
+    monkeypatch.setattr(scorer, "rlt_reward", lambda _: TooSmall(100, config))
     with pytest.raises(SystemExit) as end:
         main(train_command, *line)
     error = capsys.readouterr().err
     assert end.value.code == 2 and "Traceback" not in error
-    assert "the card's memory is too small: score does not fit with one sequence at a time either" in error
-    assert "on the card, GB" in error and "--preset mono85_fallback" in error
+    assert "the GPU's memory is too small: score does not fit with one sequence at a time either" in error
+    assert "on the GPU, GB" in error and "--preset mono85_fallback" in error
 
 
 # before JAX starts
@@ -125,7 +131,7 @@ def test_an_environment_that_asks_for_another_allocator_is_refused(monkeypatch):
     monkeypatch.setenv("XLA_PYTHON_CLIENT_ALLOCATOR", "bfc")
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     with pytest.raises(UserError) as refusal:
-        run_module.share_card()
+        jax_setup.share_gpu_memory()
     assert str(refusal.value) == (
         "XLA_PYTHON_CLIENT_ALLOCATOR=bfc in the environment: this run needs XLA_PYTHON_CLIENT_ALLOCATOR=platform: "
         "unset it, or set that"
@@ -137,28 +143,28 @@ def test_jax_that_started_otherwise_is_refused(monkeypatch):
     for name in ("XLA_PYTHON_CLIENT_ALLOCATOR", "XLA_PYTHON_CLIENT_PREALLOCATE"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=r"JAX has started without XLA_PYTHON_CLIENT_PREALLOCATE=false.*set it in the"):
-        run_module.share_card()
+        jax_setup.share_gpu_memory()
 
 
 def test_an_environment_that_says_the_same_is_fine(monkeypatch):
     monkeypatch.setenv("XLA_PYTHON_CLIENT_ALLOCATOR", "platform")
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "False")
     monkeypatch.setenv("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", "200")
-    run_module.share_card()
-    run_module.limit_pinned_memory(100 * 2**30)
+    jax_setup.share_gpu_memory()
+    jax_setup.limit_pinned_memory(100 * 2**30)
     monkeypatch.setenv("XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB", "64")
     with pytest.raises(UserError, match=r"LIMIT_GB=64 in the environment: this run needs .*LIMIT_GB=105"):
-        run_module.limit_pinned_memory(100 * 2**30)
+        jax_setup.limit_pinned_memory(100 * 2**30)
 
 
-def test_a_run_alone_on_its_card_takes_memory_as_it_needs_it(monkeypatch):
-    monkeypatch.setattr(run_module, "card_reader", lambda: lambda: 1.0)
+def test_a_run_alone_on_its_gpu_takes_memory_as_it_needs_it(monkeypatch):
+    monkeypatch.setattr(jax_setup, "gpu_memory_reader", lambda: lambda: 1.0)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "")  # so that what is set here is undone
     monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE")
-    run_module.prepare_memory(shared=False, pinned_bytes=0)
+    jax_setup.prepare_memory(shared=False, pinned_bytes=0)
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "true")  # who asks for JAX's pool gets it
-    run_module.prepare_memory(shared=False, pinned_bytes=0)
+    jax_setup.prepare_memory(shared=False, pinned_bytes=0)
     assert os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] == "true"
 
 
@@ -167,13 +173,14 @@ class Reached(Exception):
 
 
 @pytest.mark.parametrize("command", ["score", "sft"])
-def test_other_commands_prepare_the_card_before_they_load_a_model(command, main, monkeypatch, tmp_path, golden):
+def test_other_commands_prepare_the_gpu_before_they_load_a_model(command, main, monkeypatch, tmp_path, golden):
     module = importlib.import_module(f"rlt_jax.{command}")
 
     def reached(*, shared: bool, pinned_bytes: int):
         raise Reached(shared, pinned_bytes)
 
-    monkeypatch.setattr(module, "prepare_memory", reached)
+    loading = importlib.import_module("rlt_jax.runs.sft") if command == "sft" else module
+    monkeypatch.setattr(loading, "prepare_memory", reached)
     rows = tmp_path / "rows.jsonl"
     row = {"question": "1 + 1?", "solution": "2", "reasoning_trace": "1 and 1 are 2.", "explanation": "1 and 1 are 2."}
     rows.write_text(json.dumps(row) + "\n")
@@ -192,19 +199,21 @@ def test_other_commands_prepare_the_card_before_they_load_a_model(command, main,
 
 
 def test_plan_and_measured_are_of_the_sizes_that_fitted(flags, tmp_path, monkeypatch):
-    """As on a machine with a card of 80 GB, whose driver reads 1 GB, after an update that had to be lowered."""
-    monkeypatch.setattr(monitor, "card_reader", lambda: lambda: 1.0)
-    card = Card("H100", 1, total_bytes=80_000_000_000, used_bytes=0, driver="580", cuda=(13, 0))
-    monkeypatch.setattr(train_command, "read_card", lambda: card)
+    """As on a machine with a GPU of 80 GB, whose driver reads 1 GB, after an update that had to be lowered."""
+    monkeypatch.setattr(monitor, "gpu_memory_reader", lambda: lambda: 1.0)
+    gpu = Gpu("H100", 1, total_bytes=80_000_000_000, used_bytes=0, driver="580", cuda=(13, 0))
+    monkeypatch.setattr(rlt, "read_gpu", lambda: gpu)
     asked = []
-    monkeypatch.setattr(train_command, "plan", lambda config, **card: asked.append(card) or plan(config, **card))
-    (tmp_path / "fitted.json").write_text(json.dumps({"generate": 64, "score": 8, "update": 1, "keep": False}))
+    monkeypatch.setattr(rlt, "plan", lambda config, **gpu: asked.append(gpu) or plan(config, **gpu))
+    (tmp_path / "backoff.json").write_text(
+        json.dumps({"generate": 64, "score": 8, "update": 1, "save_activations": False})
+    )
     line = [*map(str, flags), "--max-steps", "1", "--eval-steps", "0", "--output-dir", str(tmp_path)]
     config, _ = parse_train_args(line)
     train(config)
-    assert asked == [{"card_bytes": 80_000_000_000}]
+    assert asked == [{"gpu_bytes": 80_000_000_000}]
     whole = plan(config)
-    lowered = at_sizes(whole, generate=64, score=8, update=1, keep=False)
+    lowered = at_batch_sizes(whole, generate=64, score=8, update=1, save_activations=False)
     (found,) = re.findall(
         r"update 1\.0 \(\d+\.\d planned, ([+-][\d.]+)%", (tmp_path / "logs" / "training.log").read_text()
     )
@@ -212,18 +221,19 @@ def test_plan_and_measured_are_of_the_sizes_that_fitted(flags, tmp_path, monkeyp
     assert lowered.step_peaks()["update"] < whole.step_peaks()["update"]
 
 
-def test_without_a_card_nothing_is_set(monkeypatch):
+def test_without_a_gpu_nothing_is_set(monkeypatch):
     monkeypatch.setenv("XLA_PYTHON_CLIENT_ALLOCATOR", "bfc")
-    monkeypatch.setattr(run_module, "card_reader", lambda: None)
-    run_module.prepare_memory(shared=True, pinned_bytes=10**9)
+    monkeypatch.setattr(jax_setup, "gpu_memory_reader", lambda: None)
+    jax_setup.prepare_memory(shared=True, pinned_bytes=10**9)
 
 
 def test_the_plan_of_a_run_with_a_budget_is_logged(flags, tmp_path, monkeypatch):
-    """As on a machine with a card, whose driver reads 1 GB; the budget is too small for the plan."""
-    monkeypatch.setattr(run_module, "card_reader", lambda: lambda: 1.0)
+    """As on a machine with a GPU, whose driver reads 1 GB; the budget is too small for the plan."""
+    for module in (jax_setup, setup):
+        monkeypatch.setattr(module, "gpu_memory_reader", lambda: lambda: 1.0)
     line = [*flags, "--max-steps", 1, "--eval-steps", 0, "--budget-gb", 1, "--host-gb", 64]
     folder = run(tmp_path, *line)
     log = (folder / "logs" / "training.log").read_text()
-    assert "phase              card    host  on the card, GB" in log
-    assert "WARNING rlt_jax: card: " in log and "`python -m rlt_jax.plan` says what to lower" in log
+    assert "phase              GPU    host  on the GPU, GB" in log
+    assert "WARNING rlt_jax: GPU: " in log and "`python -m rlt_jax.plan` says what to lower" in log
     assert np.isfinite(training_lines(folder)[0]["reward"])

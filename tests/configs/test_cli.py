@@ -43,11 +43,11 @@ def test_flag_names_of_the_original():
 
 
 def test_section_flags():
-    argv = "--loss.beta 0.1 --loss.kept-mlp 2 --data.truncate-prompts --sampler.kind native --log.no-tensorboard"
+    argv = "--loss.beta 0.1 --loss.saved-mlp 2 --data.truncate-prompts --sampler.kind native --log.no-tensorboard"
     argv += " --reward.kl-penalty-reward-coeff 2 --reward.reduction-kl median --reward.normalize-log-prob exp"
     argv += " --reward.clip-kl None --data.eval-rows 8 --planned_gb 3.5 --resume must"
     config, _ = parse_train_args(argv.split())
-    assert (config.loss.beta, config.loss.kept_mlp, config.data.truncate_prompts) == (0.1, 2, True)
+    assert (config.loss.beta, config.loss.saved_mlp, config.data.truncate_prompts) == (0.1, 2, True)
     assert (config.sampler.kind, config.log.tensorboard) == ("native", False)
     assert (config.reward.kl_penalty_reward_coeff, config.reward.reduction_kl) == ((2.0,), ("median",))
     assert (config.reward.normalize_log_prob, config.reward.clip_kl) == ("exp", None)
@@ -163,7 +163,7 @@ class Errand:
 
 
 def errand(*argv: str) -> tuple[Errand, bool]:
-    return parse_command(Errand, argv, prog="python -m errand", description="Run an errand.")
+    return parse_command(Errand, argv, command="errand", description="Run an errand.")
 
 
 def test_other_commands_share_the_front(tmp_path, capsys):
@@ -177,7 +177,7 @@ def test_other_commands_share_the_front(tmp_path, capsys):
         errand("--count", "5")
     assert end.value.code == 2
     said = capsys.readouterr().err
-    assert "Missing from python -m errand" in said
+    assert "Missing from python -m rlt_jax.errand" in said
     assert "--source STR" in said
 
     with pytest.raises(SystemExit) as end:

@@ -3,16 +3,16 @@
 import dataclasses
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import pytest
 
 import rlt_jax
 from rlt_jax.configs import PRESETS, LossConfig, PresetName, check_config
 from rlt_jax.configs.presets import SUMMARIES
-from rlt_jax.configs.schema import Normalization, Reduction
-from rlt_jax.losses.teacher_reward import Normalize as LossesNormalize
-from rlt_jax.losses.teacher_reward import Reduction as LossesReduction
+from rlt_jax.configs.schema import RewardConfig
+from rlt_jax.losses.component_names import REDUCTIONS
+from rlt_jax.types import Normalization
 
 # (train batch, micro-batch, generations, prompt, completion, vLLM share, aggregation, budget GB, planned GB)
 TABLE = {
@@ -50,12 +50,12 @@ def test_values_that_the_7b_presets_share(name):
     assert (c.max_steps, c.save_steps) == (125, 25)
 
 
-def test_presets_for_one_card_share_it_with_vllm_and_the_host():
+def test_presets_for_one_gpu_share_it_with_vllm_and_the_host():
     for name in ("mono_basic", "mono85", "mono85_fallback", "mono96"):
         memory = PRESETS[name].memory
         assert PRESETS[name].sampler.kind == "vllm"
         assert (memory.optimizer, memory.frozen) == ("host", "host")
-        assert (memory.moments, memory.accumulators) == ("float32", "float32")
+        assert (memory.moments, memory.gradients) == ("float32", "float32")
     assert PRESETS["tiny"].sampler.kind == PRESETS["paper"].sampler.kind == "native"
 
 
@@ -110,5 +110,7 @@ def test_configurations_are_frozen_and_hashable():
 
 
 def test_choices_are_those_of_the_losses():
-    assert set(get_args(Reduction)) == set(get_args(LossesReduction))
-    assert set(get_args(Normalization)) == set(get_args(LossesNormalize))
+    types = get_type_hints(RewardConfig)
+    for term in ("log_prob", "kl"):
+        assert get_args(get_args(types[f"reduction_{term}"])[0]) == REDUCTIONS
+        assert types[f"normalize_{term}"] == Normalization | None

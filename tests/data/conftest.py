@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlt_jax.data import BESPOKE, Layout, load_tokenizer
+from rlt_jax.data import BESPOKE, ChatFormat, load_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +24,6 @@ def reward_cases(golden: Path) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="session")
-def layout(tokenizer, data_cases) -> Layout:
-    """The layout that the golden cases were recorded with."""
-    return Layout(tokenizer, BESPOKE, data_cases["teacher_system_prompt"], data_cases["student_system_prompt"])
+def chat(tokenizer, data_cases) -> ChatFormat:
+    """The chat format that the golden cases were recorded with."""
+    return ChatFormat(tokenizer, BESPOKE, data_cases["teacher_system_prompt"], data_cases["student_system_prompt"])

@@ -13,29 +13,29 @@ def rows(data_cases):
     return [row_from(number, case["raw"]) for number, case in enumerate(data_cases["rows"])]
 
 
-def test_golden_prompt_ids(rows, data_cases, layout):
-    built = build_prompts(rows, layout, max_prompt_length=175)
+def test_golden_prompt_ids(rows, data_cases, chat):
+    built = build_prompts(rows, chat, max_prompt_length=175)
     assert built.skipped == () and len(built.prompts) == 12
     for prompt, row, case in zip(built.prompts, rows, data_cases["rows"], strict=True):
         assert prompt.row is row and prompt.teacher_text == case["teacher_line"]["prompt"]
         assert prompt.teacher_ids.dtype == np.int32 and prompt.teacher_ids.tolist() == case["prompt_ids"]
-        chat = case["student_sft_text"]
-        prefix = chat[: chat.index("<|begin_of_thought|>\n\n") + len("<|begin_of_thought|>\n\n")]
-        assert prompt.student_prefix_ids.tolist() == encode(layout.tokenizer, prefix).tolist()
-        assert prompt.solution_ids.tolist() == encode(layout.tokenizer, row.solution).tolist()
+        text = case["student_sft_text"]
+        prefix = text[: text.index("<|begin_of_thought|>\n\n") + len("<|begin_of_thought|>\n\n")]
+        assert prompt.student_prefix_ids.tolist() == encode(chat.tokenizer, prefix).tolist()
+        assert prompt.solution_ids.tolist() == encode(chat.tokenizer, row.solution).tolist()
 
 
-def test_too_long_prompts_are_skipped_with_their_number(rows, layout):
-    built = build_prompts(rows, layout, max_prompt_length=120)
+def test_too_long_prompts_are_skipped_with_their_number(rows, chat):
+    built = build_prompts(rows, chat, max_prompt_length=120)
     assert [prompt.row.number for prompt in built.prompts] == [0, 1, 6, 7, 8, 9, 10, 11]
     assert built.skipped[0] == (2, "prompt is too long (131 tokens, at most 120)")
     assert describe_skipped(built.skipped) == "4 x prompt is too long (rows 2, 3, 4, 5)"
     with pytest.raises(UserError, match=r"at most 70 tokens, but none of 12 fits \(the shortest has 77\): raise"):
-        build_prompts(rows, layout, max_prompt_length=70)
+        build_prompts(rows, chat, max_prompt_length=70)
 
 
-def test_truncation_cuts_on_the_left(rows, data_cases, layout):
-    built = build_prompts(rows, layout, max_prompt_length=80, truncate=True)
+def test_truncation_cuts_on_the_left(rows, data_cases, chat):
+    built = build_prompts(rows, chat, max_prompt_length=80, truncate=True)
     assert built.skipped == () and max(len(prompt.teacher_ids) for prompt in built.prompts) == 80
     for prompt, case in zip(built.prompts, data_cases["rows"], strict=True):
         assert prompt.teacher_ids.tolist() == case["prompt_ids"][-80:]

@@ -13,11 +13,11 @@ def rows(data_cases):
     return [row_from(number, case["raw"]) for number, case in enumerate(data_cases["rows"])]
 
 
-def test_golden_masks(rows, data_cases, layout):
+def test_golden_masks(rows, data_cases, chat):
     compared = 0
     for row, case in zip(rows, data_cases["rows"], strict=True):
         for template, golden in case["masks"].items():
-            example = sft_example(row, layout, "student" if template == "student_sft" else "teacher")
+            example = sft_example(row, chat, "student" if template == "student_sft" else "teacher")
             assert example.ids.dtype == np.int32 and example.trained.dtype == bool
             assert example.ids.tolist() == golden["input_ids"]
             if golden["trained_positions"]:  # mend: three custom rows are masked out whole with the longer template
@@ -28,43 +28,43 @@ def test_golden_masks(rows, data_cases, layout):
     assert compared == 33
 
 
-def test_golden_labels_of_collated_batches(rows, data_cases, layout):
+def test_golden_labels_of_collated_batches(rows, data_cases, chat):
     by_text = {case["student_sft_text"]: row for row, case in zip(rows, data_cases["rows"], strict=True)}
     by_text |= {case["teacher_line"]["text"]: row for row, case in zip(rows, data_cases["rows"], strict=True)}
     for batch in data_cases["batches"]:
         target = "student" if batch["template"] == "student_sft" else "teacher"
         for text, labels, mask in zip(batch["texts"], batch["labels"], batch["attention_mask"], strict=True):
-            ids, trained = sft_example(by_text[text], layout, target)
+            ids, trained = sft_example(by_text[text], chat, target)
             assert np.where(trained, ids, -100).tolist() == [t for t, real in zip(labels, mask, strict=True) if real]
 
 
-def test_rows_the_original_masks_out_are_trained_on(data_cases, layout):
+def test_rows_the_original_masks_out_are_trained_on(data_cases, chat):
     """Mend: without the padding nothing at all was trained; now exactly explanation, end tag and end of turn are."""
     cases = {case["name"]: case for case in data_cases["failing_rows"]}
     for name in ("custom, trace without the blank-line padding", "stratos, thought without the blank-line padding"):
         assert cases[name]["teacher_sft_trained_positions"] == []
-        ids, trained = sft_example(row_from(0, cases[name]["raw"]), layout, "teacher")
-        text = b"".join(ids_to_bytes(layout.tokenizer, ids[trained])).decode()
+        ids, trained = sft_example(row_from(0, cases[name]["raw"]), chat, "teacher")
+        text = b"".join(ids_to_bytes(chat.tokenizer, ids[trained])).decode()
         assert text.startswith("First add the tens") and text.endswith("42.\n\n<|end_of_explanation|><|im_end|>\n")
     wrapped = cases["custom, trace already wrapped in student tags"]
-    ids, trained = sft_example(row_from(0, wrapped["raw"]), layout, "teacher")
+    ids, trained = sft_example(row_from(0, wrapped["raw"]), chat, "teacher")
     assert ids.tolist() == wrapped["teacher_sft_input_ids"]
     assert np.flatnonzero(trained).tolist() == wrapped["teacher_sft_trained_positions"]
 
 
-def test_examples_of_a_data_set_count_what_is_left_out(rows, data_cases, layout):
+def test_examples_of_a_data_set_count_what_is_left_out(rows, data_cases, chat):
     untraced = row_from(12, {"prompt": "What is 17 + 25?", "solution": "42"})
-    built = build_sft_examples([untraced, *rows], layout, target="teacher", max_length=200)
+    built = build_sft_examples([untraced, *rows], chat, target="teacher", max_length=200)
     assert built.skipped == (
         (4, "text is too long (236 tokens, at most 200)"),
         (5, "text is too long (235 tokens, at most 200)"),
         (12, "no reasoning trace"),
     )
-    expected = [sft_example(row, layout, "teacher") for row in rows if row.number not in (4, 5)]
+    expected = [sft_example(row, chat, "teacher") for row in rows if row.number not in (4, 5)]
     assert len(built.examples) == len(expected) == 10
     for ours, single in zip(built.examples, expected, strict=True):
         assert ours.ids.tolist() == single.ids.tolist() and ours.trained.tolist() == single.trained.tolist()
     with pytest.raises(UserError, match=r"none of 1 can be used \(row 12: no reasoning trace\)"):
-        build_sft_examples([untraced], layout, target="student", max_length=200)
+        build_sft_examples([untraced], chat, target="student", max_length=200)
     with pytest.raises(UserError, match="row 12: supervised fine-tuning needs a reasoning trace"):
-        sft_example(untraced, layout, "student")
+        sft_example(untraced, chat, "student")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rlt_jax.data import (
     R1,
-    Layout,
+    ChatFormat,
     build_prompts,
     copy_rate,
     encode,
@@ -41,45 +41,45 @@ SAME_STUDENT_IDS = {"thought_occurs_in_question", "empty_thought_no_padding"}
 EMPTY = {"missing_end_tag_empty_completion", "empty_thought_after_padding", "empty_thought_no_padding"}
 
 
-def from_text(case: dict, layout: Layout) -> ScoreRow:
+def from_text(case: dict, chat: ChatFormat) -> ScoreRow:
     inputs = case["inputs"]
     return score_row_from_text(
         inputs["prompts"],
         inputs["completions"],
         question=inputs["questions"],
         solution=inputs["solutions_content"],
-        layout=layout,
+        chat=chat,
     )
 
 
-def text_of(layout: Layout, ids: np.ndarray) -> str:
-    return b"".join(ids_to_bytes(layout.tokenizer, ids)).decode(errors="replace")
+def text_of(chat: ChatFormat, ids: np.ndarray) -> str:
+    return b"".join(ids_to_bytes(chat.tokenizer, ids)).decode(errors="replace")
 
 
-def prompt_of(layout: Layout, question: str, solution: str) -> Prompt:
+def prompt_of(chat: ChatFormat, question: str, solution: str) -> Prompt:
     row = Row(number=0, question=question, solution=solution, reasoning_trace=None, system=None)
-    return build_prompts([row], layout, max_prompt_length=1000).prompts[0]
+    return build_prompts([row], chat, max_prompt_length=1000).prompts[0]
 
 
-def test_golden_cases_from_text(reward_cases, layout):
+def test_golden_cases_from_text(reward_cases, chat):
     for name in reward_cases.keys() - MENDED.keys():
-        case, row = reward_cases[name], from_text(reward_cases[name], layout)
+        case, row = reward_cases[name], from_text(reward_cases[name], chat)
         assert row.teacher_ids.tolist() == case["teacher_text_ids"], name
         assert row.student_ids.tolist() == case["student_chat_ids"], name
         assert row.teacher_thought.tolist() == list(range(*case["teacher_thought_token_span"])), name
         assert row.student_thought.tolist() == list(range(*case["student_thought_token_span"])), name
         assert row.solution.tolist() == list(range(*case["student_solution_token_span"])), name
         assert row.matched is not case["match_penalised"], name
-        assert text_of(layout, row.teacher_ids[row.teacher_thought]) == case["teacher_thought_text"], name
+        assert text_of(chat, row.teacher_ids[row.teacher_thought]) == case["teacher_thought_text"], name
     assert len(reward_cases) == 27 and len(reward_cases.keys() - MENDED.keys()) == 21
 
 
-def test_golden_cases_that_are_mended(reward_cases, layout):
+def test_golden_cases_that_are_mended(reward_cases, chat):
     for name in MENDED:
-        case, row = reward_cases[name], from_text(reward_cases[name], layout)
+        case, row = reward_cases[name], from_text(reward_cases[name], chat)
         assert (row.teacher_ids.tolist() == case["teacher_text_ids"]) is (name in SAME_TEACHER_IDS), name
         assert (row.student_ids.tolist() == case["student_chat_ids"]) is (name in SAME_STUDENT_IDS), name
-        assert text_of(layout, row.student_ids[row.solution]) == case["student_solution_text"], name
+        assert text_of(chat, row.student_ids[row.solution]) == case["student_solution_text"], name
         assert row.matched is (name not in EMPTY), name
         if name in EMPTY:
             assert (row.teacher_thought.shape, row.student_thought.shape, row.explanation) == ((0,), (0,), ""), name
@@ -91,25 +91,25 @@ def test_golden_cases_that_are_mended(reward_cases, layout):
             "trailing_merge_mismatch": "We add 17 and 25 (is it 42?",  # `!)<|` straddles
             "leading_merge_mismatch": "- 17 + 25 -]) is 42\n\n",  # `>([` straddles
         }[name]
-        assert text_of(layout, thought) == kept, name
+        assert text_of(chat, thought) == kept, name
 
 
-def test_the_thought_is_not_taken_from_the_question(reward_cases, layout):
-    row = from_text(reward_cases["thought_occurs_in_question"], layout)
-    before = text_of(layout, row.student_ids[: row.student_thought[0]])
+def test_the_thought_is_not_taken_from_the_question(reward_cases, chat):
+    row = from_text(reward_cases["thought_occurs_in_question"], chat)
+    before = text_of(chat, row.student_ids[: row.student_thought[0]])
     assert before.endswith("<|im_start|>assistant\n<|begin_of_thought|>")
 
 
-def test_both_ways_agree_where_the_tokens_do(reward_cases, layout):
+def test_both_ways_agree_where_the_tokens_do(reward_cases, chat):
     """Sampling the completion's own tokens gives the same row, if prompt and completion do not merge."""
     agreed = []
     for name in reward_cases.keys() - EMPTY:
-        inputs, by_text = reward_cases[name]["inputs"], from_text(reward_cases[name], layout)
-        prompt = prompt_of(layout, inputs["questions"], inputs["solutions_content"])
+        inputs, by_text = reward_cases[name]["inputs"], from_text(reward_cases[name], chat)
+        prompt = prompt_of(chat, inputs["questions"], inputs["solutions_content"])
         if prompt.teacher_text != inputs["prompts"]:
             continue  # prompts without the start tag or its newlines never reach a sampler
-        sampled = encode(layout.tokenizer, inputs["completions"])
-        row = score_row_from_ids(prompt, np.append(sampled, EOS[0]).astype(np.int32), layout, EOS)
+        sampled = encode(chat.tokenizer, inputs["completions"])
+        row = score_row_from_ids(prompt, np.append(sampled, EOS[0]).astype(np.int32), chat, EOS)
         assert row.matched is by_text.matched
         assert row.explanation == unicodedata.normalize("NFC", by_text.explanation)  # as the tokenizer normalises
         assert row.copy_rate == pytest.approx(by_text.copy_rate, abs=1e-12)
@@ -124,11 +124,11 @@ def test_both_ways_agree_where_the_tokens_do(reward_cases, layout):
     assert len(agreed) == 18
 
 
-def test_unmatched_completion_is_thought_to_its_end(layout):
-    prompt = prompt_of(layout, "q", "5")
-    sampled = encode(layout.tokenizer, "Because two and three")
+def test_unmatched_completion_is_thought_to_its_end(chat):
+    prompt = prompt_of(chat, "q", "5")
+    sampled = encode(chat.tokenizer, "Because two and three")
     for ids in (sampled, np.append(sampled, 999)):  # cut off, or ended without a tag
-        row = score_row_from_ids(prompt, ids, layout, EOS)
+        row = score_row_from_ids(prompt, ids, chat, EOS)
         assert not row.matched and row.explanation == "Because two and three"
         assert row.teacher_thought.tolist() == list(
             range(len(prompt.teacher_ids), len(prompt.teacher_ids) + len(sampled))
@@ -137,36 +137,36 @@ def test_unmatched_completion_is_thought_to_its_end(layout):
         assert len(row.teacher_ids) == len(prompt.teacher_ids) + len(ids)
 
 
-def test_every_eos_ends_the_thought(layout):
-    prompt = prompt_of(layout, "q", "5")
-    sampled = np.array([*encode(layout.tokenizer, "Two"), 997, 999], np.int32)
-    assert score_row_from_ids(prompt, sampled, layout, (999,)).explanation == "Two<|endoftext|>"
-    assert score_row_from_ids(prompt, sampled, layout, (999, 997)).explanation == "Two"
+def test_every_eos_ends_the_thought(chat):
+    prompt = prompt_of(chat, "q", "5")
+    sampled = np.array([*encode(chat.tokenizer, "Two"), 997, 999], np.int32)
+    assert score_row_from_ids(prompt, sampled, chat, (999,)).explanation == "Two<|endoftext|>"
+    assert score_row_from_ids(prompt, sampled, chat, (999, 997)).explanation == "Two"
 
 
 @pytest.mark.parametrize("completion", ["", "<|end_of_explanation|>", ".<|end_of_explanation|>"])
-def test_thought_without_a_token_is_not_matched(completion, layout):
+def test_thought_without_a_token_is_not_matched(completion, chat):
     """`.<|` is one token: the thought `.` has no token of its own, but the student still reads it."""
-    prompt = prompt_of(layout, "q", "5")
-    row = score_row_from_ids(prompt, encode(layout.tokenizer, completion), layout, EOS)
+    prompt = prompt_of(chat, "q", "5")
+    row = score_row_from_ids(prompt, encode(chat.tokenizer, completion), chat, EOS)
     assert not row.matched and row.copy_rate == 0.0
     assert row.teacher_thought.shape == row.student_thought.shape == (0,)
     assert row.teacher_thought.dtype == row.student_thought.dtype == row.solution.dtype == np.int32
     thought = completion.partition("<|end")[0]
     closing = f"{thought}<|end_of_thought|>\n\n<|begin_of_solution|>5<|end_of_solution|><|im_end|>\n"
-    assert text_of(layout, row.student_ids).endswith("<|begin_of_thought|>\n\n" + closing)
+    assert text_of(chat, row.student_ids).endswith("<|begin_of_thought|>\n\n" + closing)
 
 
-def test_straddling_token_moves_into_the_students_suffix(layout):
-    prompt = prompt_of(layout, "q", "5")
-    sampled = encode(layout.tokenizer, "So 5.<|end_of_explanation|>")
-    assert b".<|" in ids_to_bytes(layout.tokenizer, sampled)
-    row = score_row_from_ids(prompt, sampled, layout, EOS)
+def test_straddling_token_moves_into_the_students_suffix(chat):
+    prompt = prompt_of(chat, "q", "5")
+    sampled = encode(chat.tokenizer, "So 5.<|end_of_explanation|>")
+    assert b".<|" in ids_to_bytes(chat.tokenizer, sampled)
+    row = score_row_from_ids(prompt, sampled, chat, EOS)
     assert row.matched and row.explanation == "So 5."
-    assert text_of(layout, row.teacher_ids[row.teacher_thought]) == "So 5"
+    assert text_of(chat, row.teacher_ids[row.teacher_thought]) == "So 5"
     after = row.student_ids[row.student_thought[-1] + 1 :]
-    assert text_of(layout, after).startswith(".<|end_of_thought|>\n\n<|begin_of_solution|>5")
-    assert text_of(layout, row.student_ids[row.solution]) == "5"
+    assert text_of(chat, after).startswith(".<|end_of_thought|>\n\n<|begin_of_solution|>5")
+    assert text_of(chat, row.student_ids[row.solution]) == "5"
 
 
 def test_straddler_that_begins_inside_a_character_takes_the_whole_character(golden, tmp_path, data_cases):
@@ -187,39 +187,37 @@ def test_straddler_that_begins_inside_a_character_takes_the_whole_character(gold
     table["model"]["vocab"][last_bytes + "<"] = 996
     table["model"]["merges"] = [pair for pair in table["model"]["merges"] if "".join(pair) != old]
     file.write_text(json.dumps(table))
-    layout = Layout(load_tokenizer(tmp_path / "t"))
-    prompt = prompt_of(layout, "q", "5")
-    tail = encode(layout.tokenizer, "|end_of_explanation|>")
-    sampled = np.concatenate([encode(layout.tokenizer, "It costs"), euro[:-1], [996], tail])
-    row = score_row_from_ids(prompt, sampled, layout, EOS)
+    chat = ChatFormat(load_tokenizer(tmp_path / "t"))
+    prompt = prompt_of(chat, "q", "5")
+    tail = encode(chat.tokenizer, "|end_of_explanation|>")
+    sampled = np.concatenate([encode(chat.tokenizer, "It costs"), euro[:-1], [996], tail])
+    row = score_row_from_ids(prompt, sampled, chat, EOS)
     assert row.matched and row.explanation == "It costs€"
-    assert text_of(layout, row.teacher_ids[row.teacher_thought]) == "It costs"
-    assert "It costs€<|end_of_thought|>" in text_of(layout, row.student_ids)
+    assert text_of(chat, row.teacher_ids[row.teacher_thought]) == "It costs"
+    assert "It costs€<|end_of_thought|>" in text_of(chat, row.student_ids)
 
 
-def test_ids_beyond_the_vocabulary_stay_in_the_thought(layout):
+def test_ids_beyond_the_vocabulary_stay_in_the_thought(chat):
     """Models often have more embedding rows than tokens; a sampler may draw one."""
-    prompt = prompt_of(layout, "q", "5")
-    sampled = np.array(
-        [1005, *encode(layout.tokenizer, "So"), 1005, *encode(layout.tokenizer, "<|end_of_explanation|>")]
-    )
-    row = score_row_from_ids(prompt, sampled, layout, EOS)
+    prompt = prompt_of(chat, "q", "5")
+    sampled = np.array([1005, *encode(chat.tokenizer, "So"), 1005, *encode(chat.tokenizer, "<|end_of_explanation|>")])
+    row = score_row_from_ids(prompt, sampled, chat, EOS)
     assert row.matched and row.explanation == "So"
     assert row.student_ids[row.student_thought].tolist() == sampled[: len(row.student_thought)].tolist()
     assert row.student_ids[row.student_thought][-1] == 1005
 
 
 def test_r1_layout_and_row_system(tokenizer):
-    layout = Layout(tokenizer, R1)
+    chat = ChatFormat(tokenizer, R1)
     row = Row(number=0, question="q", solution="\n5\n", reasoning_trace=None, system="Short.")
-    prompt = build_prompts([row], layout, max_prompt_length=1000).prompts[0]
+    prompt = build_prompts([row], chat, max_prompt_length=1000).prompts[0]
     sampled = encode(tokenizer, "Two and three.\n\n</explanation>")
-    by_ids = score_row_from_ids(prompt, sampled, layout, EOS)
+    by_ids = score_row_from_ids(prompt, sampled, chat, EOS)
     by_text = score_row_from_text(
         prompt.teacher_text, "Two and three.\n\n</explanation><|im_end|>",
-        question="q", solution="\n5\n", layout=layout, row_system="Short.",
+        question="q", solution="\n5\n", chat=chat, row_system="Short.",
     )  # fmt: skip
-    assert text_of(layout, by_ids.student_ids) == (
+    assert text_of(chat, by_ids.student_ids) == (
         "<|im_start|>system\nShort.<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\n\n"
         "Two and three.\n\n</think>\n\n<solution>\n5\n</solution><|im_end|>\n"
     )
@@ -229,14 +227,14 @@ def test_r1_layout_and_row_system(tokenizer):
     assert by_ids.solution.tolist() == by_text.solution.tolist() and len(by_ids.solution) == 3
     # `>` and the padding do not merge here: from text the padding counts too, from ids it belongs to the prompts
     assert by_ids.teacher_thought.tolist() == by_text.teacher_thought.tolist()[1:]
-    assert text_of(layout, by_text.student_ids[by_text.student_thought]) == "\n\nTwo and three.\n\n"
+    assert text_of(chat, by_text.student_ids[by_text.student_thought]) == "\n\nTwo and three.\n\n"
 
 
 def test_empty_thought_from_text_has_no_tokens_even_where_the_padding_has_one(tokenizer):
-    layout = Layout(tokenizer, R1)
-    prompt = prompt_of(layout, "q", "5")
-    row = score_row_from_text(prompt.teacher_text, "</explanation>", question="q", solution="5", layout=layout)
-    assert "<explanation>\n\n</explanation>" in text_of(layout, row.teacher_ids)
+    chat = ChatFormat(tokenizer, R1)
+    prompt = prompt_of(chat, "q", "5")
+    row = score_row_from_text(prompt.teacher_text, "</explanation>", question="q", solution="5", chat=chat)
+    assert "<explanation>\n\n</explanation>" in text_of(chat, row.teacher_ids)
     assert not row.matched and row.explanation == ""
     assert row.teacher_thought.shape == row.student_thought.shape == (0,)
 
@@ -247,23 +245,23 @@ def test_what_is_inside_a_character():
     assert not _inside_character(b"\xe2<", 1)  # a first byte without the rest
 
 
-def test_copied_solution_shows_in_the_copy_rate(layout):
+def test_copied_solution_shows_in_the_copy_rate(chat):
     solution = "Step 1. The key is in blue.\nStep 2. Hence the coin is not in green."
-    prompt = prompt_of(layout, "q", solution)
-    honest = encode(layout.tokenizer, "Look at each box in turn.\n\n<|end_of_explanation|>")
-    copied = np.concatenate([prompt.solution_ids, encode(layout.tokenizer, "\n\n<|end_of_explanation|>")])
-    row = score_row_from_ids(prompt, copied, layout, EOS)
-    assert score_row_from_ids(prompt, honest, layout, EOS).copy_rate == 0.0
+    prompt = prompt_of(chat, "q", solution)
+    honest = encode(chat.tokenizer, "Look at each box in turn.\n\n<|end_of_explanation|>")
+    copied = np.concatenate([prompt.solution_ids, encode(chat.tokenizer, "\n\n<|end_of_explanation|>")])
+    row = score_row_from_ids(prompt, copied, chat, EOS)
+    assert score_row_from_ids(prompt, honest, chat, EOS).copy_rate == 0.0
     thought = row.teacher_ids[row.teacher_thought]
     assert row.copy_rate == copy_rate(thought, prompt.solution_ids) == len(prompt.solution_ids) / len(thought) > 0.9
 
 
-def test_a_sentence_said_again_shows_in_the_repeat_rate(layout):
-    prompt = prompt_of(layout, "q", "The key is in blue.")
+def test_a_sentence_said_again_shows_in_the_repeat_rate(chat):
+    prompt = prompt_of(chat, "q", "The key is in blue.")
     sentence = "So the coin is not in the green box, as the label of the green box is wrong.\n"
 
     def rates(text: str) -> list[float]:
-        row = score_row_from_ids(prompt, encode(layout.tokenizer, text), layout, EOS)
+        row = score_row_from_ids(prompt, encode(chat.tokenizer, text), chat, EOS)
         return [row.repeat_rate, repeat_rate(row.teacher_ids[row.teacher_thought])]
 
     once, twice = rates(sentence + "\n<|end_of_explanation|>"), rates(3 * sentence + "\n<|end_of_explanation|>")
@@ -271,43 +269,43 @@ def test_a_sentence_said_again_shows_in_the_repeat_rate(layout):
     assert 0.55 < twice[0] < 0.7
 
 
-def test_explanation_becomes_a_matched_completion(reward_cases, layout):
+def test_explanation_becomes_a_matched_completion(reward_cases, chat):
     case = reward_cases["well_formed_short"]
     for text in ("Add 17 and 25. 17 + 25 = 42.", "\n\nAdd 17 and 25. 17 + 25 = 42.\n\n",
                  "<|begin_of_thought|>\nAdd 17 and 25. 17 + 25 = 42.\n<|end_of_thought|>"):  # fmt: skip
-        assert explanation_to_completion(text, layout.tags) == case["inputs"]["completions"]
+        assert explanation_to_completion(text, chat.tags) == case["inputs"]["completions"]
     for text, message in [
         (" \n", "expected an explanation, but it is empty"),
         ("a<|end_of_explanation|>b", r"it holds <\|end_of_explanation\|>: give a teacher's raw output as completion"),
     ]:
         with pytest.raises(UserError, match=message):
-            explanation_to_completion(text, layout.tags)
+            explanation_to_completion(text, chat.tags)
 
 
-def test_penalty_once_and_thought_of_the_first_pair(layout):
+def test_penalty_once_and_thought_of_the_first_pair(chat):
     """The end tag is appended first, the start tag put in front only when that does not close the tags."""
-    prompt = prompt_of(layout, "q", "5").teacher_text.removesuffix("<|begin_of_explanation|>\n\n")
-    row = score_row_from_text(prompt, "A<|end_of_explanation|>", question="q", solution="5", layout=layout)
-    assert text_of(layout, row.teacher_ids) == prompt + (
+    prompt = prompt_of(chat, "q", "5").teacher_text.removesuffix("<|begin_of_explanation|>\n\n")
+    row = score_row_from_text(prompt, "A<|end_of_explanation|>", question="q", solution="5", chat=chat)
+    assert text_of(chat, row.teacher_ids) == prompt + (
         "<|begin_of_explanation|>A<|end_of_explanation|><|end_of_explanation|>"
     )
     assert not row.matched and row.explanation == "A"
     row = score_row_from_text(
-        prompt, "B<|begin_of_explanation|>A<|end_of_explanation|>", question="q", solution="5", layout=layout
+        prompt, "B<|begin_of_explanation|>A<|end_of_explanation|>", question="q", solution="5", chat=chat
     )
     assert row.matched and row.explanation == "A"
 
 
-def test_start_tag_written_by_the_teacher_needs_no_padding(layout):
-    prompt = prompt_of(layout, "q", "5").teacher_text.removesuffix("<|begin_of_explanation|>\n\n")
+def test_start_tag_written_by_the_teacher_needs_no_padding(chat):
+    prompt = prompt_of(chat, "q", "5").teacher_text.removesuffix("<|begin_of_explanation|>\n\n")
     text = "<|begin_of_explanation|><|end_of_explanation|>"
-    row = score_row_from_text(prompt, text, question="q", solution="5", layout=layout)
+    row = score_row_from_text(prompt, text, question="q", solution="5", chat=chat)
     assert not row.matched and row.teacher_thought.shape == (0,)
 
 
 @pytest.fixture(scope="module")
-def property_prompt(layout) -> Prompt:
-    return prompt_of(replace(layout, teacher_prompt="T", student_prompt="S"), "Why?", "Because of 5.")
+def property_prompt(chat) -> Prompt:
+    return prompt_of(replace(chat, teacher_prompt="T", student_prompt="S"), "Why?", "Because of 5.")
 
 
 TAG_PIECES = [
@@ -334,12 +332,12 @@ chunks = st.lists(
 
 @given(chunks=chunks)
 @settings(max_examples=300, deadline=None)
-def test_any_sampled_ids(chunks, layout, property_prompt):
+def test_any_sampled_ids(chunks, chat, property_prompt):
     """Both spans hold the same ids, and the student reads exactly what the teacher wrote before the tag."""
-    prompt, tokenizer = property_prompt, layout.tokenizer
+    prompt, tokenizer = property_prompt, chat.tokenizer
     parts = [[c] if isinstance(c, int) else encode(tokenizer, c).tolist() for c in chunks]
     sampled = np.array([i for part in parts for i in part if i not in EOS], np.int32)
-    short = replace(layout, teacher_prompt="T", student_prompt="S")
+    short = replace(chat, teacher_prompt="T", student_prompt="S")
     row = score_row_from_ids(prompt, np.append(sampled, EOS), short, EOS)
 
     written = b"".join(ids_to_bytes(tokenizer, sampled))
@@ -355,35 +353,35 @@ def test_any_sampled_ids(chunks, layout, property_prompt):
     thought = b"".join(ids_to_bytes(tokenizer, sampled[:count]))
     assert before.startswith(thought)
     lead = before[len(thought) :]
-    rest = text_of(layout, row.student_ids[prefix + count :])
+    rest = text_of(chat, row.student_ids[prefix + count :])
     closing = "<|end_of_thought|>\n\n<|begin_of_solution|>Because of 5.<|end_of_solution|><|im_end|>\n"
     assert rest == unicodedata.normalize("NFC", lead.decode(errors="replace") + closing)
     if lead and len(lead) >= len(ids_to_bytes(tokenizer, sampled[count : count + 1])[0]):
         lead.decode()  # more than the straddling token was taken back only to keep a character whole
-    assert text_of(layout, row.student_ids[row.solution]) in "Because of 5."
+    assert text_of(chat, row.student_ids[row.solution]) in "Because of 5."
     assert 0.0 <= row.copy_rate <= 1.0
 
 
 @given(text=st.text(st.characters(blacklist_categories=["Cs"]), max_size=40), closed=st.booleans())
 @settings(max_examples=200, deadline=None)
-def test_any_text(text, closed, layout, property_prompt):
+def test_any_text(text, closed, chat, property_prompt):
     """The tokens that count are the same ids in both chats, in order, and lie inside the thought."""
-    short = replace(layout, teacher_prompt="T", student_prompt="S")
+    short = replace(chat, teacher_prompt="T", student_prompt="S")
     row = score_row_from_text(
         property_prompt.teacher_text,
         text + "<|end_of_explanation|>" * closed,
         question="Why?",
         solution="Because of 5.",
-        layout=short,
+        chat=short,
     )
     assert row.explanation == text
     assert row.matched is (closed and len(row.teacher_thought) > 0)
     assert row.teacher_ids[row.teacher_thought].tolist() == row.student_ids[row.student_thought].tolist()
     assert np.all(np.diff(row.teacher_thought) > 0) and np.all(np.diff(row.student_thought) > 0)
     if len(row.teacher_thought):
-        opening = encode(layout.tokenizer, student_prefix_text("Why?", short).removesuffix(">\n\n"))
+        opening = encode(chat.tokenizer, student_prefix_text("Why?", short).removesuffix(">\n\n"))
         assert row.student_thought[0] >= len(opening)
-        counted = text_of(layout, row.teacher_ids[row.teacher_thought])
+        counted = text_of(chat, row.teacher_ids[row.teacher_thought])
         assert counted in unicodedata.normalize("NFC", "\n\n" + text)
     if text.isalnum() and text.isascii():  # nothing merges at such a seam
-        assert text_of(layout, row.teacher_ids[row.teacher_thought]) == text
+        assert text_of(chat, row.teacher_ids[row.teacher_thought]) == text

@@ -27,7 +27,7 @@ def test_a_pipe_gets_one_plain_line_for_each_logged_step(pipe, written):
             progress.step(step)
         metrics = {"reward": -1.23456, "tokens_per_second/generate": 12345.6, "seconds/step": 30.0, "kl": 0.1}
         progress.log(2, metrics)
-        progress.log(2, metrics | {"memory/peak_card_gb/update": 76.29, "memory/peak_card_gb/score": 37.4})
+        progress.log(2, metrics | {"memory/peak_gpu_gb/update": 76.29, "memory/peak_gpu_gb/score": 37.4})
         progress.log(2, {"eval/reward": -1.0})
     assert written(pipe) == (
         "step   2/200  reward -1.235  12,346 tokens/s  30.0 s/step  ETA 1:39:00\n"

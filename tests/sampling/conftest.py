@@ -12,8 +12,8 @@ import pytest
 
 import rlt_jax
 from rlt_jax.models import Model, load_model, placed_tensors
+from rlt_jax.rewards.logprobs import sequence_logprobs
 from rlt_jax.sampling.weights import Tensor
-from rlt_jax.scoring import sequence_logprobs
 
 TINY_TEACHER = Path(rlt_jax.__file__).parent / "assets" / "tiny" / "teacher"
 

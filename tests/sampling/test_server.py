@@ -26,11 +26,11 @@ import pytest
 import rlt_jax
 from rlt_jax.errors import UserError
 from rlt_jax.models import load_model, placed_tensors
+from rlt_jax.rewards.logprobs import sequence_logprobs
 from rlt_jax.sampling.engine import EngineDied, EngineRefused, Job
 from rlt_jax.sampling.native import NativeSampler
 from rlt_jax.sampling.server import ServerEngine, wait_until_healthy
 from rlt_jax.sampling.weights import Tensor
-from rlt_jax.scoring import sequence_logprobs
 from rlt_jax.types import Request, SamplingParams
 
 TEACHER = Path(rlt_jax.__file__).parent / "assets" / "tiny" / "teacher"

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 WITHOUT_COMPILER = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
 
 ON_CPU = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process instead of three; on a card the scheduler runs beside it
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process instead of three; on a GPU the scheduler runs beside it
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer computes on the same cores
     "TORCH_COMPILE_DISABLE": "1",  # a first generation takes 8.6 s with it and 0.03 s without
@@ -174,10 +174,10 @@ class Engine:
         drawn, reported = 0, time.monotonic()
         while engine.has_unfinished_requests():
             for output in engine.step():
-                (piece,) = output.outputs
-                tokens[output.request_id].extend(piece.token_ids)
-                logps[output.request_id].extend(piece.logprobs.logprobs)
-                drawn += len(piece.token_ids)
+                (completion,) = output.outputs
+                tokens[output.request_id].extend(completion.token_ids)
+                logps[output.request_id].extend(completion.logprobs.logprobs)
+                drawn += len(completion.token_ids)
                 if output.finished:
                     self._send(
                         (
@@ -185,7 +185,7 @@ class Engine:
                             int(output.request_id),
                             tokens.pop(output.request_id).tobytes(),
                             logps.pop(output.request_id).tobytes(),
-                            piece.finish_reason == "stop",
+                            completion.finish_reason == "stop",
                         )
                     )
             if time.monotonic() - reported > PROGRESS_SECONDS:

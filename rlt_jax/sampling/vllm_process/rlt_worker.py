@@ -1,6 +1,6 @@
 """What vLLM's worker learns to receive weights: mixed into its class by `worker_extension_cls`.
 
-Two ways in: a safetensors file in shared memory, or a staging buffer on the card that the trainer fills.
+Two ways in: a safetensors file in shared memory, or a staging buffer on the GPU that the trainer fills.
 """
 
 from math import prod
@@ -23,7 +23,7 @@ class WeightReceiver:
         return len(names)
 
     def open_staging(self, size: int) -> bytes:
-        """Allocate a buffer of `size` bytes on the card and return its CUDA IPC handle."""
+        """Allocate a buffer of `size` bytes on the GPU and return its CUDA IPC handle."""
         from cuda.bindings import driver
 
         (self._staging,) = _checked(driver.cuMemAlloc(size))
@@ -62,7 +62,7 @@ class WeightReceiver:
 
 
 class _Memory:
-    """A piece of the card's memory, as torch takes it."""
+    """Part of the GPU's memory, as torch takes it."""
 
     def __init__(self, address: int, size: int):
         self.__cuda_array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 3}

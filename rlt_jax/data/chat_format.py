@@ -1,0 +1,193 @@
+"""How a question, its solution and an explanation become the teacher's and the student's chat (RLT, arXiv 2506.08388).
+
+    teacher: system | question | <solution> S </solution> + blank line + <explanation> + two newlines, then it continues
+    student: system | question | <thought> explanation </thought> + blank line + <solution> S </solution>
+
+The chat around these texts comes from the tokenizer's own template; the template's end of turn is whatever it writes
+after an assistant message.
+
+Departures from the original:
+- The default prompts are our own; the data's `system` column is read instead of a prompt fixed in code.
+- A trace is padded with exactly two newlines on both sides before supervised fine-tuning, and freed of tags it already
+  carries: the original trains on nothing at all where the start tag's newlines merge with others.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from rlt_jax.data.tags import BESPOKE, R1, Tags
+from rlt_jax.errors import UserError
+from rlt_jax.types import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PADDING = "\n\n"  # between a thought and its tags
+GAP = "\n\n"  # between the parts of an assistant turn
+
+TEACHER_PROMPT = (
+    "You teach by explaining. Each exercise reaches you together with its finished solution. Write the reasoning that "
+    "leads from the question to this solution, so clearly that a student who sees only the question and your words "
+    "could find the solution alone. Begin with {explanation_start}, reason step by step, and close with "
+    "{explanation_end}."
+)
+
+STUDENT_PROMPT = (
+    "Solve the exercise in two parts. First work it out between {thought_start} and {thought_end}: explore, calculate, "
+    "check each step and correct yourself where needed. Then write the finished solution, with only what the reader "
+    "needs, between {solution_start} and {solution_end}."
+)
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """Everything that turns a row into text and text into tokens.
+
+    In both prompts `{thought_start}`, `{explanation_end}`, ... stand for the tags (see `Tags.fill`).
+
+    Raises:
+      UserError: the tokenizer has no chat template.
+    """
+
+    tokenizer: "PreTrainedTokenizerFast"
+    tags: Tags = BESPOKE
+    teacher_prompt: str = TEACHER_PROMPT
+    student_prompt: str = STUDENT_PROMPT
+    student_prompt_overrides_rows: bool = False  # True: student_prompt wins over a row's own `system`
+    student_sft_gap: str | None = None  # between thought and solution in student_sft_parts; None: see there
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.chat_template:
+            raise UserError(
+                "expected a tokenizer with a chat template, but this one has none: use an instruction-tuned model, or "
+                "put a chat_template.jinja into the model's folder"
+            )
+
+
+def teacher_prompt_text(question: str, solution: str, chat: ChatFormat) -> str:
+    """The teacher's chat up to the point where it goes on by itself: right after the start tag and two newlines."""
+    tags = chat.tags
+    solved = tags.solution_start + solution + tags.solution_end
+    return _chat(tags.fill(chat.teacher_prompt), question, chat) + solved + GAP + tags.explanation_start + PADDING
+
+
+def teacher_sft_parts(row: Row, chat: ChatFormat) -> tuple[str, str]:
+    """The teacher's prompt, and what it should learn to write after it: the row's trace, the end tag, the end of turn.
+
+    Raises:
+      UserError: the row has no trace.
+    """
+    explanation = padded_thought(_trace(row)).removeprefix(PADDING)
+    ending = chat.tags.explanation_end + end_of_turn(chat.tokenizer)
+    return teacher_prompt_text(row.question, row.solution, chat), explanation + ending
+
+
+def student_system(chat: ChatFormat, *, row_system: str | None = None) -> str:
+    """The student's system prompt. A row's `system` wins unless the chat format says otherwise."""
+    if row_system is None or chat.student_prompt_overrides_rows:
+        return chat.tags.fill(chat.student_prompt)
+    return row_system
+
+
+def student_header_text(question: str, chat: ChatFormat, *, row_system: str | None = None) -> str:
+    """The student's chat up to the assistant's header."""
+    return _chat(student_system(chat, row_system=row_system), question, chat)
+
+
+def student_prefix_text(question: str, chat: ChatFormat, *, row_system: str | None = None) -> str:
+    """The student's chat up to and including the thought's start tag and two newlines."""
+    return student_header_text(question, chat, row_system=row_system) + chat.tags.thought_start + PADDING
+
+
+def plain_chat_text(question: str, chat: ChatFormat, *, system: str | None) -> str:
+    """A question in the model's own chat, up to the assistant's header; without `system` as the template has it."""
+    return _chat(system, question, chat)
+
+
+def student_closing_text(solution: str, chat: ChatFormat, *, gap: str = GAP) -> str:
+    """What follows the thought in the student's chat: end tag, gap, tagged solution, end of turn."""
+    tags = chat.tags
+    return tags.thought_end + gap + tags.solution_start + solution + tags.solution_end + end_of_turn(chat.tokenizer)
+
+
+def student_sft_parts(row: Row, chat: ChatFormat) -> tuple[str, str]:
+    """The student's prompt, and what it should learn to write: the row's trace as its thought, then the solution.
+
+    Between thought and solution stands `chat.student_sft_gap`; None follows the row: a blank line where its solution
+    is padded with one (Stratos), nothing where it is not (plain question/solution rows), as in the original. The chat
+    that scores explanations always has the blank line: give "\\n\\n" to train a student of plain rows on that.
+
+    Raises:
+      UserError: the row has no trace.
+    """
+    gap = chat.student_sft_gap
+    if gap is None:
+        gap = GAP if row.solution.startswith(PADDING) else ""
+    thought = chat.tags.thought_start + padded_thought(_trace(row))
+    header = student_header_text(row.question, chat, row_system=row.system)
+    return header, thought + student_closing_text(row.solution, chat, gap=gap)
+
+
+def padded_thought(text: str) -> str:
+    """`text` without the thought or explanation tags it may be wrapped in, with two newlines on both sides."""
+    for tags in (BESPOKE, R1):
+        text = _unwrapped(text, tags.thought_start, tags.thought_end)
+        text = _unwrapped(text, tags.explanation_start, tags.explanation_end)
+    return PADDING + text.strip("\r\n") + PADDING
+
+
+@lru_cache(maxsize=8)
+def end_of_turn(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """What the chat template writes after an assistant's text, e.g. `<|im_end|>` and a newline.
+
+    Raises:
+      UserError: the template does not write the assistant's text, or does not take system and user messages.
+    """
+    marker = "(the answer stands here)"
+    messages = [
+        {"role": "system", "content": "system"},
+        {"role": "user", "content": "question"},
+        {"role": "assistant", "content": marker},
+    ]
+    text = _render(tokenizer, messages, add_generation_prompt=False)
+    if marker not in text:
+        raise UserError(
+            "expected a chat template that writes the assistant's text, but this one leaves it out: use the model's "
+            "own template"
+        )
+    return text.rpartition(marker)[2]
+
+
+def _chat(system: str | None, question: str, chat: ChatFormat) -> str:
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    messages.append({"role": "user", "content": question})
+    return _render(chat.tokenizer, messages, add_generation_prompt=True)
+
+
+def _render(
+    tokenizer: "PreTrainedTokenizerFast", messages: list[dict[str, str]], *, add_generation_prompt: bool
+) -> str:
+    from jinja2 import TemplateError  # here, so that importing the package stays quick
+
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except TemplateError as error:
+        raise UserError(
+            f"expected a chat template that takes a system and a user message, but it says: {error}: use a model whose "
+            "template has a system role"
+        ) from None
+    assert isinstance(text, str)  # tokenize=False
+    return text
+
+
+def _trace(row: Row) -> str:
+    if row.reasoning_trace is None:
+        raise UserError(f"row {row.number}: supervised fine-tuning needs a reasoning trace, the row has none")
+    return row.reasoning_trace
+
+
+def _unwrapped(text: str, start: str, end: str) -> str:
+    inner = text.strip()
+    wrapped = inner.startswith(start) and inner.endswith(end) and len(inner) >= len(start) + len(end)
+    return inner[len(start) : len(inner) - len(end)] if wrapped else text

@@ -1,0 +1,60 @@
+"""GPU and pinned host memory: where parameter trees lie, and how they move.
+
+Pinned memory is slow to get (a second for a GB), and JAX never returns it to the system. So what goes to the host twice
+goes into the same buffers: whoever takes a tree off the host for good frees it there before it comes back.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import SingleDeviceSharding
+
+Tree = TypeVar("Tree")
+
+
+def device_memory() -> SingleDeviceSharding:
+    """The memory of the device that computes; the main memory where that is a CPU."""
+    return SingleDeviceSharding(jax.devices()[0])
+
+
+def pinned_host() -> SingleDeviceSharding:
+    """Host memory that the GPU copies from and to by itself."""
+    return SingleDeviceSharding(jax.devices()[0], memory_kind="pinned_host")
+
+
+def free(tree: Any) -> None:
+    """Give a tree's memory back now, whoever still holds a name for it."""
+    for leaf in jax.tree.leaves(tree):
+        leaf.delete()
+
+
+def move_to_host(tree: Tree) -> Tree:
+    """The tree in pinned memory, leaf by leaf; the arrays that came in are freed."""
+
+    def move(leaf: jax.Array) -> jax.Array:
+        moved = jax.block_until_ready(jax.device_put(leaf, pinned_host()))
+        leaf.delete()
+        return moved
+
+    return jax.tree.map(move, tree)
+
+
+def on_host(tree: Any) -> bool:
+    """Whether a tree lies in pinned memory."""
+    return jax.tree.leaves(tree)[0].sharding.memory_kind == "pinned_host"
+
+
+@contextmanager
+def on_device(tree: Tree) -> Iterator[Tree]:
+    """The tree on the GPU: itself where it lies there, else a copy that is freed when the context ends."""
+    if not on_host(tree):
+        yield tree
+        return
+    copy = jax.device_put(tree, device_memory())
+    try:
+        yield copy
+    finally:
+        jax.block_until_ready(copy)
+        free(copy)

@@ -1,0 +1,1 @@
+"""What a model's answers are worth: graded one by one, and summed up with intervals."""

@@ -1,0 +1,80 @@
+"""Answers of a model as graded lines, and what they add up to."""
+
+from typing import Any
+
+import numpy as np
+
+from rlt_jax.configs import EvaluateConfig
+from rlt_jax.data import (
+    ChatFormat,
+    Question,
+    ids_to_bytes,
+)
+from rlt_jax.evals.accuracy import pass_rates
+from rlt_jax.evals.answers import Graded, answer_text, grade_choice, grade_math, grade_text
+from rlt_jax.report.partial_file import PartialFile
+from rlt_jax.types import Completion
+
+
+def answer_record(
+    question: Question, sample: int, completion: Completion, config: EvaluateConfig, chat: ChatFormat
+) -> dict[str, Any]:
+    """A line of the output."""
+    ids = completion.token_ids[:-1] if completion.finished else completion.token_ids  # without the end of text
+    text = b"".join(ids_to_bytes(chat.tokenizer, ids)).decode(errors="replace")
+    graded = grade(answer_text(text, chat.tags), question, config)
+    return {
+        "row": question.number,
+        "sample": sample,
+        "completion": text,
+        "answer": graded.answer,
+        "expected": question.answer,
+        "correct": graded.correct,
+        "finished": completion.finished,
+        "tokens": len(completion.token_ids),
+    }
+
+
+def grade(text: str, question: Question, config: EvaluateConfig) -> Graded:
+    """The answer in `text`, and whether it is the expected one."""
+    if question.letters:
+        return grade_choice(text, question.answer, question.letters)
+    match config.answer_kind:
+        case "math":
+            return grade_math(text, question.answer)
+        case "text":
+            return grade_text(text, question.answer)
+
+
+def summarise(config: EvaluateConfig, done: PartialFile) -> dict[str, Any]:
+    """Accuracy and pass@k with their intervals, shares of completions that ended and that held an answer, length."""
+    correct, finished, answered, tokens = [], [], [], []
+    for chunk in done.read():
+        for record in chunk.records:
+            correct.append(record["correct"])
+            finished.append(record["finished"])
+            answered.append(record["answer"] is not None)
+            tokens.append(record["tokens"])
+    rates = pass_rates(np.reshape(correct, (-1, config.samples)), sorted({1, *config.k}))
+    return {
+        "questions": len(correct) // config.samples,
+        "samples": config.samples,
+        "accuracy": rates[1]._asdict(),
+        "pass_at_k": {str(k): rate._asdict() for k, rate in rates.items()},
+        "finished": float(np.mean(finished)),
+        "answered": float(np.mean(answered)),
+        "mean_tokens": float(np.mean(tokens)),
+    }
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """The summary on one line."""
+    rates = {
+        "accuracy" if k == "1" else f"pass@{k}": "{value:.4f} [{low:.4f}, {high:.4f}]".format(**rate)
+        for k, rate in summary["pass_at_k"].items()
+    }
+    return (
+        f"{summary['questions']} questions x {summary['samples']}, {summary['skipped']} skipped, "
+        + ", ".join(f"{name} {rate}" for name, rate in rates.items())
+        + f", {summary['finished']:.1%} finished"
+    )

@@ -1,0 +1,1 @@
+"""From a batch to new weights: objective, gradients layer by layer, the optimizer, the reference."""

@@ -1,0 +1,385 @@
+"""Gradient accumulation for a model whose parameters fill the GPU: one layer's gradient exists at a time.
+
+    forward   x_{l+1} = layer_l(x_l), every x_l saved;  log-probs z of the tokens;  g = weight · dL/dz
+    backward  head and last norm give dx_L;  l = L-1 .. 0: (dθ_l, dx_l) = vjp(layer_l at x_l)(dx_{l+1}), A_l += dθ_l;
+              A_embedding[ids] += dx_0
+
+The fp32 accumulators A are donated and changed in place inside the loops, so they cost what they hold and no more.
+Recomputing a layer inside its vjp is the rematerialisation of Chen et al. (arXiv 1604.06174), written out.
+
+Where 16-bit weights lose precision, as under `jax.grad`: what flows between two operations, and each layer's gradient
+of one micro-batch, are rounded to the weights' type (products sum in fp32). The gradients of head and embedding are
+summed in fp32 over chunks and over the places of a token, and are not rounded; those of `jax.grad` are.
+
+The log-probs of tokens off the batch's mask are never computed: no loss reads them, and in long prompts they would cost
+as much of the head as the completions do.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from rlt_jax.models import Context, Model, Params, segment_starts
+from rlt_jax.types import Array
+
+
+class MaskedBatch(Protocol):
+    """What a micro-batch must have; a loss may read more of it.
+
+    One of packed rows also has `segments` i32[B, T], as in `Model.hidden`. None or no such field: rows are single.
+    """
+
+    @property
+    def ids(self) -> Array:
+        """i32[B, T] token ids, right-padded."""
+
+    @property
+    def mask(self) -> Array:
+        """bool[B, T], True on the tokens whose log-probs the loss reads."""
+
+
+Batch = TypeVar("Batch", bound=MaskedBatch)
+Aux = Any  # pytree of arrays
+LossOfLogps = Callable[[jax.Array, Batch], tuple[jax.Array, Aux]]
+Tree = TypeVar("Tree")
+
+
+def make_layerwise_accumulate(
+    model: Model,
+    loss_of_logps: LossOfLogps[Batch],
+    *,
+    temperature: float,
+    chunk: int,
+    saved_mlp: int = 0,
+    saved_attention: int = 0,
+) -> Callable[[Params, Params, Batch, float], tuple[Params, Aux]]:
+    """A jitted `accumulate(params, accumulators, batch, weight)` -> (accumulators + weight·∇loss, aux).
+
+    The accumulators are donated. Compiles once for each shape of `batch`. Memory beside parameters and accumulators,
+    with B·T tokens and w bytes a weight: L·B·T·D·w for the layers' inputs, what else is saved, and about the larger of
+    one layer's backward pass and 4 + w bytes for each of min(chunk, B·T)·V logits.
+
+    Args:
+      loss_of_logps: (logps f32[B, T] nats, batch) -> (f32[] loss, aux). The log-prob at position t is that of the token
+        at t; it is 0 off batch.mask and on the first token of a row or segment, which has no context.
+      temperature: > 0, divides the logits.
+      chunk: >= 1, tokens whose logits exist at one time. Each chunk reads and writes the head's whole accumulator once.
+      saved_mlp: the last so many layers keep the MLP's gate and up projections from the forward pass, 2·inner·w bytes a
+        token and layer, and the backward pass does not compute them again.
+      saved_attention: the last so many layers keep their attention (queries, keys, values, output, and the softmax sums
+        where attention is a fused kernel; all B·H·T² probabilities where it is not) and do not compute it again.
+    Raises:
+      ValueError: an argument outside its range.
+    """
+    num_layers = model.config.num_hidden_layers
+    if temperature <= 0:
+        raise ValueError(f"temperature={temperature}: expected a number > 0")
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk}: expected a number of tokens >= 1")
+    for name, count in (("saved_mlp", saved_mlp), ("saved_attention", saved_attention)):
+        if not 0 <= count <= num_layers:
+            raise ValueError(f"{name}={count}: expected 0 to {num_layers}, the model's layers")
+    ranges = _layer_ranges(num_layers, saved_attention=saved_attention, saved_mlp=saved_mlp)
+    head_name = "embed_tokens" if model.config.tie_word_embeddings else "lm_head"
+
+    def accumulate(params: Params, accumulators: Params, batch: Batch, weight: float) -> tuple[Params, Aux]:
+        chex.assert_rank(batch.ids, 2)
+        chex.assert_equal_shape([batch.ids, batch.mask])
+        chex.assert_trees_all_equal_shapes(params, accumulators)
+        ids, mask, segments = jnp.asarray(batch.ids), jnp.asarray(batch.mask), getattr(batch, "segments", None)
+        if segments is not None:
+            segments = jnp.asarray(segments)
+            mask = mask.astype(bool) & ~segment_starts(segments)
+        context = model.context(params, ids, segments=segments)
+        x, saved = _forward(model, params, model.embed(params, ids), context, ranges)
+        # Checkpointed: of its float32 arrays, none outlives the head's backward pass.
+        norm = jax.checkpoint(lambda norm_params, x: model.final_norm({"norm": norm_params}, x))
+        hidden, norm_vjp = jax.vjp(norm, params["norm"], x)
+
+        targets = _targets(ids, mask, chunk)
+        logps, normalisers = _head_logps(model, params, hidden, targets, temperature)
+        d_logps, aux = jax.grad(loss_of_logps, has_aux=True)(logps, batch)
+        # Here and not at every sum: gradients are linear in it.
+        d_logps *= weight
+        d_hidden, head = _head_backward(
+            model, params, model.head(accumulators), hidden, targets, normalisers, d_logps, temperature
+        )
+
+        d_norm, d_x = norm_vjp(d_hidden)
+        d_x, layers = _backward(model, params, accumulators["layers"], saved, d_x, context, ranges)
+        sums = accumulators | {
+            "layers": layers,
+            "norm": jax.tree.map(_add, accumulators["norm"], d_norm),
+            head_name: {"weight": head},
+        }
+        embedding = sums["embed_tokens"]["weight"]  # the head's as well, when tied
+        return sums | {"embed_tokens": {"weight": embedding.at[ids].add(d_x.astype(embedding.dtype))}}, aux
+
+    return jax.jit(accumulate, donate_argnums=1, compiler_options=_compiler_options())
+
+
+def make_planned_accumulate(
+    model: Model,
+    loss_of_logps: LossOfLogps[Batch],
+    *,
+    temperature: float,
+    chunk: int,
+    saved: Callable[[int, int], tuple[int, int]],
+) -> Callable[[Params, Params, Batch, float], tuple[Params, Aux]]:
+    """`make_layerwise_accumulate`, in which each shape of a micro-batch keeps what it has room for.
+
+    Args:
+      saved: (sequences, tokens of each) -> (saved_attention, saved_mlp).
+    """
+
+    @cache
+    def saving(saved_attention: int, saved_mlp: int) -> Callable:
+        return make_layerwise_accumulate(
+            model,
+            loss_of_logps,
+            temperature=temperature,
+            chunk=chunk,
+            saved_attention=saved_attention,
+            saved_mlp=saved_mlp,
+        )
+
+    def accumulate(params: Params, accumulators: Params, batch: Batch, weight: float) -> tuple[Params, Aux]:
+        return saving(*saved(*batch.ids.shape))(params, accumulators, batch, weight)
+
+    return accumulate
+
+
+def _compiler_options() -> dict[str, Any]:
+    """What is saved is decided here, by a plan of the whole GPU. XLA would recompute parts of it to stay below 80 %."""
+    return {"xla_gpu_memory_limit_slop_factor": 140} if jax.default_backend() == "gpu" else {}
+
+
+class _LayerRange(NamedTuple):
+    """Neighbouring layers, start <= l < stop, that keep the same things."""
+
+    start: int
+    stop: int
+    attention: bool
+    mlp: bool
+
+
+class _Saved(NamedTuple):
+    """What a layer's backward pass gets from its forward pass; None: to be computed again."""
+
+    x: jax.Array  # [B, T, D] its input
+    attention: tuple[jax.Array, Callable] | None  # [B, T, H, hd] attention's output, and its pullback
+    gate_and_up: tuple[jax.Array, jax.Array] | None  # [B, T, inner] each
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["places", "structure"])
+@dataclass(frozen=True)
+class _Shared:
+    """A pytree that holds an array once however often it occurs: attention's output is also in its pullback.
+
+    Arrays that are there anyway for all layers, as the mask of packed rows in the pullback is, are not held at all.
+    """
+
+    arrays: list[jax.Array]
+    places: tuple[int, ...]  # of each leaf among those of all layers, then the arrays
+    structure: jax.tree_util.PyTreeDef
+
+
+def _share(tree: Any, context: Context) -> _Shared:
+    leaves, structure = jax.tree.flatten(tree)
+    common = [id(leaf) for leaf in jax.tree.leaves(context)]
+    arrays = {id(leaf): leaf for leaf in leaves if id(leaf) not in common}
+    order = [*common, *arrays]
+    return _Shared(list(arrays.values()), tuple(order.index(id(leaf)) for leaf in leaves), structure)
+
+
+def _unshare(shared: _Shared, context: Context) -> Any:
+    arrays = [*jax.tree.leaves(context), *shared.arrays]
+    return jax.tree.unflatten(shared.structure, [arrays[place] for place in shared.places])
+
+
+def _layer_ranges(num_layers: int, *, saved_attention: int, saved_mlp: int) -> list[_LayerRange]:
+    attention_from, mlp_from = num_layers - saved_attention, num_layers - saved_mlp
+    cuts = sorted({0, attention_from, mlp_from, num_layers})
+    return [_LayerRange(i, j, attention=i >= attention_from, mlp=i >= mlp_from) for i, j in pairwise(cuts)]
+
+
+def _forward(
+    model: Model, params: Params, x: jax.Array, context: Context, ranges: list[_LayerRange]
+) -> tuple[jax.Array, list[_Shared]]:
+    """The last layer's output [B, T, D], and each range's _Saved, stacked by layer on axis 0."""
+
+    def step(layers: _LayerRange, x: jax.Array, index: jax.Array) -> tuple[jax.Array, _Shared]:
+        weights = _at(params["layers"], index)
+        qkv = model.project(weights, x, context)
+        attend = partial(model.attend, context=context)
+        attention = jax.vjp(attend, *qkv) if layers.attention else None
+        attended = attend(*qkv) if attention is None else attention[0]
+        middle = model.add_attention(weights, x, attended)
+        gate_and_up = model.gate_and_up(weights, middle)
+        saved = _Saved(x, attention, gate_and_up if layers.mlp else None)
+        return model.add_mlp(weights, middle, *gate_and_up), _share(saved, context)
+
+    saved = []
+    for layers in ranges:
+        # Over layer numbers, not over a part of the weights: that would be a copy of them.
+        numbers = jnp.arange(layers.start, layers.stop)
+        x, saved_of_range = lax.scan(partial(step, layers), x, numbers)
+        saved.append(saved_of_range)
+    return x, saved
+
+
+def _backward(
+    model: Model,
+    params: Params,
+    accumulators: Params,
+    saved: list[_Shared],
+    d_x: jax.Array,
+    context: Context,
+    ranges: list[_LayerRange],
+) -> tuple[jax.Array, Params]:
+    """The gradient [B, T, D] of the first layer's input, and the layers' accumulators with theirs added."""
+
+    def step(
+        layers: _LayerRange, saved_of_range: _Shared, n: jax.Array, carry: tuple[jax.Array, Params]
+    ) -> tuple[jax.Array, Params]:
+        d_y, accumulators = carry
+        index = layers.stop - 1 - n
+        weights = _at(params["layers"], index)
+        saved = _unshare(_at(saved_of_range, index - layers.start), context)
+        d_x, gradient = _layer_backward(model, weights, saved, d_y, context)
+        return d_x, jax.tree.map(lambda a, g: _add_at(a, index, g), accumulators, gradient)
+
+    for layers, saved_of_range in zip(reversed(ranges), reversed(saved)):
+        length = layers.stop - layers.start
+        d_x, accumulators = lax.fori_loop(0, length, partial(step, layers, saved_of_range), (d_x, accumulators))
+    return d_x, accumulators
+
+
+def _layer_backward(
+    model: Model, weights: Params, saved: _Saved, d_y: jax.Array, context: Context
+) -> tuple[jax.Array, Params]:
+    """The gradients of a layer's input [B, T, D] and of its weights, from its output's [B, T, D].
+
+    One vjp for each stage. The compiler drops a stage's own output where a saved one replaces it or nobody reads it.
+    """
+    qkv, project_vjp = jax.vjp(partial(model.project, context=context), weights, saved.x)
+    if saved.attention is None:
+        attended, attend_vjp = jax.vjp(partial(model.attend, context=context), *qkv)
+    else:
+        attended, attend_vjp = saved.attention
+    middle, add_attention_vjp = jax.vjp(model.add_attention, weights, saved.x, attended)
+    gate_and_up, gate_and_up_vjp = jax.vjp(model.gate_and_up, weights, middle)
+    if saved.gate_and_up is not None:
+        gate_and_up = saved.gate_and_up
+    _, add_mlp_vjp = jax.vjp(model.add_mlp, weights, middle, *gate_and_up)
+
+    d_down, d_residual, *d_gate_and_up = add_mlp_vjp(d_y)
+    d_inner, d_normalised = gate_and_up_vjp(tuple(d_gate_and_up))
+    d_output, d_x, d_attended = add_attention_vjp(d_residual + d_normalised)
+    d_qkv, d_input = project_vjp(attend_vjp(d_attended))
+    # Each stage has gradients of 0 for the weights of the others, and the compiler drops sums with 0.
+    return d_x + d_input, jax.tree.map(lambda *parts: sum(parts), d_down, d_inner, d_output, d_qkv)
+
+
+class _Targets(NamedTuple):
+    """The tokens to score, by the flattened position b·T + t that predicts them, in chunks of C."""
+
+    next_ids: jax.Array  # i32[B·T] the token that each position predicts
+    positions: jax.Array  # i32[P, C] those whose next token is on the mask, in order; filled up with B·T
+    num_chunks: jax.Array  # i32[] chunks that hold any
+
+
+def _targets(ids: jax.Array, mask: jax.Array, chunk: int) -> _Targets:
+    wanted = _shift_left(mask.astype(bool))
+    size = min(chunk, ids.size)
+    padded = -(-ids.size // size) * size
+    (positions,) = jnp.nonzero(wanted.reshape(-1), size=padded, fill_value=ids.size)
+    num_chunks = (wanted.sum() + size - 1) // size
+    return _Targets(_shift_left(ids).reshape(-1), positions.reshape(-1, size), num_chunks)
+
+
+def _head_logps(
+    model: Model, params: Params, hidden: jax.Array, targets: _Targets, temperature: float
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probs f32[B, T] of the tokens themselves, and log Σ exp(logits / temperature) f32[P, C] of the positions."""
+    shape, hidden = hidden.shape[:2], hidden.reshape(-1, hidden.shape[-1])
+
+    def step(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        logps, normalisers = carry
+        at = targets.positions[i]
+        logits = model.unembed(params, hidden.at[at].get(mode="clip")) / temperature
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        label = targets.next_ids.at[at].get(mode="clip")
+        logp = jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0] - normaliser
+        return logps.at[at].set(logp, mode="drop"), lax.dynamic_update_index_in_dim(normalisers, normaliser, i, 0)
+
+    start = jnp.zeros(targets.next_ids.shape), jnp.zeros(targets.positions.shape)
+    logps, normalisers = lax.fori_loop(0, targets.num_chunks, step, start)
+    return jnp.pad(logps.reshape(shape)[:, :-1], ((0, 0), (1, 0))), normalisers
+
+
+def _head_backward(
+    model: Model,
+    params: Params,
+    accumulator: jax.Array,
+    hidden: jax.Array,
+    targets: _Targets,
+    normalisers: jax.Array,
+    d_logps: jax.Array,
+    temperature: float,
+) -> tuple[jax.Array, jax.Array]:
+    """The gradient [B, T, D] of hidden, and the head's accumulator f32[V, D] with its own added, both from
+
+    d logits = (onehot(label) - softmax(logits / temperature)) · d logp / temperature.
+    """
+    head, flat = model.head(params), hidden.reshape(-1, hidden.shape[-1])
+    d_next = _shift_left(d_logps).reshape(-1)
+
+    def step(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        d_hidden, accumulator = carry
+        at = targets.positions[i]
+        h, label = flat.at[at].get(mode="clip"), targets.next_ids.at[at].get(mode="clip")
+        scale = d_next.at[at].get(mode="fill", fill_value=0.0) / temperature
+        probs = jnp.exp(model.unembed(params, h) / temperature - normalisers[i][:, None])
+        is_label = jnp.arange(head.shape[0]) == label[:, None]
+        # In the weights' type, for the tensor cores.
+        d_logits = ((is_label - probs) * scale[:, None]).astype(head.dtype)
+        d_h = _product("nv,vd->nd", d_logits, head).astype(hidden.dtype)
+        return d_hidden.at[at].set(d_h, mode="drop"), _add(accumulator, _product("nv,nd->vd", d_logits, h))
+
+    d_hidden, accumulator = lax.fori_loop(0, targets.num_chunks, step, (jnp.zeros_like(flat), accumulator))
+    return d_hidden.reshape(hidden.shape), accumulator
+
+
+def _shift_left(x: jax.Array) -> jax.Array:
+    """x[:, 1:] with a column of 0 behind it: what stands at a token, at the position that predicts the token."""
+    return jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
+
+
+def _product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Matrix product summed in float32."""
+    precision = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None  # a GPU would multiply float32 in TF32
+    return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _at(tree: Tree, index: jax.Array) -> Tree:
+    """One layer of arrays stacked on axis 0."""
+    return jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
+
+
+def _add(accumulator: jax.Array, gradient: jax.Array) -> jax.Array:
+    """The sum, added in float32 and rounded to the accumulator's type."""
+    return (accumulator.astype(jnp.float32) + gradient.astype(jnp.float32)).astype(accumulator.dtype)
+
+
+def _add_at(accumulator: jax.Array, index: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Slice, add and put back, which a loop does in place on what it carries (`.at[].add` would be a scatter)."""
+    row = lax.dynamic_index_in_dim(accumulator, index, keepdims=False)
+    return lax.dynamic_update_index_in_dim(accumulator, _add(row, gradient), index, 0)

@@ -1,0 +1,62 @@
+"""What a micro-batch is trained on: its arrays, and a loss of their log-probs with diagnostics."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlt_jax.configs import LossConfig
+from rlt_jax.losses import grpo_loss, importance_weights, sft_loss
+from rlt_jax.types import Array, TrainBatch
+
+
+class Diagnostics(NamedTuple):
+    """Values beside a loss, f32[] by name."""
+
+    means: dict[str, jax.Array]  # averaged over the micro-batches of a step
+    maxima: dict[str, jax.Array]  # the largest of the micro-batches counts
+
+
+def grpo_objective(config: LossConfig) -> Callable[[jax.Array, TrainBatch], tuple[jax.Array, Diagnostics]]:
+    """The `losses.grpo_loss` that a configuration asks for, of the policy's log-probs f32[B, T] and their TrainBatch.
+
+    On-policy: the old log-probs are the policy's own, held constant, so the ratio is 1 in value.
+    """
+
+    def objective(logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, Diagnostics]:
+        weights, means, maxima = importance_weights(
+            logps,
+            batch.sampler_logps,
+            batch.mask,
+            correction=config.importance_correction,
+            cap=config.importance_cap,
+        )
+        loss, aux = grpo_loss(
+            logps,
+            jax.lax.stop_gradient(logps),
+            batch.ref_logps,
+            batch.advantages,
+            batch.mask,
+            beta=config.beta,
+            token_weights=weights,
+        )
+        tokens = jnp.maximum(batch.mask.sum(1), 1)
+        entropy = -(jnp.where(batch.mask, logps, 0.0).sum(1) / tokens).mean()
+        return loss, Diagnostics({"loss": loss, "kl": aux["kl"], "entropy": entropy, **means}, maxima)
+
+    return objective
+
+
+class SftBatch(NamedTuple):
+    """One micro-batch of supervised fine-tuning, right-padded to a bucket; T tokens hold one row, or several packed."""
+
+    ids: Array  # i32[B, T] token ids
+    mask: Array  # bool[B, T] True on trained tokens
+    segments: Array | None = None  # i32[B, T] 1, 2, ... on the rows of a sequence, 0 on padding; None: one row each
+
+
+def sft_objective(logps: jax.Array, batch: SftBatch) -> tuple[jax.Array, Diagnostics]:
+    """`sft_loss` of the model's log-probs f32[B, T] and the SftBatch they belong to."""
+    loss = sft_loss(logps, batch.mask)
+    return loss, Diagnostics({"loss": loss}, {})

@@ -1,0 +1,152 @@
+"""One gradient step: micro-batches, their gradients summed over the step, and the reference that follows the policy."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlt_jax.batching import join_rows, length_batches, pad_rows, segments_of, sequence_batches
+from rlt_jax.device.placement import device_memory, free, move_to_host, on_host
+from rlt_jax.learner.backward import make_planned_accumulate
+from rlt_jax.learner.objective import Diagnostics, SftBatch
+from rlt_jax.losses import mix_reference
+from rlt_jax.models import Model, Params
+from rlt_jax.types import Dtype, TrainBatch
+
+Batch = Any
+Accumulate = Callable[[Params, Params, Batch, float], tuple[Params, Diagnostics]]
+
+
+def grpo_batches(
+    ids: Sequence[np.ndarray],
+    completion_lengths: Sequence[int],
+    ref_logps: Sequence[np.ndarray],
+    sampler_logps: Sequence[np.ndarray],
+    advantages: np.ndarray,
+    *,
+    batch_size: int,
+) -> Iterator[tuple[TrainBatch, float]]:
+    """Micro-batches of a step, of like length: (TrainBatch, its weight in the step's mean over rows).
+
+    Args:
+      ids: i32[T_i] prompt + completion each; the last completion_lengths[i] tokens are the completion.
+      ref_logps: f32[T_i] nats each.
+      sampler_logps: f32[completion_lengths[i]] nats each, under the distribution the completions were drawn from.
+      advantages: f32[B].
+      batch_size: rows of a micro-batch. Rows that only fill one up have an empty mask and count nothing.
+    """
+    for indices, length in length_batches([len(row) for row in ids], batch_size):
+        pad = partial(pad_rows, length=length, num_rows=batch_size)
+        mask = [np.arange(len(ids[i])) >= len(ids[i]) - completion_lengths[i] for i in indices]
+        batch = TrainBatch(
+            ids=pad([ids[i] for i in indices]),
+            mask=pad(mask),
+            ref_logps=pad([ref_logps[i] for i in indices]),
+            sampler_logps=pad([np.pad(sampler_logps[i], (len(ids[i]) - completion_lengths[i], 0)) for i in indices]),
+            advantages=np.pad(advantages[indices], (0, batch_size - len(indices))),
+        )
+        yield batch, batch_size / len(ids)
+
+
+def sft_batches(
+    examples: Sequence[tuple[np.ndarray, np.ndarray]], *, batch_size: int, packed_length: int | None = None
+) -> Iterator[tuple[SftBatch, float]]:
+    """Micro-batches of (ids i32[T_i], trained bool[T_i]) examples: (SftBatch, its share of the trained tokens).
+
+    Args:
+      batch_size: sequences of a micro-batch, at most.
+      packed_length: let examples share sequences, as `sequence_batches` says. Changes the sums by rounding alone.
+    """
+    ids, trained = [ids for ids, _ in examples], [trained for _, trained in examples]
+    lengths = [len(row) for row in ids]
+    total = sum(int(row.sum()) for row in trained)
+    for sequences in sequence_batches(lengths, batch_size, packed_length=packed_length):
+        segments = segments_of(lengths, sequences) if packed_length else None
+        batch = SftBatch(join_rows(ids, sequences), join_rows(trained, sequences), segments)
+        yield batch, int(batch.mask.sum()) / total
+
+
+SumGradients = Callable[..., tuple[Params, dict[str, jax.Array]]]
+
+
+def make_sum_gradients(
+    model: Model,
+    objective: Callable[[jax.Array, Any], tuple[jax.Array, Diagnostics]],
+    *,
+    temperature: float,
+    chunk: int,
+    dtype: Dtype,
+    saved: Callable[[int, int], tuple[int, int]],
+) -> SumGradients:
+    """`sums(params, batches, save_activations=True)`: `sum_gradients` of an objective, compiled once for each shape.
+
+    Args:
+      objective: of the log-probs of a micro-batch, from `learner.objective`.
+      temperature, chunk: as `make_layerwise_accumulate`.
+      dtype: of the sums.
+      saved: (sequences, tokens of each) -> layers whose attention, and whose MLP, a micro-batch saves for its backward
+        pass. Without `save_activations` none is saved, and all is computed again.
+    """
+    make = partial(make_planned_accumulate, model, objective, temperature=temperature, chunk=chunk)
+    saving, recomputing = make(saved=saved), make(saved=lambda batch, tokens: (0, 0))
+
+    def sums(
+        params: Params, batches: Iterable[tuple[Batch, float]], *, save_activations: bool = True
+    ) -> tuple[Params, dict[str, jax.Array]]:
+        return sum_gradients(saving if save_activations else recomputing, params, batches, dtype=dtype)
+
+    return sums
+
+
+def sum_gradients(
+    accumulate: Accumulate,
+    params: Params,
+    batches: Iterable[tuple[Batch, float]],
+    *,
+    dtype: Dtype = "float32",
+) -> tuple[Params, dict[str, jax.Array]]:
+    """Gradient and diagnostics of a whole step, both over all its micro-batches and still on the device.
+
+    Args:
+      dtype: of the sums.
+    Raises:
+      jax.errors.JaxRuntimeError: the device's memory is too small; the sums are freed before.
+    """
+    gradients = zero_gradients(params, dtype=dtype)
+    totals: dict[str, jax.Array] = {}
+    try:
+        for batch, weight in batches:
+            gradients, (means, maxima) = accumulate(params, gradients, batch, weight)
+            totals |= {name: totals.get(name, jnp.zeros(())) + weight * value for name, value in means.items()}
+            totals |= {name: jnp.maximum(totals.get(name, value), value) for name, value in maxima.items()}
+        jax.block_until_ready(gradients)  # a lack of memory shows here, where the step can still be done again
+    except jax.errors.JaxRuntimeError:
+        free(gradients)
+        raise
+    return gradients, totals
+
+
+@partial(jax.jit, static_argnames="dtype")
+def zero_gradients(params: Params, *, dtype: Dtype = "float32") -> Params:
+    """Gradient sums of the parameters' shapes."""
+    return jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), params)
+
+
+def make_reference_sync() -> Callable[[Params, Params, float], Params]:
+    """`sync(reference, policy, alpha)` -> the reference, moved by `mix_reference` and back where it was.
+
+    The old one is donated. One in pinned host memory visits the GPU, which must have room for it.
+    """
+    mix = jax.jit(mix_reference, donate_argnums=0)
+
+    def sync(reference: Params, policy: Params, alpha: float) -> Params:
+        if not on_host(reference):
+            return mix(reference, policy, alpha)
+        visiting = jax.block_until_ready(jax.device_put(reference, device_memory()))
+        free(reference)
+        return move_to_host(mix(visiting, policy, alpha))
+
+    return sync

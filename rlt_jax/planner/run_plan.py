@@ -1,0 +1,266 @@
+"""The memory plan of a training run: its configuration and models as the ledger's shapes, what fits, what to lower.
+
+Nothing is downloaded but a config.json, and no device is touched. Lengths are worst cases: every prompt and completion
+as long as the run allows, padded to its bucket.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import huggingface_hub
+from huggingface_hub.errors import HFValidationError
+
+from rlt_jax.batching import bucket_length
+from rlt_jax.configs import TrainConfig
+from rlt_jax.errors import UserError
+from rlt_jax.models import ModelConfig, read_config, resolve_folder
+from rlt_jax.models.config import known_config
+from rlt_jax.planner.capacity import largest_micro_batch, longest_sequence, saved_layers
+from rlt_jax.planner.ledger import (
+    Ledger,
+    PhaseName,
+    make_ledger,
+    vllm_cache_tokens,
+    vllm_least_bytes,
+    vllm_sequences,
+)
+from rlt_jax.planner.shapes import ModelShape, RunShape
+from rlt_jax.types import GB
+
+log = logging.getLogger("rlt_jax")
+
+STUDENT_EXTRA_TOKENS = 256
+"""Longest that a student's sequence is beyond the teacher's: its system prompt and tags may be longer."""
+_SHOWN = 4  # phases in one message
+
+
+class Found(NamedTuple):
+    """A model's architecture, and where it was read."""
+
+    config: ModelConfig
+    source: str  # "its folder", "the hub's cache", "known", "the hub"
+
+
+def find_model(path: str) -> Found:
+    """The architecture of a model before its weights are downloaded.
+
+    From its folder, the hub's cache, the table of known models, or a config.json of a few KB from the hub.
+
+    Raises:
+      UserError: nothing of that name, or an unsupported architecture.
+    """
+    if Path(path).expanduser().exists():
+        return Found(read_config(resolve_folder(path)), "its folder")
+    try:
+        cached = huggingface_hub.try_to_load_from_cache(path, "config.json")
+    except HFValidationError:
+        return Found(read_config(resolve_folder(path)), "its folder")  # says what is wrong with the path
+    if isinstance(cached, str):
+        return Found(read_config(Path(cached).parent), "the hub's cache")
+    known = known_config(path)
+    if known is not None:
+        return Found(known, "known")
+    log.info("fetching config.json of %s from the hub", path)
+    try:
+        fetched = huggingface_hub.hf_hub_download(path, "config.json")
+    except (OSError, HFValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"expected a model's folder, a known model or one on the Hugging Face hub, but there is no folder {path!r} "
+            f"and the hub gave no config.json of that name ({reason}): check the name and the network, or give a "
+            "folder, as in --teacher FOLDER --student FOLDER"
+        ) from None
+    return Found(read_config(Path(fetched).parent), "the hub")
+
+
+def model_config_of(path: str) -> ModelConfig:
+    """`find_model`'s architecture alone."""
+    return find_model(path).config
+
+
+def model_shape(config: ModelConfig) -> ModelShape:
+    """A model's sizes as the ledger takes them."""
+    return ModelShape(
+        vocab=config.vocab_size,
+        hidden=config.hidden_size,
+        inner=config.intermediate_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        tied=config.tie_word_embeddings,
+        qkv_bias=config.qkv_bias,
+        qk_norm=config.qk_norm,
+        output_bias=config.output_bias,
+    )
+
+
+def run_shape(
+    config: TrainConfig, teacher: ModelConfig, student: ModelConfig, *, gpu_bytes: float | None = None
+) -> RunShape:
+    """A run's sizes as the ledger takes them, at its longest sequences.
+
+    Layers to keep that the configuration leaves open are those that planned_gb has room for.
+
+    Args:
+      gpu_bytes: of the GPU, which vLLM takes its share of when the run has no budget. None: not known; then the
+        share is the least that it can work with.
+    """
+    shape, heads = model_shape(teacher), (teacher.head_dim, student.head_dim)
+    engine = config.sampler.kind != "native"
+    tokens = min(config.max_prompt_length + config.max_completion_length, teacher.max_position_embeddings)
+    prompt = min(config.max_prompt_length, tokens)
+    run = RunShape(
+        student=model_shape(student),
+        weight_bytes=_bytes_of(config.dtype),
+        gradient_bytes=_bytes_of(config.memory.gradients),
+        moments=config.memory.moments,
+        optimizer_on_host=config.memory.optimizer == "host",
+        frozen_on_host=config.memory.frozen == "host",
+        micro_batch=config.per_device_train_batch_size,
+        score_batch=config.score_batch_size,
+        teacher_tokens=bucket_length(tokens),
+        student_tokens=bucket_length(tokens + STUDENT_EXTRA_TOKENS),
+        prompt_tokens=prompt,
+        completion_tokens=min(config.max_completion_length, tokens),
+        logprob_chunk=config.loss.logprob_chunk,
+        saved_attention=0,
+        saved_mlp=0,
+        completions=config.train_batch_size,
+        generations=config.num_generations,
+        sampler=config.sampler.kind,
+        vllm_bytes=0,
+        native_batch=config.sampler.max_batch,
+        # As models.qwen chooses on a GPU: cuDNN's kernel takes 16 bits and heads of these sizes.
+        fused_attention=config.dtype == "bfloat16" and all(size % 8 == 0 and size <= 128 for size in heads),
+    )
+    if engine:
+        total = config.budget_gb * GB if config.budget_gb is not None else gpu_bytes
+        share = vllm_least_bytes(shape, run) if total is None else round(config.vllm_gpu_memory_utilization * total)
+        run = replace(run, vllm_bytes=share)
+    attention, mlp = saved_layers(
+        shape,
+        run,
+        0.0 if config.planned_gb is None else config.planned_gb * GB,
+        run.micro_batch,
+        run.teacher_tokens,
+        saved_attention=config.loss.saved_attention,
+        saved_mlp=config.loss.saved_mlp,
+    )
+    return replace(run, saved_attention=attention, saved_mlp=mlp)
+
+
+def plan(
+    config: TrainConfig,
+    *,
+    teacher: ModelConfig | None = None,
+    student: ModelConfig | None = None,
+    gpu_bytes: float | None = None,
+    compiled: Mapping[PhaseName, float] | None = None,
+) -> Ledger:
+    """The ledger of a run.
+
+    Args:
+      teacher, student: architectures; None: those of the configuration's models (`model_config_of`).
+      gpu_bytes: as `run_shape`.
+      compiled: as `make_ledger`.
+    Raises:
+      UserError: as `find_model`.
+    """
+    teacher = model_config_of(config.teacher) if teacher is None else teacher
+    student = model_config_of(config.student) if student is None else student
+    return make_ledger(model_shape(teacher), run_shape(config, teacher, student, gpu_bytes=gpu_bytes), compiled)
+
+
+def at_batch_sizes(ledger: Ledger, *, generate: int, score: int, update: int, save_activations: bool) -> Ledger:
+    """The plan of the same run with other batch sizes (those of `backoff.BatchSizes`)."""
+    run = replace(ledger.run, native_batch=generate, score_batch=score, micro_batch=update)
+    return make_ledger(ledger.shape, run if save_activations else replace(run, saved_attention=0, saved_mlp=0))
+
+
+def planned_bytes(config: TrainConfig) -> float | None:
+    """Most of the GPU that the run may take: planned_gb, else budget_gb; None without either."""
+    size = config.budget_gb if config.planned_gb is None else config.planned_gb
+    return None if size is None else size * GB
+
+
+def shortfalls(ledger: Ledger, *, gpu_bytes: float | None, host_bytes: float | None) -> list[str]:
+    """What does not fit, a line each; empty when all does.
+
+    Args:
+      gpu_bytes, host_bytes: what may be used; None: not known, so that everything fits.
+    """
+    lines = []
+    for place, bound in (("GPU", gpu_bytes), ("host", host_bytes)):
+        if bound is None:
+            continue
+        sizes = {phase.name: phase.gpu_bytes if place == "GPU" else phase.host_bytes for phase in ledger.phases}
+        over = sorted((name for name in sizes if sizes[name] > bound), key=lambda name: -sizes[name])
+        if over:
+            phases = ", ".join(f"{name} {sizes[name] / GB:.2f} GB" for name in over[:_SHOWN])
+            if len(over) > _SHOWN:
+                phases += f" and {len(over) - _SHOWN} more phases"
+            more = (sizes[over[0]] - bound) / GB
+            lines.append(f"{place}: {bound / GB:g} GB may be used, up to {more:.2f} GB too little for {phases}")
+    missing = missing_for_vllm(ledger)
+    if missing > 0:
+        run = ledger.run
+        lines.append(
+            f"vLLM: its share of {run.vllm_bytes / GB:.2f} GB is {missing / GB:.2f} GB too small for its weights and "
+            f"one sequence of {run.sequence_tokens:,} tokens"
+        )
+    return lines
+
+
+def ledger_lines(ledger: Ledger) -> list[str]:
+    """The plan, a phase a line: GB of GPU and host, and what the GPU's are, largest first."""
+    lines = ["phase              GPU    host  on the GPU, GB"]
+    for phase in ledger.phases:
+        owners = sorted(phase.gpu, key=lambda entry: -entry.size)
+        parts = ", ".join(f"{entry.owner} {entry.size / GB:.2f}" for entry in owners)
+        lines.append(f"{phase.name:<16} {phase.gpu_bytes / GB:>6.1f}  {phase.host_bytes / GB:>6.1f}  {parts}")
+    return lines
+
+
+def vllm_line(ledger: Ledger) -> str | None:
+    """What vLLM's share of the GPU holds, in words; None without vLLM."""
+    run = ledger.run
+    if run.sampler == "native":
+        return None
+    own, shared = vllm_sequences(ledger.shape, run)
+    return (
+        f"vLLM: {run.vllm_bytes / GB:.1f} GB hold the keys and values of {vllm_cache_tokens(ledger.shape, run):,} "
+        f"tokens: of the step's {run.completions} completions at full length ({run.sequence_tokens:,} tokens) at least "
+        f"{own} together, {shared} where the {run.generations} of a question share their prompt"
+    )
+
+
+def longest_context(ledger: Ledger, gpu_bytes: float, *, positions: int) -> int:
+    """Most tokens of prompt and completion that fit, nothing kept and the rest as in the run; 0: none.
+
+    The longest bucket, as sequences are padded to one, or all positions that the model was made for.
+    """
+    longest = longest_sequence(ledger.shape, ledger.run, gpu_bytes, extra_tokens=STUDENT_EXTRA_TOKENS)
+    best, bucket = 0, bucket_length(1)
+    while bucket <= longest and best < positions:
+        best, bucket = bucket, bucket_length(bucket + 1)
+    return min(best, positions)
+
+
+def largest_batch(ledger: Ledger, gpu_bytes: float) -> int:
+    """Most sequences of a micro-batch that fit, nothing kept; at most the step's completions."""
+    return min(largest_micro_batch(ledger.shape, ledger.run, gpu_bytes), ledger.run.completions)
+
+
+def missing_for_vllm(ledger: Ledger) -> float:
+    """Bytes that vLLM's share lacks for weights and one sequence of full length; 0 or less: enough."""
+    if ledger.run.sampler == "native":
+        return 0.0
+    return vllm_least_bytes(ledger.shape, ledger.run) - ledger.run.vllm_bytes
+
+
+def _bytes_of(dtype: str) -> int:
+    return {"bfloat16": 2, "float32": 4}[dtype]

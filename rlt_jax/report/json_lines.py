@@ -1,0 +1,48 @@
+"""JSON Lines: files with one JSON object a line, read strictly, written whole or not at all."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlt_jax.errors import UserError
+from rlt_jax.report.whole_file import whole_file
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """All objects of a file, in order.
+
+    Raises:
+      UserError: the file cannot be read, or a line of it is not a JSON object.
+    """
+    records = []
+    try:
+        with path.open(encoding="utf-8") as lines:  # not splitlines: texts may hold other line separators
+            for number, line in enumerate(lines, start=1):
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise UserError(_not_json_lines(path, f"line {number} is no object"))
+                records.append(record)
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): expected JSON Lines") from None
+    except json.JSONDecodeError as error:
+        raise UserError(_not_json_lines(path, f"line {number} is not JSON ({error.msg})")) from None
+    except UnicodeDecodeError:
+        raise UserError(_not_json_lines(path, "it is not UTF-8 text")) from None
+    return records
+
+
+def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]], *, name: str = "the file") -> None:
+    """Write a line per object, whole or not at all.
+
+    Args:
+      name: what the user calls the file, such as `--out`, for messages.
+    Raises:
+      UserError: the file cannot be written.
+    """
+    with whole_file(path, name) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def _not_json_lines(path: Path, reason: str) -> str:
+    return f"{path}: expected JSON Lines, but {reason}: delete the file and repeat the command that wrote it"

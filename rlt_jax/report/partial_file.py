@@ -1,0 +1,172 @@
+"""Long work in chunks: what is done lies in a partial file, a second start goes on after it, the result appears whole.
+
+The partial file, OUT.partial, is JSON Lines: first the settings that decide what the result is, then one line per
+chunk. A line that a killed process left torn is dropped, and its chunk done again.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from rlt_jax.errors import UserError
+from rlt_jax.report.whole_file import whole_file
+
+Record = dict[str, Any]
+
+
+class Chunk(NamedTuple):
+    """The result of one chunk of work."""
+
+    records: Sequence[Record]  # lines of the result
+    counts: Mapping[str, int]  # what happened on the way, added up over the chunks
+
+
+def fingerprint(parts: Iterable[object]) -> str:
+    """A short text that differs where a part's `repr` does: for settings that are too long to be kept."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(repr(part).encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()[:16]
+
+
+class PartialFile:
+    """The chunks done so far. Made by `open_partial`."""
+
+    def __init__(self, file: BinaryIO, out: Path, done: int) -> None:
+        self._file = file
+        self._out = out
+        self.done = done  # chunks
+
+    def add(self, chunk: Chunk) -> None:
+        """Append a chunk; on return it outlives the process."""
+        with _writing(self._out):
+            self._file.write(_json_line({"records": chunk.records, "counts": chunk.counts}))
+            _flush(self._file)
+        self.done += 1
+
+    def read(self) -> Iterator[Chunk]:
+        """All chunks, one at a time, from the file: they may not fit into memory together."""
+        with Path(self._file.name).open("rb") as file:
+            next(file)
+            for line in file:
+                yield Chunk(**json.loads(line))
+
+    def counts(self) -> Counter[str]:
+        """Counts of all chunks together."""
+        total: Counter[str] = Counter()
+        for chunk in self.read():
+            total.update(chunk.counts)
+        return total
+
+    def finish(self) -> None:
+        """Write the records of all chunks to OUT in one atomic move, and remove the partial file."""
+        with whole_file(self._out, "--out") as scratch, scratch.open("wb") as file:
+            for chunk in self.read():
+                file.writelines(map(_json_line, chunk.records))
+            _flush(file)
+        Path(self._file.name).unlink()
+
+
+@contextmanager
+def open_partial(out: Path, settings: Mapping[str, Any]) -> Iterator[PartialFile]:
+    """Start or continue OUT.partial. A start that ends before its first chunk leaves no file and no new folder.
+
+    Args:
+      out: the file that the chunks become.
+      settings: nested dicts of plain values; all that decides what a chunk holds, and how the work is cut into chunks.
+    Raises:
+      UserError: OUT exists, cannot be written, is being written by another process, or was begun with other settings.
+    """
+    if out.exists():
+        raise UserError(f"--out {out} exists: choose another file, or delete it")
+    path = out.with_name(out.name + ".partial")
+    with _writing(out):
+        new_folders = [folder for folder in out.parents if not folder.exists()]  # the innermost first
+        out.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b")
+    with file:
+        _lock(file)
+        with _writing(out):
+            partial = PartialFile(file, out, _continue(file, json.loads(json.dumps(settings))))
+        try:
+            yield partial
+        finally:
+            if partial.done == 0:
+                path.unlink()
+                with suppress(OSError):  # one holds something else, such as the log of an engine
+                    for folder in new_folders:
+                        folder.rmdir()
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write --out {out} ({error.strerror}): choose another file") from error
+
+
+def _lock(file: BinaryIO) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+    except BlockingIOError:
+        raise UserError(
+            f"{file.name} is being written by another process: wait for it, or choose another --out"
+        ) from None
+
+
+def _continue(file: BinaryIO, settings: Record) -> int:
+    """Bring the file to the end of its last whole chunk, or begin it; returns the number of chunks in it."""
+    file.seek(0)
+    lines, end = 0, 0
+    for line in file:
+        record = _parse(line)
+        if record is None:
+            break
+        if not lines and record != settings:
+            differences = "; ".join(_differences(record, settings))
+            raise UserError(
+                f"{file.name} was begun with other settings: {differences}: give those again to go on, or delete the "
+                "file to start anew"
+            )
+        lines += 1
+        end += len(line)
+    file.truncate(end)
+    if not lines:
+        file.write(_json_line(settings))
+        _flush(file)
+        return 0
+    return lines - 1
+
+
+def _parse(line: bytes) -> Record | None:
+    """A line's object; None when it is torn."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _differences(old: Record, new: Record, section: str = "") -> Iterator[str]:
+    for name in sorted(old.keys() | new.keys()):
+        before, now = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from _differences(before, now, f"{section}{name}.")
+        elif before != now:
+            yield f"{section}{name}={before} (now {now})"
+
+
+def _json_line(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

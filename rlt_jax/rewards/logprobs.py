@@ -1,0 +1,102 @@
+"""Log-probs of token rows under frozen or current weights, and the spans of them that the reward reads."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlt_jax.batching import bucket_length, join_rows, pad_rows, segments_of, sequence_batches
+from rlt_jax.device.placement import on_device
+from rlt_jax.losses import linear_token_logprobs
+from rlt_jax.models import Model, Params, segment_starts
+from rlt_jax.types import RewardLogprobs, ScoreRow
+
+RowLogprobs = Callable[[Sequence[np.ndarray]], list[np.ndarray]]  # token ids i32[T_i] -> their log-probs f32[T_i]
+
+
+def sequence_logprobs(
+    model: Model,
+    params: Params,
+    ids: jax.Array,
+    *,
+    temperature: float,
+    chunk: int,
+    segments: jax.Array | None = None,
+) -> jax.Array:
+    """log π(ids_t | ids_<t) at `temperature`, f32[B, T] nats; position 0 has no context and gets 0.
+
+    Args:
+      ids: i32[B, T], right-padded. What stands at pads is junk (but finite): mask it.
+      chunk: tokens whose logits exist at one time.
+      segments: i32[B, T] of packed rows, as in `Model.hidden`; the first token of each gets 0.
+    """
+    hidden = model.hidden(params, ids, segments=segments)
+    logps = linear_token_logprobs(hidden[:, :-1], model.head(params), ids[:, 1:], temperature=temperature, chunk=chunk)
+    logps = jnp.pad(logps, ((0, 0), (1, 0)))
+    return logps if segments is None else jnp.where(segment_starts(segments), 0.0, logps)
+
+
+_sequence_logprobs = jax.jit(sequence_logprobs, static_argnames=("model", "chunk"))
+
+
+def row_logprobs(
+    model: Model,
+    params: Params,
+    rows: Sequence[np.ndarray],
+    *,
+    temperature: float,
+    batch_size: int,
+    chunk: int,
+    packed_length: int | None = None,
+) -> list[np.ndarray]:
+    """`sequence_logprobs` of ragged rows: batched by length, returned in the order given.
+
+    Args:
+      params: on the device, or in pinned host memory: then they are copied to the device for as long as it takes.
+      rows: i32[T_i] token ids each.
+      batch_size: sequences of one forward pass, at most.
+      packed_length: let rows share sequences, as `sequence_batches` says. Changes the result by rounding alone.
+    Returns:
+      f32[T_i] each, nats.
+    """
+    lengths = [len(row) for row in rows]
+    batches = sequence_batches(lengths, batch_size, packed_length=packed_length)
+    with on_device(params) as weights:
+        logprobs = partial(_sequence_logprobs, model, weights, temperature=temperature, chunk=chunk)
+        dispatched = []
+        for sequences in batches:  # dispatch all before fetching any: the device never waits for the host
+            segments = jnp.asarray(segments_of(lengths, sequences)) if packed_length else None
+            dispatched.append(logprobs(jnp.asarray(join_rows(rows, sequences)), segments=segments))
+        fetched = jax.device_get(dispatched)
+    logps: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
+    for sequences, batch in zip(batches, fetched):
+        for pack, values in zip(sequences.packs, batch):
+            for i, of_row in zip(pack, np.split(values, np.cumsum([lengths[i] for i in pack]))):
+                logps[i] = of_row
+    return logps
+
+
+def gather_logprobs(
+    rows: Sequence[ScoreRow], student_logps: Sequence[np.ndarray], teacher_logps: Sequence[np.ndarray]
+) -> RewardLogprobs:
+    """Pick each row's solution and thought log-probs out of its two sequences, right-padded to a bucket.
+
+    Args:
+      student_logps, teacher_logps: f32[S_i], f32[T_i] nats, from `row_logprobs` over student_ids and teacher_ids.
+    """
+    solution = [logps[row.solution] for row, logps in zip(rows, student_logps)]
+    student_thought = [logps[row.student_thought] for row, logps in zip(rows, student_logps)]
+    teacher_thought = [logps[row.teacher_thought] for row, logps in zip(rows, teacher_logps)]
+    pad = partial(pad_rows, num_rows=len(rows))
+    solution_length = bucket_length(max(map(len, solution)))
+    thought_length = bucket_length(max(map(len, student_thought)))
+    return RewardLogprobs(
+        solution_logps=pad(solution, solution_length),
+        solution_mask=pad([np.ones(len(s), bool) for s in solution], solution_length),
+        student_thought_logps=pad(student_thought, thought_length),
+        teacher_thought_logps=pad(teacher_thought, thought_length),
+        thought_mask=pad([np.ones(len(s), bool) for s in student_thought], thought_length),
+        matched=np.array([row.matched for row in rows]),
+    )

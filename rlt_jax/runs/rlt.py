@@ -1,0 +1,289 @@
+"""What an RLT run computes with, built once: data, models, optimizer, sampler's engine, scorer, gradients.
+
+What changes from step to step (the policy's state, the reference) is an argument of every function here, and is held
+by none of them: the loop in `train.py` owns it.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from rlt_jax.configs import TrainConfig
+from rlt_jax.data import ChatFormat, eos_ids, questions_of_step
+from rlt_jax.device.backoff import BatchSizes, MemoryBackoff, explain_out_of_memory
+from rlt_jax.device.budget import BudgetWatch, plan_and_measured
+from rlt_jax.device.gpu import read_gpu
+from rlt_jax.device.jax_setup import prepare_memory
+from rlt_jax.learner.objective import grpo_objective
+from rlt_jax.learner.optimizer import Optimizer, open_optimizer
+from rlt_jax.learner.state import TrainState
+from rlt_jax.learner.step import SumGradients, grpo_batches, make_reference_sync, make_sum_gradients
+from rlt_jax.losses import group_advantages
+from rlt_jax.models import Model, Params
+from rlt_jax.planner.capacity import saved_layers
+from rlt_jax.planner.ledger import Ledger
+from rlt_jax.planner.run_plan import at_batch_sizes, ledger_lines, plan
+from rlt_jax.rewards.logprobs import row_logprobs
+from rlt_jax.rewards.rlt import RewardFn
+from rlt_jax.rewards.scorer import Scored, Scorer, completion_rows, make_scorer
+from rlt_jax.runs.setup import (
+    check_room,
+    frozen_like,
+    load_chat_format,
+    load_checked_model,
+    load_prompts,
+    load_reference,
+    log_plan,
+    place_frozen,
+)
+from rlt_jax.sampling.base import Sampler
+from rlt_jax.sampling.engine import Engine
+from rlt_jax.sampling.factory import make_sampler, running_engine, sampling_params, train_settings
+from rlt_jax.types import GB, Completion, Prompt, Request
+
+log = logging.getLogger("rlt_jax")
+
+
+@dataclass(frozen=True)
+class Rlt:
+    """The parts of an RLT run. Made by `open_rlt`."""
+
+    config: TrainConfig
+    chat: ChatFormat
+    eos_ids: tuple[int, ...]
+    prompts: Sequence[Prompt]  # to train on
+    eval_prompts: Sequence[Prompt]  # held out
+    questions: Callable[[int], np.ndarray]  # step from 0 -> places in `prompts` of its questions
+    model: Model  # of policy and reference
+    params: Params  # the policy's, as loaded
+    optimizer: Optimizer
+    scorer: Scorer
+    sum_gradients: SumGradients
+    sync_reference: Callable[[Params, Params, float], Params]
+    planned: Ledger
+    engine: Engine | None
+    backoff: MemoryBackoff
+    budget: BudgetWatch
+
+    # The state that a run resumes: (policy with optimizer, reference).
+
+    def state_like(self) -> tuple[TrainState, Params]:
+        """Shapes and places of state and reference, for a checkpoint to be restored into."""
+        return self.optimizer.like(self.params), frozen_like(self.config, self.params)
+
+    def fresh_state(self, params: Params) -> tuple[TrainState, Params]:
+        """State and reference at the start of a run; takes over the parameters."""
+        reference = load_reference(self.config, self.model, params)
+        return self.optimizer.init(params), reference
+
+    # Generate.
+
+    def open_sampler(self, params: Params, *, version: int) -> Sampler:
+        """A sampler that draws from the policy's parameters."""
+        return make_sampler(
+            train_settings(self.config),
+            self.engine,
+            self.model,
+            params,
+            version=version,
+            eos_ids=self.eos_ids,
+            probe_ids=self.prompts[0].teacher_ids,
+        )
+
+    def requests(self, step: int) -> tuple[list[Prompt], list[Request]]:
+        """The prompts of a step, and the request of each for its group of completions; seeds follow from the step."""
+        group = self.config.num_generations
+        prompts = [self.prompts[i] for i in self.questions(step - 1)]
+        seeds = np.random.SeedSequence((self.config.seed, step)).generate_state(self.config.train_batch_size)
+        groups = [tuple(map(int, seeds[i * group : (i + 1) * group])) for i in range(len(prompts))]
+        return prompts, [Request(prompt.teacher_ids, seeds) for prompt, seeds in zip(prompts, groups)]
+
+    def generate(
+        self, sampler: Sampler, requests: Sequence[Request], *, on_progress: Callable[[int], None] | None = None
+    ) -> list[tuple[Completion, ...]]:
+        """Completions of all requests; then the sampler sleeps, and has no weights."""
+        config = self.config
+        sampling = sampling_params(
+            config.sampler, max_tokens=config.max_completion_length, temperature=config.temperature
+        )
+        drawn = self.backoff.run(
+            "generate",
+            lambda sizes: sampler.generate(requests, sampling, max_batch=sizes.generate, on_progress=on_progress),
+        )
+        sampler.sleep()
+        return drawn
+
+    # Score.
+
+    def score(
+        self, policy: Params, reference: Params, prompts: Sequence[Prompt], completions: Sequence[Completion]
+    ) -> Scored:
+        """Rewards of completions, prompt i having completion i."""
+        teacher = reference if self.config.reward.use_reference_teacher_model else policy
+        rows = completion_rows(prompts, completions, chat=self.chat, eos_ids=self.eos_ids)
+        return self.backoff.run(
+            "score", lambda sizes: self.scorer.score(teacher, prompts, rows, batch_size=sizes.score)
+        )
+
+    def reference_logprobs(self, reference: Params, scored: Scored) -> list[np.ndarray]:
+        """The reference's log-probs of prompts and completions, f32[T_i] nats each."""
+        logprobs = partial(
+            row_logprobs,
+            self.model,
+            reference,
+            [row.teacher_ids for row in scored.rows],
+            temperature=self.config.policy_temperature,
+            chunk=self.config.loss.logprob_chunk,
+        )
+        return self.backoff.run("score", lambda sizes: logprobs(batch_size=sizes.score))
+
+    def advantages(self, scored: Scored) -> np.ndarray:
+        """f32[B] rewards compared inside each group."""
+        return np.asarray(group_advantages(jnp.asarray(scored.rewards.reward), self.config.num_generations))
+
+    # Update.
+
+    def gradients(
+        self,
+        policy: Params,
+        scored: Scored,
+        completions: Sequence[Completion],
+        ref_logps: Sequence[np.ndarray],
+        advantages: np.ndarray,
+    ) -> tuple[Params, dict]:
+        """Gradients of the step's loss, and its diagnostics f32[] by name; both still on the device."""
+        batches = partial(
+            grpo_batches,
+            [row.teacher_ids for row in scored.rows],
+            [len(completion.token_ids) for completion in completions],
+            ref_logps,
+            [completion.logps for completion in completions],
+            advantages,
+        )
+
+        def summed(sizes: BatchSizes) -> tuple[Params, dict]:
+            micro_batches = batches(batch_size=sizes.update)
+            return self.sum_gradients(policy, micro_batches, save_activations=sizes.save_activations)
+
+        return self.backoff.run("update", summed)
+
+    def move_reference(self, step: int, reference: Params, policy: Params) -> Params:
+        """The reference after a step, moved towards the policy where it is due; the old one is donated then."""
+        ref = self.config.ref
+        if not (ref.sync_ref_model and step % ref.ref_model_sync_steps == 0):
+            return reference
+        return self.sync_reference(reference, policy, ref.ref_model_mixup_alpha)
+
+    # Memory.
+
+    def watch_memory(self, peaks: dict[str, float], *, compare: bool) -> None:
+        """Warn of phases near the budget.
+
+        Args:
+          compare: log the plan beside what was measured.
+        """
+        for warning in self.budget(peaks):
+            log.warning(warning)
+        if compare:
+            measured_with = at_batch_sizes(self.planned, **asdict(self.backoff.sizes))
+            for line in plan_and_measured(measured_with.step_peaks(), peaks):
+                log.info(line)
+
+
+@contextmanager
+def open_rlt(config: TrainConfig, run_dir: Path, *, reward_fn: RewardFn | None = None) -> Iterator[Rlt]:
+    """Read the data, plan the memory, start the vLLM engine if there is one, load the models.
+
+    Raises:
+      UserError: anything in the config's files, models or data that cannot work, or a device that is too small: on
+        entry, or at the step that finds out.
+    """
+    chat = load_chat_format(
+        config.teacher,
+        config.student,
+        tags=config.data.tags,
+        teacher_prompt_file=config.data.teacher_prompt_file,
+        student_prompt_file=config.data.student_prompt_file,
+    )
+    prompts, eval_prompts = load_prompts(config, chat)
+    questions = partial(
+        questions_of_step,
+        num_rows=len(prompts),
+        questions_per_step=config.questions_per_step,
+        seed=config.seed,
+        artificial_epochs=config.data.artificial_epochs,
+    )
+    questions(0)  # too few rows are refused here, before minutes of loading
+    gpu = read_gpu()
+    planned = plan(config, gpu_bytes=None if gpu is None else gpu.total_bytes)
+    prepare_memory(shared=config.sampler.kind == "vllm", pinned_bytes=planned.pinned_bytes)
+    log_plan(config, planned)
+    advice = partial(too_large, planned)
+    with (
+        explain_out_of_memory(advice),
+        running_engine(train_settings(config), log_file=run_dir / "logs" / "vllm.log") as engine,
+    ):
+        model, params = load_checked_model(config.teacher, chat, dtype=config.dtype)
+        check_room(model, [*prompts, *eval_prompts], config)
+        student, student_params = load_checked_model(config.student, chat, dtype=config.dtype)
+        yield Rlt(
+            config=config,
+            chat=chat,
+            eos_ids=eos_ids(chat.tokenizer, config.teacher),
+            prompts=prompts,
+            eval_prompts=eval_prompts,
+            questions=questions,
+            model=model,
+            params=params,
+            optimizer=open_optimizer(
+                config.optimizer, config.memory, learning_rate=config.learning_rate, max_steps=config.max_steps
+            ),
+            scorer=make_scorer(
+                model,
+                student,
+                place_frozen(config, student_params),
+                config.reward,
+                sampling_temperature=config.temperature,
+                chunk=config.loss.logprob_chunk,
+                reward_fn=reward_fn,
+            ),
+            sum_gradients=make_sum_gradients(
+                model,
+                grpo_objective(config.loss),
+                temperature=config.policy_temperature,
+                chunk=config.loss.logprob_chunk,
+                dtype=config.memory.gradients,
+                saved=partial(
+                    saved_layers,
+                    planned.shape,
+                    planned.run,
+                    (config.planned_gb or 0) * GB,
+                    saved_attention=config.loss.saved_attention,
+                    saved_mlp=config.loss.saved_mlp,
+                ),
+            ),
+            sync_reference=make_reference_sync(),
+            planned=planned,
+            engine=engine,
+            backoff=MemoryBackoff(
+                BatchSizes(config.sampler.max_batch, config.score_batch_size, config.per_device_train_batch_size),
+                run_dir,
+                exhausted=advice,
+            ),
+            budget=BudgetWatch(config.budget_gb),
+        )
+
+
+def too_large(planned: Ledger) -> str:
+    """What to tell a user whose run does not fit on the GPU."""
+    advice = (
+        "lower --max-completion-length or --max-prompt-length, take --preset mono85_fallback, or ask "
+        "`python -m rlt_jax.plan` with the flags of this run what fits"
+    )
+    return "\n".join([*ledger_lines(planned), advice])

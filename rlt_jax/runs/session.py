@@ -1,0 +1,235 @@
+"""What surrounds the steps of a run, for training and fine-tuning: folder, log, checkpoints, metrics, progress.
+
+    with open_session(config) as session:
+        state = session.resume(params, like=..., fresh=..., max_steps=...)
+        for step in session.steps():
+            with session.phase("update"):
+                state = ...
+            if session.logs(step):
+                session.log(step, metrics, tokens)
+            if session.saves(step):
+                session.save(step, state)
+        session.finish(model, state.params, tokenizer_from=...)
+
+A session knows nothing of what a step computes: arrays come in as arguments and are not kept.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from rlt_jax.configs import Resume, SftConfig, TrainConfig, save_config
+from rlt_jax.device.jax_setup import CompileCounter, use_compilation_cache
+from rlt_jax.device.monitor import PeakMonitor, memory_metrics
+from rlt_jax.device.placement import free
+from rlt_jax.errors import UserError
+from rlt_jax.models import Model, Params, save_model
+from rlt_jax.report.folder import writing_to
+from rlt_jax.report.log import setup_logging
+from rlt_jax.report.progress import ProgressDisplay, open_progress
+from rlt_jax.report.timing import PhaseClock
+from rlt_jax.report.writer import Writer, keep_until, open_writer
+from rlt_jax.runs.checkpoint import Arrays, CheckpointManager, open_checkpoints, restore_checkpoint, save_checkpoint
+from rlt_jax.runs.evaluation import EVAL_FILE, write_records
+
+log = logging.getLogger("rlt_jax")
+
+
+class Session:
+    """A run from its start to its export. Made by `open_session`."""
+
+    folder: Path  # the run folder
+    first_step: int  # steps that are done already
+    max_steps: int
+
+    _checkpoints: CheckpointManager
+    _writer: Writer
+    _progress: ProgressDisplay
+    _monitor: PeakMonitor
+
+    def __init__(self, config: TrainConfig | SftConfig, folder: Path, stack: ExitStack) -> None:
+        self.folder = folder
+        self._config = config
+        self._stack = stack  # closes what `resume` opens
+        self._clock = PhaseClock()
+        self._compiles = CompileCounter()
+        self._compiled_before = 0
+
+    def resume(self, params: Params, *, like: Arrays, fresh: Callable[[Params], Arrays], max_steps: int) -> Arrays:
+        """The arrays of the newest checkpoint; where there is none, those that `fresh` makes of the loaded parameters.
+
+        From here on the run's files hold what came before its next step, and are written.
+
+        Args:
+          params: as loaded; freed where a checkpoint takes their place.
+          like: shapes and places of the arrays. Fresh ones beside restored ones could take twice the memory.
+          max_steps: of the whole run.
+        Raises:
+          UserError: the checkpoint is damaged or not of this run (see `restore_checkpoint`), or the folder cannot be
+            written.
+        """
+        config = self._config
+        self.max_steps = max_steps
+        self._checkpoints = open_checkpoints(self.folder / "checkpoints", keep=config.checkpoint.keep, like=like)
+        arrays, self.first_step = continue_run(
+            self._checkpoints, like=like, fresh=lambda: fresh(params), seed=config.seed, max_steps=max_steps
+        )
+        if self.first_step:
+            free(params)
+        save_config(config, self.folder / "config.yaml")
+        writer = open_writer(
+            self.folder,
+            tensorboard=config.log.tensorboard,
+            wandb=config.log.wandb,
+            wandb_project=config.log.wandb_project,
+            config=asdict(config),
+            resume_step=self.first_step,
+        )
+        self._writer = self._stack.enter_context(writer)
+        with writing_to(self.folder):
+            keep_until(self.folder / EVAL_FILE, self.first_step)
+        progress = open_progress(max_steps, start_step=self.first_step, show=config.log.progress)
+        self._progress = self._stack.enter_context(progress)
+        self._monitor = self._stack.enter_context(PeakMonitor())
+        return arrays
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left, up to max_steps; time, memory and compilations count anew in each."""
+        for step in range(self.first_step + 1, self.max_steps + 1):
+            self._clock.reset()
+            self._monitor.reset()
+            self._compiled_before = self._compiles.count
+            yield step
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a phase of a step, watch its memory and show its name. It must end on a value that was fetched."""
+        self._progress.phase(name)
+        with self._clock.phase(name), self._monitor.phase(name):
+            yield
+
+    def show_tokens(self, tokens: int) -> None:
+        """Show how many tokens the sampler has drawn so far."""
+        self._progress.phase("generate", f"{tokens:,} tokens")
+
+    # When: the last step is always logged and evaluated.
+
+    def logs(self, step: int) -> bool:
+        """Whether the metrics of a step are written."""
+        return step % self._config.logging_steps == 0 or step == self.max_steps
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the model is evaluated after a step; 0: before the first."""
+        every = self._config.eval_steps
+        return every > 0 and (step % every == 0 or step == self.max_steps)
+
+    def saves(self, step: int) -> bool:
+        """Whether a step leaves a checkpoint."""
+        if step == self.max_steps:
+            return self._config.checkpoint.at_end
+        every = self._config.save_steps
+        return every > 0 and step % every == 0
+
+    # What is written.
+
+    def log(self, step: int, metrics: Mapping[str, float], *, tokens: Mapping[str, int]) -> None:
+        """Write and show the metrics of a step, with its times, memory and compilations.
+
+        Args:
+          tokens: phase -> tokens that it went through.
+        """
+        compiled = self._compiles.count - self._compiled_before
+        if compiled:
+            log.info("step %d compiled or fetched %d programs", step, compiled)
+        times, memory = self._clock.metrics(tokens), memory_metrics() | self._monitor.metrics()
+        self.write(step, {**metrics, **times, **memory, "compilations": compiled})
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write and show metrics as they are."""
+        self._writer.write(step, metrics)
+        self._progress.log(step, metrics)
+
+    def write_evaluation(self, step: int, metrics: Mapping[str, float], records: Sequence[Mapping[str, float]]) -> None:
+        """Write and show the metrics of an evaluation, and append its records, one for each held-out prompt."""
+        write_records(self.folder, step, records)
+        self.write(step, metrics)
+
+    def end_step(self, step: int, samples: Iterable[Mapping[str, object]] = ()) -> None:
+        """Show that a step is done, and append the completions to be read."""
+        self._writer.samples(step, samples)
+        self._progress.step(step)
+
+    def peaks(self) -> dict[str, float]:
+        """`memory/peak_gpu_gb/PHASE` of the step so far; {} without a GPU."""
+        return self._monitor.metrics()
+
+    def save(self, step: int, arrays: Arrays, **facts: int) -> None:
+        """Write a checkpoint: all that the next step depends on."""
+        save_checkpoint(self._checkpoints, step, arrays, {"step": step, "seed": self._config.seed, **facts})
+
+    def finish(self, model: Model, params: Params, *, tokenizer_from: str) -> Path | None:
+        """Close all files and export the model, if the run is to leave one; the folder it is in."""
+        self._stack.close()
+        if not self._config.checkpoint.export:
+            return None
+        save_model(self.folder / "final", model, params, tokenizer_from=tokenizer_from)
+        return self.folder / "final"
+
+
+@contextmanager
+def open_session(config: TrainConfig | SftConfig) -> Iterator[Session]:
+    """Make or open the run folder, and send the log there.
+
+    Raises:
+      UserError: as `open_run_folder`, or it cannot be written.
+    """
+    folder = open_run_folder(config.output_dir, resume=config.resume)
+    setup_logging(folder)
+    use_compilation_cache()
+    with ExitStack() as stack:
+        yield Session(config, folder, stack)
+
+
+def open_run_folder(path: str, *, resume: Resume) -> Path:
+    """Make the run folder, or check that it may be continued.
+
+    Raises:
+      UserError: it cannot be made or read; `resume="must"` and it holds no checkpoint; `resume="never"` and it holds
+        anything but logs.
+    """
+    folder = Path(path)
+    checkpoints = folder / "checkpoints"
+    try:
+        has_checkpoint = checkpoints.is_dir() and any(child.name.isdigit() for child in checkpoints.iterdir())
+        if resume == "must" and not has_checkpoint:
+            raise UserError(
+                f"--resume must: no checkpoint under {checkpoints}: start without it, or check --output-dir"
+            )
+        # logs alone are what a start leaves that was refused for its models or data
+        if resume == "never" and folder.is_dir() and any(child.name != "logs" for child in folder.iterdir()):
+            raise UserError(f"--resume never: {folder} is not empty: choose another --output-dir, or delete it")
+        if resume == "auto" and not has_checkpoint and (folder / "metrics.jsonl").exists():
+            log.warning("%s holds a run without a checkpoint: starting anew, its metrics are replaced", folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output-dir {folder} cannot be used ({error.strerror}): choose another folder") from None
+    return folder
+
+
+def continue_run(
+    checkpoints: CheckpointManager, *, like: Arrays, fresh: Callable[[], Arrays], seed: int, max_steps: int
+) -> tuple[Arrays, int]:
+    """(arrays of the newest checkpoint, its step), or (fresh arrays, 0) where there is none yet.
+
+    Raises:
+      UserError: the checkpoint is damaged or not of this run (see `restore_checkpoint`).
+    """
+    if checkpoints.latest_step() is None:
+        return fresh(), 0
+    arrays, facts = restore_checkpoint(checkpoints, like, seed=seed, max_steps=max_steps)
+    log.info("resuming from step %d", facts["step"])
+    if facts["step"] == max_steps:
+        log.info("the run is finished: raise --max-steps to train longer, or choose another --output-dir")
+    return arrays, facts["step"]

@@ -1,0 +1,202 @@
+"""What a command loads before it starts, refused if it cannot work: chat format, models, reference, rows, prompts."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import psutil
+
+from rlt_jax.configs import DataConfig, TrainConfig
+from rlt_jax.data import (
+    STUDENT_PROMPT,
+    TEACHER_PROMPT,
+    ChatFormat,
+    TagFormat,
+    build_prompts,
+    check_same_tokenizer,
+    describe_skipped,
+    load_rows,
+    load_tokenizer,
+    read_prompt_file,
+    tags_of,
+)
+from rlt_jax.device.monitor import gpu_memory_reader
+from rlt_jax.device.placement import device_memory, move_to_host, pinned_host
+from rlt_jax.errors import UserError
+from rlt_jax.models import Model, Params, load_model
+from rlt_jax.planner.ledger import Ledger
+from rlt_jax.planner.run_plan import ledger_lines, shortfalls
+from rlt_jax.types import GB, Prompt, Row, StoredDtype
+
+log = logging.getLogger("rlt_jax")
+
+
+def log_plan(config: TrainConfig, planned: Ledger) -> None:
+    """Log what a run with a budget will take of the GPU, and what of it does not fit."""
+    if config.budget_gb is None or gpu_memory_reader() is None:
+        return
+    for line in ledger_lines(planned):
+        log.info(line)
+    host = config.host_gb * GB if config.host_gb is not None else psutil.virtual_memory().available
+    for line in shortfalls(planned, gpu_bytes=config.budget_gb * GB, host_bytes=host):
+        log.warning("%s: `python -m rlt_jax.plan` says what to lower", line)
+
+
+def load_chat_format(
+    teacher: str,
+    student: str,
+    *,
+    tags: TagFormat,
+    teacher_prompt_file: str | None,
+    student_prompt_file: str | None,
+) -> ChatFormat:
+    """Tokenizer, tags and prompts of a run. The student must share the teacher's tokenizer: token ids go through."""
+    tokenizer = load_tokenizer(teacher)
+    if student != teacher:
+        check_same_tokenizer(tokenizer, load_tokenizer(student))
+    return ChatFormat(
+        tokenizer,
+        tags_of(tags),
+        teacher_prompt=read_prompt_file(teacher_prompt_file) if teacher_prompt_file else TEACHER_PROMPT,
+        student_prompt=read_prompt_file(student_prompt_file) if student_prompt_file else STUDENT_PROMPT,
+        student_prompt_overrides_rows=student_prompt_file is not None,
+    )
+
+
+def load_checked_model(path: str, chat: ChatFormat, *, dtype: StoredDtype) -> tuple[Model, Params]:
+    """`load_model`, of a model that has an embedding for every token of the run's tokenizer.
+
+    Raises:
+      UserError: it has fewer (a lookup outside the table would read another token's row), or cannot be loaded.
+    """
+    model, params = load_model(path, dtype=dtype)
+    if len(chat.tokenizer) > model.config.vocab_size:
+        raise UserError(
+            f"{path}: expected embeddings for the {len(chat.tokenizer)} tokens of its tokenizer, but config.json has "
+            f"vocab_size={model.config.vocab_size}: give the tokenizer that belongs to the model"
+        )
+    return model, params
+
+
+def load_reference(config: TrainConfig, teacher: Model, params: Params) -> Params:
+    """Parameters of the reference, which the teacher's model computes with and which is mixed with the teacher's.
+
+    Args:
+      params: the teacher's, as loaded; the reference gets arrays of its own, as the policy's are donated.
+    Raises:
+      UserError: it is of another architecture than the teacher, or cannot be loaded.
+    """
+    if config.reference_model == config.teacher:
+        return place_frozen(config, params, copy=True)
+    model, own = load_model(config.reference_model, dtype=config.dtype)
+    ours, theirs = asdict(teacher.config), asdict(model.config)
+    ignored = {
+        "max_position_embeddings",
+        "initializer_range",
+        "source",
+    }  # neither shapes nor computation depend on them
+    different = [
+        f"{name}={theirs[name]} (teacher: {ours[name]})"
+        for name in ours
+        if name not in ignored and theirs[name] != ours[name]
+    ]
+    if different:
+        raise UserError(
+            f"--reference {config.reference}: expected the teacher's architecture, but it has "
+            f"{', '.join(different)}: give a model of the teacher's kind, or leave the flag out for the teacher itself"
+        )
+    return place_frozen(config, own)
+
+
+def place_frozen(config: TrainConfig, params: Params, *, copy: bool = False) -> Params:
+    """A frozen model's parameters where the configuration keeps them.
+
+    Args:
+      copy: leave `params` as they are; else they are moved.
+    """
+    if config.memory.frozen == "device":
+        return jax.device_put(jax.tree.map(jnp.copy, params) if copy else params, device_memory())
+    return jax.device_put(params, pinned_host()) if copy else move_to_host(params)
+
+
+def frozen_like(config: TrainConfig, params: Params) -> Params:
+    """Shapes and places of a frozen model of the same architecture, for a checkpoint to be restored into."""
+    place = device_memory() if config.memory.frozen == "device" else pinned_host()
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), params)
+
+
+def check_room(model: Model, prompts: Sequence[Prompt], config: TrainConfig) -> None:
+    """Refuse completions that would not fit behind the longest prompt, now and not at the step that draws it.
+
+    Raises:
+      UserError: prompt and completion may be longer than the model has positions.
+    """
+    check_positions(
+        model,
+        max(len(prompt.teacher_ids) for prompt in prompts),
+        max_completion_length=config.max_completion_length,
+        name=config.teacher,
+        hint=", or max_prompt_length to skip the longest prompts",
+    )
+
+
+def check_positions(model: Model, longest: int, *, max_completion_length: int, name: str, hint: str = "") -> None:
+    """`check_room` of any prompts, the longest of which has `longest` tokens.
+
+    Args:
+      name: of the model, for the message.
+      hint: what else there is to do.
+    """
+    positions = model.config.max_position_embeddings
+    if longest + max_completion_length > positions:
+        raise UserError(
+            f"max_completion_length={max_completion_length} after the longest prompt of {longest} tokens: "
+            f"expected at most the {positions} positions that {name} was made for: lower max_completion_length{hint}"
+        )
+
+
+def load_split_rows(data: DataConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """(rows to train on, held-out rows). Without a held-out source the last `eval_rows` of the training split are it.
+
+    Raises:
+      UserError: the sources cannot be read, or hold fewer held-out rows than asked for.
+    """
+    rows = load_rows(data.path, split=data.split, on_bad_row=data.on_bad_row).rows
+    if data.eval_rows == 0:
+        return rows, ()
+    if data.eval_path is None and data.eval_split is None:
+        if data.eval_rows >= len(rows):
+            raise UserError(
+                f"data.eval_rows={data.eval_rows}: expected fewer than the {len(rows)} rows of {data.path}, which they "
+                "are taken from: lower it, or give --data.eval-path"
+            )
+        return rows[: -data.eval_rows], rows[-data.eval_rows :]
+    source, split = data.eval_path or data.path, data.eval_split or "train"
+    held_out = load_rows(source, split=split, on_bad_row=data.on_bad_row).rows
+    if data.eval_rows > len(held_out):
+        raise UserError(
+            f"data.eval_rows={data.eval_rows}: expected at most the {len(held_out)} usable rows of {source} ({split}): "
+            "lower it"
+        )
+    return rows, held_out[: data.eval_rows]
+
+
+def load_prompts(config: TrainConfig, chat: ChatFormat) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """(prompts to train on, held-out prompts); rows whose prompt is too long are skipped and counted in the log."""
+    rows, held_out = load_split_rows(config.data)
+
+    def built(part: tuple[Row, ...], name: str) -> tuple[Prompt, ...]:
+        if not part:
+            return ()
+        done = build_prompts(
+            part, chat, max_prompt_length=config.max_prompt_length, truncate=config.data.truncate_prompts
+        )
+        if done.skipped:
+            log.warning("%d %s rows skipped: %s", len(done.skipped), name, describe_skipped(done.skipped))
+        log.info("%d %s prompts", len(done.prompts), name)
+        return done.prompts
+
+    return built(rows, "training"), built(held_out, "held-out")

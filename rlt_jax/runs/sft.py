@@ -1,0 +1,153 @@
+"""What a supervised run computes with, built once: examples, model, optimizer, gradients. The state is an argument."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rlt_jax.configs import SftConfig
+from rlt_jax.data import ChatFormat, SftExample, build_sft_examples, describe_skipped, questions_of_step
+from rlt_jax.device.backoff import BatchSizes, MemoryBackoff
+from rlt_jax.device.jax_setup import prepare_memory
+from rlt_jax.device.pinned import host_bytes
+from rlt_jax.errors import UserError
+from rlt_jax.learner.objective import sft_objective
+from rlt_jax.learner.optimizer import Optimizer, open_optimizer
+from rlt_jax.learner.step import SumGradients, make_sum_gradients, sft_batches
+from rlt_jax.models import Model, Params
+from rlt_jax.planner.run_plan import model_config_of, model_shape
+from rlt_jax.rewards.logprobs import row_logprobs
+from rlt_jax.runs.setup import load_chat_format, load_checked_model, load_split_rows
+from rlt_jax.types import Row
+
+log = logging.getLogger("rlt_jax")
+
+
+@dataclass(frozen=True)
+class Sft:
+    """What a supervised run computes with. The state is an argument: the loop owns it."""
+
+    config: SftConfig
+    examples: Sequence[SftExample]  # to train on
+    held_out: Sequence[SftExample]
+    max_steps: int
+    model: Model
+    params: Params  # as loaded
+    optimizer: Optimizer
+    sum_gradients: SumGradients
+    backoff: MemoryBackoff
+
+    @property
+    def packed_length(self) -> int | None:
+        """Longest sequence that rows share; None: each row has its own."""
+        return self.config.packed_length if self.config.packing else None
+
+    def batch(self, step: int) -> list[SftExample]:
+        """The examples of a step."""
+        size, seed = self.config.train_batch_size, self.config.seed
+        chosen = questions_of_step(step - 1, num_rows=len(self.examples), questions_per_step=size, seed=seed)
+        return [self.examples[i] for i in chosen]
+
+    def gradients(self, params: Params, batch: Sequence[SftExample]) -> tuple[Params, dict[str, jax.Array]]:
+        """Gradients of the step's loss, and its diagnostics by name; both still on the device."""
+
+        def summed(sizes: BatchSizes) -> tuple[Params, dict[str, jax.Array]]:
+            micro_batches = sft_batches(batch, batch_size=sizes.update, packed_length=self.packed_length)
+            return self.sum_gradients(params, micro_batches, save_activations=sizes.save_activations)
+
+        return self.backoff.run("update", summed)
+
+    def held_out_loss(self, params: Params) -> float:
+        """Mean of −log π over all trained tokens of the held-out examples, nats per token."""
+        logprobs = partial(
+            row_logprobs,
+            self.model,
+            params,
+            [example.ids for example in self.held_out],
+            temperature=1.0,
+            chunk=self.config.logprob_chunk,
+            packed_length=self.packed_length,
+        )
+        logps = self.backoff.run("score", lambda sizes: logprobs(batch_size=sizes.score))
+        trained = [row[example.trained] for row, example in zip(logps, self.held_out)]
+        return -float(np.mean(np.concatenate(trained)))
+
+
+def load_sft(config: SftConfig, run_dir: Path, *, exhausted: str) -> Sft:
+    """Read the data and load the model.
+
+    Args:
+      exhausted: what to tell a user whose run does not fit on the device.
+    Raises:
+      UserError: anything in them that cannot work, or fewer rows than a step takes.
+    """
+    chat = chat_format_of(config)
+    examples, held_out = load_examples(config, chat)
+    steps_per_epoch = len(examples) // config.train_batch_size
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"train_batch_size={config.train_batch_size}: expected at most the {len(examples)} usable rows of "
+            f"{config.data.path}: lower it, or give more rows"
+        )
+    max_steps = config.max_steps or config.num_train_epochs * steps_per_epoch
+    pinned = 0
+    if config.memory.optimizer == "host":
+        parameters = model_shape(model_config_of(config.model)).parameters
+        pinned = host_bytes(parameters, config.memory.moments, master_in_weights=config.dtype == "float32")
+    prepare_memory(shared=False, pinned_bytes=pinned)
+    model, params = load_checked_model(config.model, chat, dtype=config.dtype)
+    layers = model.config.num_hidden_layers
+    saved = min(config.saved_attention, layers), min(config.saved_mlp, layers)
+    size = config.per_device_train_batch_size
+    return Sft(
+        config=config,
+        examples=examples,
+        held_out=held_out,
+        max_steps=max_steps,
+        model=model,
+        params=params,
+        optimizer=open_optimizer(
+            config.optimizer, config.memory, learning_rate=config.learning_rate, max_steps=max_steps
+        ),
+        sum_gradients=make_sum_gradients(
+            model,
+            sft_objective,
+            temperature=1.0,
+            chunk=config.logprob_chunk,
+            dtype=config.memory.gradients,
+            saved=lambda batch, tokens: saved,
+        ),
+        backoff=MemoryBackoff(BatchSizes(generate=1, score=size, update=size), run_dir, exhausted=lambda: exhausted),
+    )
+
+
+def chat_format_of(config: SftConfig) -> ChatFormat:
+    """The run's chat format, with the gap between a student's thought and solution that it asks for."""
+    chat = load_chat_format(
+        config.model,
+        config.model,
+        tags=config.data.tags,
+        teacher_prompt_file=config.data.teacher_prompt_file,
+        student_prompt_file=config.data.student_prompt_file,
+    )
+    return replace(chat, student_sft_gap="\n\n") if config.student_gap == "blank-line" else chat
+
+
+def load_examples(config: SftConfig, chat: ChatFormat) -> tuple[Sequence[SftExample], Sequence[SftExample]]:
+    """(examples to train on, held-out examples); rows that give none are skipped and counted in the log."""
+
+    def built(rows: Sequence[Row], name: str) -> Sequence[SftExample]:
+        if not rows:
+            return ()
+        done = build_sft_examples(rows, chat, target=config.target, max_length=config.max_length)
+        if done.skipped:
+            log.warning("%d %s rows skipped: %s", len(done.skipped), name, describe_skipped(done.skipped))
+        log.info("%d %s examples", len(done.examples), name)
+        return done.examples
+
+    rows, held_out = load_split_rows(config.data)
+    return built(rows, "training"), built(held_out, "held-out")

@@ -1,0 +1,234 @@
+"""The sampler that a command asks for: the native one, a vLLM child process, or a vLLM server that runs already."""
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from rlt_jax.configs import EvaluateConfig, GenerateConfig, SamplerConfig, TrainConfig
+from rlt_jax.errors import UserError
+from rlt_jax.models import Model, Params, checkpoint_shapes, placed_tensors, read_config, resolve_folder
+from rlt_jax.rewards.logprobs import row_logprobs
+from rlt_jax.sampling.base import Sampler
+from rlt_jax.sampling.child import ChildEngine
+from rlt_jax.sampling.engine import Engine
+from rlt_jax.sampling.native import NativeSampler
+from rlt_jax.sampling.server import ServerEngine
+from rlt_jax.sampling.vllm import PROBE_TOKENS, Probe, VllmSampler
+from rlt_jax.sampling.weights import Tensor
+from rlt_jax.types import Dtype, Request, SamplingParams
+
+log = logging.getLogger("rlt_jax")
+
+MOST_SEQUENCES = 1024  # that vLLM decodes together
+PROBE_LENGTH = 256  # most tokens of the probe's prompt
+# Nats, of the probe: rounding of random 7B weights was 0.05 to 0.1, a push gone wrong shows as 0.5 to 4.
+SYNC_TOLERANCE = {"bfloat16": 0.2, "float32": 1e-3}
+PROBE_TEMPERATURE = 0.7  # where completions are greedy
+TIED_HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerSettings:
+    """What a sampler must know of the command that it draws for."""
+
+    model: str  # that draws: folder or hub name
+    sampler: SamplerConfig
+    dtype: Dtype
+    temperature: float
+    max_length: int  # most tokens of a prompt with its completion
+    max_sequences: int  # most completions of one call
+    gpu_memory_utilization: float  # vLLM's share of budget_gb, or of the GPU where there is no budget
+    budget_gb: float | None = None
+    logprob_chunk: int
+    seed: int
+
+
+def train_settings(config: TrainConfig) -> SamplerSettings:
+    """Those of a training run."""
+    return SamplerSettings(
+        model=config.teacher,
+        sampler=config.sampler,
+        dtype=config.dtype,
+        temperature=config.temperature,
+        max_length=config.max_prompt_length + config.max_completion_length,
+        max_sequences=config.train_batch_size,
+        gpu_memory_utilization=config.vllm_gpu_memory_utilization,
+        budget_gb=config.budget_gb,
+        logprob_chunk=config.loss.logprob_chunk,
+        seed=config.seed,
+    )
+
+
+def text_settings(
+    config: GenerateConfig | EvaluateConfig, *, model: str, max_length: int, max_sequences: int
+) -> SamplerSettings:
+    """Those of a command that writes texts with a model."""
+    return SamplerSettings(
+        model=model,
+        sampler=config.sampler,
+        dtype=config.dtype,
+        temperature=config.temperature,
+        max_length=max_length,
+        max_sequences=max_sequences,
+        gpu_memory_utilization=config.vllm_gpu_memory_utilization,
+        logprob_chunk=config.logprob_chunk,
+        seed=config.seed,
+    )
+
+
+def weight_files(model: str) -> dict[str, list[int]]:
+    """Size and time of change of a model's files of weights, by name: what tells whether it was trained on since."""
+    files = sorted(resolve_folder(model).glob("*.safetensors"))
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+
+
+def sample_request(prompt_ids: np.ndarray, *, seed: int, row: int, samples: Iterable[int], draw: int = 0) -> Request:
+    """A request for some completions of a row, whose seeds follow from what they are alone: the same at any time.
+
+    Args:
+      row: number of the row in its data set.
+      samples: numbers of the completions among those of the row.
+      draw: how often these were drawn before.
+    """
+    entropy = [(seed, row, sample, draw) for sample in samples]
+    return Request(prompt_ids, tuple(int(np.random.SeedSequence(key).generate_state(1)[0]) for key in entropy))
+
+
+def sampling_params(sampler: SamplerConfig, *, max_tokens: int, temperature: float) -> SamplingParams:
+    """How a command draws: its temperature and length, and the filters of its sampler."""
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=sampler.top_k,
+        top_p=sampler.top_p,
+        min_p=sampler.min_p,
+    )
+
+
+@contextmanager
+def running_engine(settings: SamplerSettings, *, log_file: Path) -> Iterator[Engine | None]:
+    """The vLLM engine of a command, asleep; None for the native sampler. A child process writes its log to `log_file`.
+
+    Enter it before JAX takes memory: vLLM measures the GPU's memory while it starts, and refuses to if others move.
+
+    Raises:
+      UserError: the engine does not start, or the server does not answer.
+    """
+    engine: Engine
+    match settings.sampler.kind:
+        case "native":
+            yield None
+            return
+        case "vllm":
+            engine = _start_child(settings, log_file)
+        case "vllm-server":
+            assert settings.sampler.url is not None  # sampler_problems
+            engine = ServerEngine(settings.sampler.url, allow_remote=settings.sampler.allow_remote)
+    facts = engine.facts
+    room = f", room for {facts['kv_tokens']:,} tokens" if facts["kv_tokens"] else ""
+    log.info("vLLM %s on %s%s", facts["version"], facts["device"], room)
+    try:
+        engine.sleep()
+        yield engine
+    finally:
+        engine.close()
+
+
+def make_sampler(
+    settings: SamplerSettings,
+    engine: Engine | None,
+    model: Model,
+    params: Params,
+    *,
+    version: int,
+    eos_ids: Sequence[int],
+    probe_ids: np.ndarray,
+) -> Sampler:
+    """A sampler that draws from `params`.
+
+    Args:
+      engine: from `running_engine`.
+      version: of the weights.
+      probe_ids: i32[P] a prompt, which verifies every sync.
+    Raises:
+      UserError: the engine's sequences are too short, or the first sync does not agree.
+    """
+    if engine is None:
+        return NativeSampler(model, params, eos_ids=eos_ids, max_batch=settings.sampler.max_batch, version=version)
+    tied = model.config.tie_word_embeddings
+
+    def tensors(params: Params) -> Iterator[Tensor]:
+        for name, leaf, index in placed_tensors(model, params):
+            yield Tensor(name, leaf, index)
+        if tied:
+            yield Tensor(TIED_HEAD, model.head(params), None)
+
+    shapes = checkpoint_shapes(settings.model)
+    if tied:
+        shapes[TIED_HEAD] = shapes["model.embed_tokens.weight"]
+
+    def logprobs(params: Params, ids: np.ndarray, temperature: float) -> np.ndarray:
+        chunk = settings.logprob_chunk
+        return row_logprobs(model, params, [ids], temperature=temperature, batch_size=1, chunk=chunk)[0]
+
+    most = _context_length(settings, model.config.max_position_embeddings)
+    if engine.facts.get("max_model_len", most) < most:
+        raise UserError(
+            f"the vLLM server takes sequences of up to {engine.facts['max_model_len']} tokens, expected {most} for "
+            f"prompt and completion: start it with --max-model-len {most}, or allow shorter prompts or "
+            "completions"
+        )
+    tolerance = settings.sampler.sync_tolerance
+    sampler = VllmSampler(
+        engine,
+        tensors=tensors,
+        shapes=shapes,
+        probe=Probe(
+            _probe_prompt(probe_ids, engine.facts["block_size"], most - PROBE_TOKENS),
+            logprobs,
+            temperature=settings.temperature or PROBE_TEMPERATURE,
+            tolerance=SYNC_TOLERANCE[settings.dtype] if tolerance is None else tolerance,
+            on_mismatch=settings.sampler.on_mismatch,
+        ),
+        eos_ids=eos_ids,
+        vocab_size=model.config.vocab_size,
+        max_positions=most,
+    )
+    sampler.wake()
+    sampler.set_weights(params, version)
+    return sampler
+
+
+def _start_child(settings: SamplerSettings, log_file: Path) -> ChildEngine:
+    folder = resolve_folder(settings.model)
+    share = settings.gpu_memory_utilization
+    return ChildEngine(
+        folder,
+        python=settings.sampler.python or sys.executable,
+        gpu_memory_bytes=None if settings.budget_gb is None else round(share * settings.budget_gb * 1e9),
+        options={
+            "dtype": settings.dtype,
+            "max_model_len": _context_length(settings, read_config(folder).max_position_embeddings),
+            "max_num_seqs": min(settings.max_sequences, MOST_SEQUENCES),
+            "gpu_memory_utilization": share,  # of the GPU, where there is no budget
+            "seed": settings.seed,
+        },
+        log_file=log_file,
+        weights_on_gpu=jax.default_backend() == "gpu",
+    )
+
+
+def _context_length(settings: SamplerSettings, max_positions: int) -> int:
+    return min(settings.max_length, max_positions)
+
+
+def _probe_prompt(ids: np.ndarray, block_size: int, most: int) -> np.ndarray:
+    """A prompt's first tokens, repeated if need be until they fill two blocks of the engine's prefix cache."""
+    least = 2 * max(block_size, 16) + 1
+    return np.resize(ids, min(max(min(len(ids), PROBE_LENGTH), least), most)).astype(np.int32)

@@ -1,0 +1,1 @@
+"""Several runs that belong together: ablations, the pipeline, and their comparison."""

@@ -1,0 +1,108 @@
+"""The runs of an ablation study, one process each, and their comparison."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich import get_console
+
+from rlt_jax.configs import TrainConfig, load_config, save_config
+from rlt_jax.configs.resume import changed_fields
+from rlt_jax.errors import UserError
+from rlt_jax.report.folder import writing_to
+from rlt_jax.report.log import is_live, print_plain
+from rlt_jax.report.whole_file import whole_file
+from rlt_jax.runs.launch import run_logged
+from rlt_jax.studies.comparison import compare, read_evaluations, read_run
+from rlt_jax.studies.comparison_report import (
+    comparison_markdown,
+    comparison_tables,
+    draw_comparison,
+    write_comparison_csv,
+)
+
+Runs = Mapping[str, Mapping[int, TrainConfig]]  # arm -> seed -> run
+
+
+def train_all(runs: Mapping[str, TrainConfig]) -> list[str]:
+    """Train the runs that are not finished, one process each; returns a line for each that failed.
+
+    Raises:
+      UserError: a folder holds a run of another configuration. Nothing has been trained then.
+    """
+    for run in runs.values():
+        check_same_run(run)
+    failures = []
+    for number, (name, run) in enumerate(runs.items(), 1):
+        if is_finished(run):
+            print(f"[{number}/{len(runs)}] {name}: finished already", flush=True)
+            continue
+        print(f"[{number}/{len(runs)}] {name}: {run.output_dir}", flush=True)
+        failure = train_in_process(run, name)
+        if failure:
+            print(f"[{number}/{len(runs)}] {name}: failed; the others run all the same", flush=True)
+            failures.append(f"{name}: {failure}")
+    return failures
+
+
+def check_same_run(run: TrainConfig) -> None:
+    """Refuse a run folder that holds a run with other settings than this one, its length apart."""
+    saved = Path(run.output_dir) / "config.yaml"
+    if saved.exists():
+        # a run is made longer by more steps, and stays the same run up to there
+        changed = [name for name in changed_fields(run, load_config(saved)) if name != "max_steps"]
+        if changed:
+            raise UserError(
+                f"{run.output_dir} holds a run with other settings ({', '.join(changed)}): "
+                "give the study another --output-dir, or delete that folder"
+            )
+
+
+def is_finished(run: TrainConfig) -> bool:
+    """Whether a run has taken its last step and left what its settings ask for: a checkpoint of it, the teacher."""
+    folder = Path(run.output_dir)
+    last, exported = folder / "checkpoints" / str(run.max_steps), folder / "final"
+    wanted = [path for path, asked in ((last, run.checkpoint.at_end), (exported, run.checkpoint.export)) if asked]
+    if not read_evaluations(folder, last=run.max_steps) or not all(path.exists() for path in wanted):
+        return False
+    # an export older than the checkpoint is that of a shorter run which was made longer since
+    return len(wanted) < 2 or exported.stat().st_mtime >= last.stat().st_mtime
+
+
+def train_in_process(run: TrainConfig, name: str) -> str | None:
+    """`python -m rlt_jax.train`, its output shown behind the run's name and kept; returns why it failed, if it did."""
+    folder = Path(run.output_dir)
+    settings, log = folder.with_name(f"{folder.name}.yaml"), folder.with_name(f"{folder.name}.log")
+    with writing_to(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        log.touch()
+    save_config(run, settings)
+    return run_logged("rlt_jax.train", ["--config", str(settings)], name, log)
+
+
+def summarise(runs: Runs, folder: Path) -> None:
+    """Write comparison.md, .csv and .png of the finished runs, and print the table."""
+    finished = {
+        arm: [
+            found
+            for run in by_seed.values()
+            if (found := read_run(Path(run.output_dir), last=run.max_steps, seed=run.seed))
+        ]
+        for arm, by_seed in runs.items()
+    }
+    if not any(finished.values()):
+        print(f"{folder}: no run is finished, nothing to compare")
+        return
+    arms = compare(finished, {arm: len(by_seed) for arm, by_seed in runs.items()})
+    files = {suffix: folder / f"comparison.{suffix}" for suffix in ("md", "csv", "png")}
+    with whole_file(files["md"], "the comparison") as path:
+        path.write_text(comparison_markdown(arms) + "\n![Metrics over steps](comparison.png)\n", encoding="utf-8")
+    with whole_file(files["csv"], "the comparison") as path:
+        write_comparison_csv(arms, path)
+    with whole_file(files["png"], "the comparison") as path:
+        draw_comparison(finished, path)
+    console = get_console()
+    if is_live(console):
+        console.print(*comparison_tables(arms), sep="\n")
+    else:
+        print_plain(console, comparison_markdown(arms))
+    print(f"comparison: {', '.join(map(str, files.values()))}")

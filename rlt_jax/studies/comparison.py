@@ -1,0 +1,141 @@
+"""Arms of a study side by side: how their held-out metrics changed, with confidence intervals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from rlt_jax.evals.intervals import t_half_width, t_interval
+from rlt_jax.report.curves import Panel
+from rlt_jax.report.paired import PairedChange
+from rlt_jax.report.writer import METRICS_FILE, read_lines
+from rlt_jax.runs.evaluation import read_changes
+
+T = TypeVar("T")
+
+QUANTITIES = (  # the first is the one that compares arms whatever their reward
+    Panel("Solution log-prob", "nats per token", "component/solution_logp/mean"),
+    Panel("Reward", "nats, weighted", "reward"),
+    Panel("Explanation KL", "nats per token", "component/thought_kl/mean"),
+    Panel("Completion length", "tokens", "completion_length/mean"),
+    Panel("Copy rate", "share", "copy_rate", level="trace_copy_rate", level_label="true traces"),
+    Panel("Repeat rate", "share", "repeat_rate"),
+    Panel("Match rate", "share", "match_rate"),
+)
+TRACES = Panel("Copy rate of the traces", "share", "trace_copy_rate")
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """The held-out metrics of one finished run."""
+
+    last: int  # step of the last one; the first is at 0
+    values: Mapping[str, Mapping[int, float]]  # metric (without `eval/`) -> step -> value
+    paired: Mapping[str, PairedChange]  # metric -> its change by prompt, where prompts are recorded
+    seed: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """First and last value of a metric, means over the seeds of an arm; units are the metric's."""
+
+    first: float
+    last: float
+    change: float  # last - first
+    half_width: float | None  # of the confidence interval of `change`; None: unknown
+    over: Literal["seeds", "prompts"] | None  # what the interval is over
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An arm's last value minus the first arm's, each pair under the same seed; units are the metric's."""
+
+    mean: float
+    half_width: float | None  # of its confidence interval over the seeds; None with a single one
+    seeds: int  # that both arms have
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is known of an arm."""
+
+    finished: int  # seeds
+    planned: int  # seeds
+    changes: Mapping[str, Change]  # metric -> change
+    from_first: Mapping[str, Difference]  # metric -> difference from the first arm; {} for that arm itself
+
+
+def read_evaluations(run_dir: Path, *, last: int) -> dict[str, dict[int, float]]:
+    """Held-out metric (without `eval/`) -> step -> value; {} if the run has no evaluation at step `last`."""
+    records = [record for record in read_lines(run_dir / METRICS_FILE) if "eval/reward" in record]
+    if last not in (record["step"] for record in records):
+        return {}
+    values: dict[str, dict[int, float]] = {}
+    for record in records:
+        for name, value in record.items():
+            if name.startswith("eval/") and value is not None and record["step"] <= last:
+                values.setdefault(name.removeprefix("eval/"), {})[record["step"]] = value
+    return values
+
+
+def read_run(run_dir: Path, *, last: int, seed: int) -> Evaluations | None:
+    """All evaluations of a run, to compare it with others; None if it has none at step `last`, its last one."""
+    values = read_evaluations(run_dir, last=last)
+    if not values:
+        return None
+    metric_of = {quantity.metric.removeprefix("component/"): quantity.metric for quantity in QUANTITIES}
+    changes = read_changes(run_dir, tuple(metric_of), first=0, last=last)
+    return Evaluations(last, values, {metric_of[name]: change for name, change in changes.items()}, seed)
+
+
+def compare(runs: Mapping[str, Sequence[Evaluations]], planned: Mapping[str, int]) -> dict[str, Arm]:
+    """What changed in each arm, and what the others have more than the first.
+
+    Args:
+      runs: arm -> its finished runs, one per seed.
+      planned: arm -> seeds that it should have.
+    """
+    arms: dict[str, Arm] = {}
+    base = next((runs[arm] for arm in planned), [])  # of the first arm
+    for arm, count in planned.items():
+        changes = {quantity.metric: _change(runs[arm], quantity.metric) for quantity in (*QUANTITIES, TRACES)}
+        others = QUANTITIES if arms else ()
+        differences = {quantity.metric: _difference(runs[arm], base, quantity.metric) for quantity in others}
+        arms[arm] = Arm(len(runs[arm]), count, _known(changes), _known(differences))
+    return arms
+
+
+def _change(runs: Sequence[Evaluations], metric: str) -> Change | None:
+    """Over the runs that have the metric at both ends; None without any."""
+    measured = [run for run in runs if {0, run.last} <= run.values.get(metric, {}).keys()]
+    if not measured:
+        return None
+    ends = [(run.values[metric][0], run.values[metric][run.last]) for run in measured]
+    firsts, lasts = zip(*ends)
+    change, half_width = t_interval([last - first for first, last in ends])
+    over: Literal["seeds", "prompts"] | None = None if half_width is None else "seeds"
+    if len(measured) == 1 and metric in measured[0].paired:
+        paired = measured[0].paired[metric]
+        half_width, over = t_half_width(paired.standard_error, count=paired.count), "prompts"
+    return Change(float(np.mean(firsts)), float(np.mean(lasts)), change, half_width, over)
+
+
+def _difference(runs: Sequence[Evaluations], base: Sequence[Evaluations], metric: str) -> Difference | None:
+    """Over the seeds for which both have the metric's last value; None without any."""
+    lasts, bases = _last_values(runs, metric), _last_values(base, metric)
+    shared = [seed for seed in lasts if seed in bases]
+    if not shared:
+        return None
+    mean, half_width = t_interval([lasts[seed] - bases[seed] for seed in shared])
+    return Difference(mean, half_width, len(shared))
+
+
+def _last_values(runs: Sequence[Evaluations], metric: str) -> dict[int, float]:
+    """Seed -> a metric's last value, of the runs that have one."""
+    return {run.seed: values[run.last] for run in runs if run.last in (values := run.values.get(metric, {}))}
+
+
+def _known(found: Mapping[str, T | None]) -> dict[str, T]:
+    return {name: value for name, value in found.items() if value is not None}

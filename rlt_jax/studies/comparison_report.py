@@ -1,0 +1,211 @@
+"""A comparison of arms as Markdown, as a table in a terminal, as a CSV file and as a picture."""
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import color_sequences
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich.table import Table
+
+from rlt_jax.evals.intervals import t_interval
+from rlt_jax.report.curves import COLUMNS, INK, Panel, draw_levels, new_figure, style_axes
+from rlt_jax.studies.comparison import QUANTITIES, TRACES, Arm, Change, Difference, Evaluations
+
+MISSING = "–"
+
+CAPTION = (
+    "Change of each held-out metric from the first evaluation to the last, mean over seeds ± half the width of its "
+    "95 % confidence interval (Student t); after the arrow, the last value. An arm with one seed has its interval over "
+    "the held-out prompts, paired, for the metrics that are recorded by prompt. Seeds: finished / planned; only "
+    "finished runs count.",
+    "Look at the solution log-prob first. Rewards of arms with different coefficients, reductions or terms are not "
+    "comparable. Nor are solution log-probs and KLs of arms with different student temperatures, nor KLs by different "
+    "estimators.",
+)  # paragraphs
+
+
+def comparison_markdown(arms: Mapping[str, Arm]) -> str:
+    """The tables with their captions as Markdown; the second, of differences, where two arms have a seed in common."""
+    parts = [_markdown(*_cells(arms)), *CAPTION]
+    if rows := _difference_rows(arms):
+        parts += [_markdown(_header(), rows), _difference_caption(arms)]
+    return "\n\n".join(parts) + "\n"
+
+
+def comparison_tables(arms: Mapping[str, Arm]) -> list[Table]:
+    """The same for a terminal."""
+    tables = [_terminal_table(*_cells(arms), "\n".join(CAPTION))]
+    if rows := _difference_rows(arms):
+        tables.append(_terminal_table(_header(), rows, _difference_caption(arms)))
+    return tables
+
+
+def write_comparison_csv(arms: Mapping[str, Arm], path: Path) -> None:
+    """The numbers in full, one line per arm and metric; empty where a number is not known."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        facts = ("arm", "metric", "unit", "seeds", "planned")
+        changes = ("first", "last", "change", "ci_low", "ci_high", "ci_over")
+        differences = ("from_first", "from_first_low", "from_first_high", "from_first_seeds")
+        writer.writerow((*facts, *changes, *differences))
+        for name, arm in arms.items():
+            for quantity in (*QUANTITIES, TRACES):
+                numbers: tuple = ("",) * 6
+                if (change := arm.changes.get(quantity.metric)) is not None:
+                    limits = _limits(change.change, change.half_width)
+                    numbers = (change.first, change.last, change.change, *limits, change.over or "")
+                more: tuple = ("",) * 4
+                if (differs := arm.from_first.get(quantity.metric)) is not None:
+                    more = (differs.mean, *_limits(differs.mean, differs.half_width), differs.seeds)
+                first = (name, f"eval/{quantity.metric}", quantity.unit, arm.finished, arm.planned)
+                writer.writerow((*first, *numbers, *more))
+
+
+def draw_comparison(
+    runs: Mapping[str, Sequence[Evaluations]], path: Path, *, levels: Mapping[str, Mapping[str, float]] | None = None
+) -> None:
+    """Draw a line per arm for each metric over the steps, the mean over its seeds, into `path`, a PNG.
+
+    The band is the confidence interval over the seeds, where there are two or more.
+
+    Args:
+      runs: arm -> its finished runs; at least one arm has any.
+      levels: metric -> label -> a value to compare it with, drawn as a dashed line.
+    """
+    drawn = {arm: seeds for arm, seeds in runs.items() if seeds}
+    rows = -(-len(QUANTITIES) // COLUMNS)
+    figure = new_figure(4.1 * COLUMNS, 2.75 * rows + 0.3 + 0.2 * -(-len(drawn) // COLUMNS))
+    for index, quantity in enumerate(QUANTITIES):
+        axes = figure.add_subplot(rows, COLUMNS, index + 1)
+        for (arm, seeds), (colour, line) in zip(drawn.items(), _looks()):
+            _draw_arm(axes, arm, [run.values.get(quantity.metric, {}) for run in seeds], colour, line)
+        draw_levels(axes, {**_own_level(quantity, drawn), **(levels or {}).get(quantity.metric, {})})
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        style_axes(axes, quantity.title, quantity.unit)
+        if index + COLUMNS >= len(QUANTITIES):
+            axes.set_xlabel("step", color=INK, fontsize=9)
+    _draw_legend(figure, several=any(len(seeds) > 1 for seeds in drawn.values()))
+    figure.savefig(path, format="png")
+
+
+def _own_level(quantity: Panel, runs: Mapping[str, Sequence[Evaluations]]) -> dict[str, float]:
+    """The mean of the metric that a quantity is compared with, by its label, where the runs have it."""
+    values = [
+        value for seeds in runs.values() for run in seeds for value in run.values.get(quantity.level or "", {}).values()
+    ]
+    return {quantity.level_label: float(np.mean(values))} if values else {}
+
+
+def _draw_arm(axes: Axes, arm: str, seeds: Iterable[Mapping[int, float]], colour: str, line: str) -> None:
+    at_step: dict[int, list[float]] = {}
+    for values in seeds:
+        for step, value in values.items():
+            at_step.setdefault(step, []).append(value)
+    steps = sorted(at_step)
+    means, halves = zip(*(t_interval(at_step[step]) for step in steps)) if steps else ((), ())
+    axes.plot(steps, means, label=arm, linewidth=1.6, marker="o", markersize=3, color=colour, linestyle=line)
+    banded = [i for i, half in enumerate(halves) if half is not None]
+    low, high = ([means[i] + sign * halves[i] for i in banded] for sign in (-1, 1))
+    axes.fill_between([steps[i] for i in banded], low, high, color=colour, alpha=0.12, linewidth=0)
+
+
+def _draw_legend(figure: Figure, *, several: bool) -> None:
+    """One legend of the arms, which all panels share."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        title="mean over seeds, band: 95 % confidence interval" if several else "one seed",
+        title_fontsize=9,
+        alignment="left",
+        loc="outside upper left",
+        ncols=COLUMNS,
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK,
+    )
+
+
+def _looks() -> Iterator[tuple[str, str]]:
+    """Colour and line of one arm after the other, all different for as long as possible."""
+    while True:
+        for line in ("-", "--", ":", "-."):
+            for colour in color_sequences["tab10"]:
+                yield to_hex(colour), line
+
+
+def _limits(mean: float, half_width: float | None) -> tuple[float | str, float | str]:
+    """Of an interval, as a CSV file holds them."""
+    return ("", "") if half_width is None else (mean - half_width, mean + half_width)
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _terminal_table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> Table:
+    table = Table(caption=caption, caption_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="right" if i else "left")
+    for cells in rows:
+        table.add_row(*cells)
+    return table
+
+
+def _header() -> list[str]:
+    return ["arm", "seeds", *(f"{quantity.title}, {quantity.unit}" for quantity in QUANTITIES)]
+
+
+def _cells(arms: Mapping[str, Arm]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table."""
+    header = [*_header(), TRACES.title]
+    rows = []
+    for name, arm in arms.items():
+        cells = [_change_cell(arm.changes.get(quantity.metric), quantity.unit) for quantity in QUANTITIES]
+        traces = arm.changes.get(TRACES.metric)
+        rows.append([name, f"{arm.finished}/{arm.planned}", *cells, f"{traces.last:.3f}" if traces else MISSING])
+    return header, rows
+
+
+def _change_cell(change: Change | None, unit: str) -> str:
+    if change is None:
+        return MISSING
+    return f"{_signed(change.change, change.half_width, _digits(unit))} → {change.last:.{_digits(unit)}f}"
+
+
+def _difference_rows(arms: Mapping[str, Arm]) -> list[list[str]]:
+    """A row per arm that has a seed in common with the first."""
+    rows = []
+    for name, arm in arms.items():
+        if arm.from_first:
+            cells = [_difference_cell(arm.from_first.get(quantity.metric), quantity.unit) for quantity in QUANTITIES]
+            seeds = max(difference.seeds for difference in arm.from_first.values())
+            rows.append([f"{name} − {next(iter(arms))}", str(seeds), *cells])
+    return rows
+
+
+def _difference_caption(arms: Mapping[str, Arm]) -> str:
+    return (
+        f"What the last evaluation of each arm has more than that of {next(iter(arms))}: mean over the seeds that both "
+        "have, paired, ± half the width of its 95 % confidence interval (Student t). What is said above about what is "
+        "not comparable holds here."
+    )
+
+
+def _difference_cell(difference: Difference | None, unit: str) -> str:
+    return MISSING if difference is None else _signed(difference.mean, difference.half_width, _digits(unit))
+
+
+def _signed(mean: float, half_width: float | None, digits: int) -> str:
+    interval = "" if half_width is None else f" ± {half_width:.{digits}f}"
+    return f"{mean:+.{digits}f}{interval}"
+
+
+def _digits(unit: str) -> int:
+    return 1 if unit == "tokens" else 3

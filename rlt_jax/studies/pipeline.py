@@ -1,0 +1,163 @@
+"""The stages of a pipeline study under one seed: one process for each command, none for what is done already."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlt_jax.configs.files import save_config
+from rlt_jax.configs.pipeline import STAGES, PipelineConfig, PipelineStudy, Stage
+from rlt_jax.data import check_same_tokenizer, load_tokenizer, read_prompt_file
+from rlt_jax.errors import UserError
+from rlt_jax.report.folder import writing_to
+from rlt_jax.runs.launch import OutOfTime, run_logged
+from rlt_jax.studies.pipeline_data import (
+    check_matching,
+    write_distillation,
+    write_problems,
+    write_results,
+    write_rows_to_score,
+)
+from rlt_jax.studies.pipeline_folder import check_same_task, finished_tasks, record_seconds, settings_file
+from rlt_jax.studies.pipeline_tasks import Task, pipeline_tasks
+
+
+def run_stages(config: PipelineConfig, study: PipelineStudy, work: Path) -> None:
+    """Run the chosen stages of a study under one seed.
+
+    Args:
+      config: seed, stages, time limit; whether to show what the commands print.
+      work: folder of everything that is made.
+    Raises:
+      UserError: anything in the study that cannot work, before the first command; a command that failed.
+      OutOfTime: config.minutes are over. The same call resumes.
+    """
+    started = time.monotonic()
+    deadline = None if config.minutes is None else started + 60 * config.minutes
+    stages = chosen_stages(config, study)
+    tasks = pipeline_tasks(study, work, seed=config.seed)
+    check_work(tasks, stages, study, work)
+    write_problems(study, work)
+    for stage in stages:
+        before = time.monotonic()
+        own = [task for task in tasks if task.stage == stage]
+        if stage == "distil" and not all(task.result.exists() for task in own):
+            write_distillation(study, work)
+        for task in own:
+            run_task(task, study, work, quiet=config.quiet, deadline=deadline)
+        write_results(stage, study, work)
+        print(f"[{stage}] {time.monotonic() - before:.1f} s", flush=True)
+    print(f"{', '.join(stages)}: done in {time.monotonic() - started:.1f} s: {work}", flush=True)
+
+
+def chosen_stages(config: PipelineConfig, study: PipelineStudy) -> list[Stage]:
+    """The stages to run, in their order; without config.stages all, but no-kl only where it is asked for or needed."""
+    with_no_kl = config.no_kl or "no-kl" in study.students
+    chosen = config.stages or tuple(stage for stage in STAGES if stage != "no-kl" or with_no_kl)
+    return [stage for stage in STAGES if stage in chosen or (stage == "no-kl" and config.no_kl)]
+
+
+def check_work(tasks: Sequence[Task], stages: Sequence[Stage], study: PipelineStudy, work: Path) -> None:
+    """Refuse what cannot work, before hours are spent on what comes before it.
+
+    Args:
+      tasks: all of the study.
+    Raises:
+      UserError: the work folder was begun with other settings, something that a stage needs is missing, or models do
+        not fit together.
+    """
+    for task in tasks:
+        check_same_task(task, settings_file(work, task.name))
+    check_matching(study, work)
+    chosen = [task for task in tasks if task.stage in stages]
+    check_needs(chosen)
+    if not all(task.result.exists() for task in chosen):
+        check_models(study)
+
+
+def check_needs(tasks: Sequence[Task]) -> None:
+    """Refuse tasks that need a file which is not there and which none of them makes.
+
+    Raises:
+      UserError: every missing path once, a line for each stage.
+    """
+    made = {task.result for task in tasks}
+    missing: dict[Path, Stage] = {}
+    for task in [task for task in tasks if not task.result.exists()]:
+        for path in [path for path in task.needs if path not in made and not path.exists()]:
+            missing.setdefault(path, task.stage)
+    if missing:
+        raise UserError(
+            "\n".join(
+                f"{stage} needs {', '.join(str(path) for path, needed_by in missing.items() if needed_by == stage)}: "
+                f"run the stages before {stage} first"
+                for stage in dict.fromkeys(missing.values())
+            )
+        )
+
+
+def check_models(study: PipelineStudy) -> None:
+    """Refuse models and prompts that cannot work.
+
+    Raises:
+      UserError: a model or prompt file is missing or of another kind, or the reward student has another vocabulary.
+    """
+    from rlt_jax.planner.run_plan import find_model  # here: it loads JAX, which takes a second
+
+    for name in ("teacher", "student", "reward_student"):
+        if (model := getattr(study, name)) is not None:
+            try:
+                find_model(model)
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from None
+    for prompt in (study.teacher_prompt_file, study.student_prompt_file):
+        if prompt is not None:
+            read_prompt_file(prompt)
+    check_same_tokenizer(load_tokenizer(study.teacher), load_tokenizer(study.reward_student or study.student))
+
+
+def run_task(task: Task, study: PipelineStudy, work: Path, *, quiet: bool, deadline: float | None) -> None:
+    """Run one command unless its result is there, and record how long it took.
+
+    Args:
+      deadline: time.monotonic() at which to stop it. None: never.
+    Raises:
+      UserError: it failed.
+      OutOfTime: the deadline has passed.
+    """
+    if task.result.exists():
+        if task.name not in finished_tasks(work):
+            record_seconds(work, task, 0.0, finished=True)
+        print(f"[{task.stage}] {task.name}: done already", flush=True)
+        return
+    before, settings = time.monotonic(), settings_file(work, task.name)
+    if deadline is not None and before >= deadline:
+        raise OutOfTime(out_of_time(task))
+    write_rows_to_score(task, study, work)
+    with writing_to(work):
+        task.result.parent.mkdir(parents=True, exist_ok=True)
+    save_config(task.config, settings)
+    print(f"[{task.stage}] python -m rlt_jax.{task.command} --config {settings}", flush=True)
+    failure, finished = None, False
+    try:
+        failure = run_logged(
+            f"rlt_jax.{task.command}",
+            ["--config", str(settings)],
+            task.name,
+            settings.with_suffix(".log"),
+            quiet=quiet,
+            seconds=None if deadline is None else deadline - before,
+        )
+        finished = failure is None and task.result.exists()
+    except OutOfTime:
+        raise OutOfTime(out_of_time(task)) from None
+    finally:
+        record_seconds(work, task, time.monotonic() - before, finished=finished)
+    if not finished:
+        reason = failure or f"it left no {task.result}"
+        raise UserError(f"{task.name} failed: {reason}: fix what is wrong and repeat the call, which resumes")
+    print(f"[{task.stage}] {task.name}: {time.monotonic() - before:.1f} s", flush=True)
+
+
+def out_of_time(task: Task) -> str:
+    """What to say when the time limit stops a task."""
+    return f"[{task.stage}] {task.name}: the time is up, repeat the call to resume"

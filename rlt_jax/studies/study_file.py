@@ -1,0 +1,24 @@
+"""Which file `--study` names."""
+
+from pathlib import Path
+from typing import Literal
+
+from rlt_jax.errors import UserError
+
+STUDIES = Path(__file__).resolve().parents[1] / "assets" / "studies"
+
+
+def study_path(study: str, command: Literal["ablate", "pipeline"]) -> Path:
+    """The file of a study: that of the package with this name, else the path itself.
+
+    Args:
+      command: the command whose studies the package has in assets/studies/COMMAND.
+    Raises:
+      UserError: neither is there.
+    """
+    shipped = {path.stem: path for path in (STUDIES / command).glob("*.yaml")}
+    if study in shipped:
+        return shipped[study]
+    if not Path(study).is_file():
+        raise UserError(f"--study {study}: expected a YAML file, or one of the package's: {', '.join(sorted(shipped))}")
+    return Path(study)

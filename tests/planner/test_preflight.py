@@ -1,0 +1,214 @@
+"""Each check of the machine: well, missing, wrong, with what to do."""
+
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from rlt_jax.configs import PRESETS, CheckpointConfig, DataConfig, SamplerConfig, TrainConfig
+from rlt_jax.device.gpu import Gpu
+from rlt_jax.planner.preflight import Check, preflight
+from rlt_jax.planner.run_plan import plan
+from rlt_jax.types import GB
+
+TINY, MONO85 = PRESETS["tiny"], PRESETS["mono85"]
+H100 = Gpu("NVIDIA H100 80GB HBM3", 1, 85_520_809_984, 500_000_000, "580.95", (13, 0))
+TEACHER = Path(TINY.teacher)
+
+
+def checks(config: TrainConfig = TINY, gpu: Gpu | None = None, host_gb: float | None = None) -> dict[str, Check]:
+    found = preflight(config, plan(config), gpu=gpu, host_bytes=None if host_gb is None else host_gb * GB)
+    assert len({check.name for check in found}) == len(found)
+    for check in found:
+        assert (check.advice == "") == (check.status == "ok"), check
+        assert check.found and "\n" not in check.found
+    return {check.name: check for check in found}
+
+
+def failed(config: TrainConfig, gpu: Gpu | None = None) -> set[str]:
+    return {name for name, check in checks(config, gpu).items() if check.status == "problem"}
+
+
+def test_the_shipped_run_needs_nothing_but_a_gpu(tmp_path):
+    found = checks(replace(TINY, output_dir=str(tmp_path / "run")))
+    assert {name: check.status for name, check in found.items()} == {
+        "GPU": "warning",
+        "host memory": "ok",
+        "disk for checkpoints": "ok",
+        "packages": "ok",
+        "teacher": "ok",
+        "student": "ok",
+        "training data": "ok",
+        "held-out data": "ok",
+    }
+    assert not (tmp_path / "run").exists()  # nothing is written
+    assert found["GPU"].advice.startswith("expected one GPU, so the plan is by formula")
+    assert "tensors of 0.00 GB" in found["teacher"].found and "first 100 rows" in found["training data"].found
+
+
+@pytest.fixture
+def small_machine(monkeypatch) -> None:
+    """16 GB of memory, 8 of them free, and 10 GB of disk."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=16 * 10**9, available=8 * 10**9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10 * 10**9))
+
+
+def test_what_is_not_there_yet_is_a_warning(small_machine):
+    """Models and data of the hub, which the tests do not reach, on a machine that is too small and has no GPU."""
+    found = checks(MONO85)
+    assert {check.status for check in found.values()} <= {"ok", "warning"}
+    for name in ("GPU", "teacher", "student", "training data", "host memory", "disk for checkpoints"):
+        assert found[name].status == "warning", name
+    assert found["teacher"].found == "Qwen/Qwen2.5-7B-Instruct: not downloaded"
+    assert "3 checkpoints of 106.6 GB and the exported 15.2 GB" in found["disk for checkpoints"].advice
+    assert found["disk for downloads"].advice.endswith("set HF_HOME to a folder on a larger disk")
+
+
+def test_disk_for_downloads_names_what_is_missing():
+    found = checks(replace(MONO85, teacher=str(TEACHER), student="Qwen/Qwen2.5-32B-Instruct"))["disk for downloads"]
+    assert "Qwen/Qwen2.5-32B-Instruct of 65.5 GB" in found.found + found.advice
+    assert str(TEACHER) not in found.found + found.advice
+
+
+def test_disk_that_is_too_small():
+    config = replace(MONO85, checkpoint=CheckpointConfig(keep=10_000, export=False))
+    check = checks(config, H100)["disk for checkpoints"]
+    assert (check.status, check.concerns_plan) == ("problem", False)
+    assert check.advice.startswith("expected 1066292.9 GB for 10001 checkpoints of 106.6 GB: free space, lower")
+
+
+def test_a_good_gpu():
+    found = checks(MONO85, H100, host_gb=1000)
+    assert found["GPU"] == Check("GPU", "ok", "NVIDIA H100 80GB HBM3, 85.52 GB, driver 580.95, CUDA 13.0")
+    assert found["GPU memory"] == Check("GPU memory", "ok", "85.02 GB free of 85.52")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "name", "status", "advice"),
+    [
+        (replace(H100, cuda=(11, 8)), "GPU", "problem", "expected a driver for CUDA 12 or newer: update it"),
+        (replace(H100, count=8), "GPU", "warning", "choose it with CUDA_VISIBLE_DEVICES"),
+        (
+            replace(H100, used_bytes=30 * 10**9),
+            "GPU memory",
+            "problem",
+            "expected 76.39 GB: end what else uses the GPU",
+        ),
+        (replace(H100, total_bytes=48 * 10**9), "GPU memory", "problem", "expected 76.39 GB: take a larger GPU"),
+    ],
+)
+def test_cards_that_will_not_do(gpu, name, status, advice):
+    check = checks(MONO85, gpu, host_gb=1000)[name]
+    assert check.status == status and advice in check.advice
+    assert check.concerns_plan == (status == "problem")
+
+
+def test_a_gpu_that_is_smaller_than_the_plan_but_not_than_the_need():
+    check = checks(replace(MONO85, planned_gb=None), replace(H100, total_bytes=80 * 10**9))["GPU memory"]
+    assert check.status == "warning" and "the 85 GB that are planned" in check.advice
+
+
+def test_host_memory_that_is_too_small(small_machine):
+    check = checks(MONO85, H100)["host memory"]
+    assert (check.status, check.concerns_plan) == ("problem", True)
+    assert check.found == "8.0 GB free of 16.0"
+    assert check.advice.startswith("expected 127.7 GB: lower what the plan names")
+    assert checks(MONO85, H100, host_gb=100)["host memory"].found == "8.0 GB free of 16.0, 100 may be used"
+
+
+def test_host_memory_that_others_use(small_machine):
+    """It may be free by the time of the run."""
+    check = checks(MONO85, H100, host_gb=1000)["host memory"]
+    assert check.status == "warning" and "end other programs" in check.advice
+
+
+def test_a_budget_of_several_gpus():
+    check = checks(PRESETS["paper"])["budget"]
+    assert check.status == "problem" and check.found == "640 GB" and check.concerns_plan
+
+
+def test_vllm_of_another_interpreter(tmp_path):
+    sampler = SamplerConfig(kind="vllm", python=sys.executable)
+    assert checks(replace(TINY, sampler=sampler))["vLLM"].found.endswith(sys.executable)
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -I "$@"\n')  # without site-packages
+    bare.chmod(0o755)
+    check = checks(replace(TINY, sampler=replace(sampler, python=str(bare))))["vLLM"]
+    assert (check.status, check.found) == ("warning", f"none in {bare}")
+    assert "--sampler.python" in check.advice
+
+
+def test_an_interpreter_that_is_none(tmp_path):
+    sampler = SamplerConfig(kind="vllm", python=str(tmp_path / "python"))
+    check = checks(replace(TINY, sampler=sampler))["vLLM"]
+    assert check.status == "problem" and "correct --sampler.python" in check.advice
+
+
+def changed_model(folder: Path, **files: str | None) -> Path:
+    """The tiny teacher with files replaced, or taken away."""
+    copy = shutil.copytree(TEACHER, folder / "model")
+    for name, text in files.items():
+        file = copy / name
+        file.unlink()
+        if text is not None:
+            file.write_text(text)
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("files", "advice"),
+    [
+        ({"model.safetensors": None}, "expected weights in"),
+        ({"model.safetensors": "rubbish"}, "expected a complete safetensors file, but it is damaged"),
+        ({"tokenizer.json": None}, "expected tokenizer.json (or vocab.json and merges.txt)"),
+    ],
+)
+def test_models_that_are_damaged(tmp_path, files, advice):
+    model = changed_model(tmp_path, **files)
+    check = checks(replace(TINY, teacher=str(model)))["teacher"]
+    assert (check.status, check.found, check.concerns_plan) == ("problem", str(model), False)
+    assert advice in check.advice
+
+
+def test_weights_of_another_model(tmp_path):
+    values = json.loads((TEACHER / "config.json").read_text())
+    model = changed_model(tmp_path, **{"config.json": json.dumps(values | {"num_hidden_layers": 4})})
+    check = checks(replace(TINY, student=str(model)))["student"]
+    assert check.status == "problem" and "model.layers.3." in check.advice
+
+
+def rows(folder: Path, *lines: str) -> str:
+    file = folder / "rows.jsonl"
+    file.write_text("".join(line + "\n" for line in lines))
+    return str(file)
+
+
+GOOD = json.dumps({"question": "What is 2+3?", "solution": "5"})
+
+
+def test_data_with_a_bad_row(tmp_path):
+    path = rows(tmp_path, GOOD, "not JSON", GOOD)
+    check = checks(replace(TINY, data=DataConfig(path=path), eval_steps=0))["training data"]
+    assert check == Check(
+        "training data",
+        "warning",
+        f"{path}: 1 of the first 3 rows cannot be used",
+        "expected rows with question and solution (row 1: not JSON (Expecting value, column 1)): such rows are skipped",
+    )
+
+
+@pytest.mark.parametrize("lines", [(), ("{}", '{"question": "What?"}')])
+def test_data_without_a_usable_row(tmp_path, lines):
+    config = replace(TINY, data=DataConfig(path=rows(tmp_path, *lines)), eval_steps=0)
+    check = checks(config)["training data"]
+    assert check.status == "problem" and "see the guide's section on data" in check.advice
+
+
+def test_data_that_is_not_there(tmp_path):
+    config = replace(TINY, data=DataConfig(path=str(tmp_path / "none.jsonl")), eval_steps=0)
+    assert failed(config) == {"training data"}

@@ -1,0 +1,256 @@
+"""From a configuration and its models to what fits, without a device."""
+
+import json
+import logging
+from dataclasses import replace
+
+import jax
+import pytest
+
+from rlt_jax.batching import bucket_length
+from rlt_jax.configs import PRESETS, LossConfig, MemoryConfig, SamplerConfig
+from rlt_jax.errors import UserError
+from rlt_jax.models import ModelConfig, build_model, read_config
+from rlt_jax.models.config import known_config
+from rlt_jax.planner.advice import what_to_lower
+from rlt_jax.planner.run_plan import (
+    at_batch_sizes,
+    find_model,
+    largest_batch,
+    ledger_lines,
+    longest_context,
+    model_config_of,
+    model_shape,
+    plan,
+    planned_bytes,
+    run_shape,
+    shortfalls,
+    vllm_line,
+)
+from rlt_jax.types import GB
+
+MONO85, MONO_BASIC = PRESETS["mono85"], PRESETS["mono_basic"]
+QWEN_7B = known_config("Qwen/Qwen2.5-7B-Instruct")
+assert QWEN_7B is not None
+SEVEN = {"teacher": QWEN_7B, "student": QWEN_7B}
+
+SHAPES = {
+    "qwen2": ModelConfig("qwen2", 97, 64, 96, 3, 4, 2, 16),
+    "qwen2, tied": ModelConfig("qwen2", 97, 56, 80, 2, 7, 1, 8, tie_word_embeddings=True),
+    "qwen3": ModelConfig("qwen3", 97, 48, 80, 3, 4, 2, 32),
+    "qwen3, biased and tied": ModelConfig(
+        "qwen3", 97, 48, 80, 2, 4, 4, 16, tie_word_embeddings=True, attention_bias=True
+    ),
+    "7b": QWEN_7B,
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_parameters_are_those_of_the_parameter_tree(name):
+    shapes = build_model(SHAPES[name]).shapes("bfloat16")
+    shape = model_shape(SHAPES[name])
+    assert shape.parameters == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    of_layers = sum(leaf.size for leaf in jax.tree.leaves(shapes["layers"]))
+    assert shape.layer_parameters * shape.layers == of_layers
+
+
+def test_architecture_from_a_folder(golden):
+    assert find_model(str(golden / "teacher")) == (read_config(golden / "teacher"), "its folder")
+
+
+def test_architecture_from_the_hub_s_cache(golden, tmp_path, monkeypatch):
+    """The real file goes before the table."""
+    snapshot = tmp_path / "models--Qwen--Qwen2.5-7B-Instruct" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    (snapshot / "config.json").write_text((golden / "teacher" / "config.json").read_text())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    assert find_model("Qwen/Qwen2.5-7B-Instruct") == (read_config(golden / "teacher"), "the hub's cache")
+
+
+def test_architecture_of_a_known_model():
+    assert find_model("Qwen/Qwen2.5-7B-Instruct") == (QWEN_7B, "known")
+
+
+def test_an_unknown_model_is_asked_for_by_name(caplog):
+    """The tests' hub is offline."""
+    with caplog.at_level(logging.INFO, logger="rlt_jax"), pytest.raises(UserError) as error:
+        model_config_of("nobody/nothing-7B")
+    assert "no folder 'nobody/nothing-7B' and the hub gave no config.json" in str(error.value)
+    assert "--teacher FOLDER" in str(error.value)
+    assert "fetching config.json of nobody/nothing-7B from the hub" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["./runs/none", "/no/such/folder", "a/b/c"])
+def test_a_path_that_is_not_there(path):
+    with pytest.raises(UserError, match="does not exist"):
+        model_config_of(path)
+
+
+def test_an_unsupported_architecture(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(UserError, match="expected model_type qwen2"):
+        model_config_of(str(tmp_path))
+
+
+def test_lengths_are_worst_cases_in_buckets():
+    run = run_shape(MONO85, QWEN_7B, QWEN_7B)
+    assert (run.teacher_tokens, run.student_tokens) == (bucket_length(12288), bucket_length(12288 + 256))
+    assert (run.teacher_tokens, run.student_tokens, run.sequence_tokens) == (12288, 16384, 12288)
+    short = replace(QWEN_7B, max_position_embeddings=4096)  # a model made for less
+    assert run_shape(MONO85, short, short).teacher_tokens == 4096
+
+
+def test_types_and_places():
+    run = run_shape(replace(MONO85, dtype="float32", memory=MemoryConfig()), QWEN_7B, QWEN_7B)
+    assert (run.weight_bytes, run.gradient_bytes, run.fused_attention) == (4, 4, False)
+    assert (run.optimizer_on_host, run.frozen_on_host) == (False, False)
+    memory = MemoryConfig(optimizer="host", frozen="host", moments="bfloat16", gradients="bfloat16")
+    run = run_shape(replace(MONO85, memory=memory), QWEN_7B, QWEN_7B)
+    assert (run.weight_bytes, run.gradient_bytes, run.moments, run.fused_attention) == (2, 2, "bfloat16", True)
+    assert (run.optimizer_on_host, run.frozen_on_host) == (True, True)
+
+
+def test_a_wide_head_is_not_for_the_fused_kernel():
+    wide = replace(QWEN_7B, head_dim=256)
+    assert not run_shape(MONO85, wide, QWEN_7B).fused_attention
+
+
+def test_vllm_s_share_is_of_the_budget_else_of_the_gpu():
+    assert run_shape(MONO85, QWEN_7B, QWEN_7B, gpu_bytes=1e12).vllm_bytes == 46_750_000_000
+    free = replace(MONO85, budget_gb=None, planned_gb=None)
+    assert run_shape(free, QWEN_7B, QWEN_7B, gpu_bytes=100e9).vllm_bytes == 55_000_000_000
+    unknown = plan(free, **SEVEN)
+    assert shortfalls(unknown, gpu_bytes=None, host_bytes=None) == []  # the least that it can work with
+    assert run_shape(replace(MONO85, sampler=SamplerConfig()), QWEN_7B, QWEN_7B).vllm_bytes == 0
+
+
+def test_layers_to_keep_follow_the_plan():
+    kept = {
+        planned: (run.saved_attention, run.saved_mlp)
+        for planned in (None, 60.0, 70.0, 77.0, 85.0)
+        for run in [run_shape(replace(MONO85, planned_gb=planned), QWEN_7B, QWEN_7B)]
+    }
+    assert kept == {None: (0, 0), 60.0: (0, 0), 70.0: (6, 0), 77.0: (18, 0), 85.0: (28, 0)}
+    said = replace(MONO85, loss=LossConfig(saved_attention=3, saved_mlp=99))
+    assert (run_shape(said, QWEN_7B, QWEN_7B).saved_attention, run_shape(said, QWEN_7B, QWEN_7B).saved_mlp) == (3, 28)
+
+
+@pytest.mark.parametrize("name", ["mono85", "mono85_fallback", "mono96"])
+def test_presets_that_fit_their_gpus(name):
+    config = PRESETS[name]
+    ledger = plan(config)
+    assert shortfalls(ledger, gpu_bytes=planned_bytes(config), host_bytes=130e9) == []
+
+
+def test_mono_basic_does_not_fit_and_what_would():
+    """Weights and float32 sums alone are 45.7 GB, weights and the engine's share 43.2."""
+    ledger = plan(MONO_BASIC)
+    (line,) = shortfalls(ledger, gpu_bytes=planned_bytes(MONO_BASIC), host_bytes=None)
+    assert line.startswith(
+        "GPU: 40 GB may be used, up to 14.70 GB too little for update 54.70 GB, optimizer 54.45 GB, "
+    )
+    assert "generate 44.43 GB" in line
+    (way,) = what_to_lower(MONO_BASIC, **SEVEN, gpu_bytes=40e9, host_bytes=None)
+    assert way.flags == ("--vllm-gpu-memory-utilization 0.55", "--memory.gradients bfloat16")
+    assert shortfalls(plan(way.config), gpu_bytes=40e9, host_bytes=None) == []
+    assert way.gpu_bytes == plan(way.config).gpu_peak.gpu_bytes <= 40e9
+
+
+def peak_with(config) -> float:
+    return plan(config, **SEVEN).gpu_peak.gpu_bytes
+
+
+def test_each_value_together_is_the_mildest():
+    """One step back of any of them does not fit."""
+    (way,) = what_to_lower(MONO_BASIC, **SEVEN, gpu_bytes=40e9, host_bytes=None)
+    assert peak_with(replace(way.config, vllm_gpu_memory_utilization=0.6)) > 40e9
+    assert peak_with(replace(way.config, memory=MONO_BASIC.memory)) > 40e9
+
+
+def test_single_flags_that_are_enough_come_in_the_order_of_their_cost():
+    tight = replace(MONO85, planned_gb=65.0)
+    ways = what_to_lower(tight, **SEVEN, gpu_bytes=65e9, host_bytes=None)
+    flags = [way.flags for way in ways]
+    assert flags[0] == ("--per-device-train-batch-size 2",)
+    assert flags[-2:] == [
+        ("--max-prompt-length 4096", "--max-completion-length 4096"),
+        ("--preset mono85_fallback",),
+    ]
+    for way in ways:
+        assert shortfalls(plan(way.config, **SEVEN), gpu_bytes=65e9, host_bytes=None) == []
+
+
+def test_a_plan_for_more_than_the_gpu_has_is_lowered_first():
+    """What planned_gb leaves room for is kept, so that a plan of 77 GB fills them."""
+    (way,) = what_to_lower(MONO85, **SEVEN, gpu_bytes=70.5e9, host_bytes=None)
+    assert way.flags == ("--planned-gb 70",) and 66e9 < way.gpu_bytes <= 70e9
+    ways = what_to_lower(MONO85, **SEVEN, gpu_bytes=65e9, host_bytes=None)
+    assert ways[0].flags == ("--planned-gb 65", "--per-device-train-batch-size 2")
+    assert ways[-1].flags == ("--preset mono85_fallback", "--planned-gb 65")
+
+
+def test_kept_layers_that_were_asked_for_are_the_first_to_go():
+    config = replace(MONO85, loss=LossConfig(saved_attention=28, saved_mlp=4))
+    first = what_to_lower(config, **SEVEN, gpu_bytes=85e9, host_bytes=None)[0]
+    assert first.flags == ("--loss.saved-mlp 0",)
+
+
+def test_host_memory_is_lowered_by_the_moments():
+    first = what_to_lower(MONO85, **SEVEN, gpu_bytes=77e9, host_bytes=110e9)[0]
+    assert first.flags == ("--memory.moments bfloat16",)
+    assert first.host_bytes <= 110e9
+
+
+def test_an_engine_s_share_without_room_for_a_sequence():
+    config = replace(MONO85, vllm_gpu_memory_utilization=0.2)  # 17 GB for 15.2 GB of weights
+    (line,) = shortfalls(plan(config, **SEVEN), gpu_bytes=77e9, host_bytes=None)
+    assert line.startswith("vLLM: its share of 17.00 GB is ") and "one sequence of 12,288 tokens" in line
+
+
+def test_nothing_is_lowered_where_all_fits_or_nothing_helps():
+    assert what_to_lower(MONO85, **SEVEN, gpu_bytes=77e9, host_bytes=130e9) == []
+    assert what_to_lower(MONO85, **SEVEN, gpu_bytes=20e9, host_bytes=None) == []
+
+
+def test_longest_context_is_a_bucket_or_all_positions():
+    config = replace(MONO85, per_device_train_batch_size=1, score_batch_size=1)
+    ledger = plan(config, **SEVEN)
+    assert longest_context(ledger, 77e9, positions=10**6) == 49152
+    assert longest_context(ledger, 77e9, positions=32768) == 32768
+    assert longest_context(ledger, 50e9, positions=32768) == 0
+
+
+def test_largest_batch_is_at_most_the_step_s():
+    ledger = plan(MONO85, **SEVEN)
+    assert largest_batch(ledger, 77e9) == 5
+    assert largest_batch(ledger, 10e12) == 96
+
+
+def test_the_plan_with_what_fitted():
+    """It is the plan of the run that had asked for those sizes."""
+    asked = plan(MONO85, **SEVEN)
+    assert at_batch_sizes(asked, generate=asked.run.native_batch, score=3, update=3, save_activations=True) == asked
+    smaller = replace(MONO85, score_batch_size=2, per_device_train_batch_size=1)
+    smaller = replace(smaller, loss=LossConfig(saved_attention=0, saved_mlp=0))
+    backoff = at_batch_sizes(asked, generate=asked.run.native_batch, score=2, update=1, save_activations=False)
+    assert backoff == plan(smaller, **SEVEN)
+    assert backoff.step_peaks()["update"] < asked.step_peaks()["update"]
+
+
+def test_lines_of_a_log():
+    lines = ledger_lines(plan(MONO85, **SEVEN))
+    assert lines[0].split() == ["phase", "GPU", "host", "on", "the", "GPU,", "GB"]
+    update = next(line for line in lines if line.startswith("update"))
+    assert update.split()[1:4] == ["76.4", "122.7", "gradients"]
+    assert "saved attention 10.95" in update and len(lines) == 11
+    assert vllm_line(plan(MONO85, **SEVEN)).startswith("vLLM: 46.8 GB hold the keys and values of 501,777 tokens")
+    assert vllm_line(plan(PRESETS["tiny"])) is None
+
+
+def test_a_run_without_a_budget_has_no_bound():
+    assert planned_bytes(PRESETS["tiny"]) is None
+    assert planned_bytes(MONO_BASIC) == 40 * GB
+    assert planned_bytes(MONO85) == 77 * GB

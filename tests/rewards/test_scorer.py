@@ -1,0 +1,233 @@
+"""From completions to rewards: one whole step of the original, and rewards of a researcher's own."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rlt_jax.configs import LossConfig, RewardConfig
+from rlt_jax.data import BESPOKE, ChatFormat, build_prompts, eos_ids, load_tokenizer
+from rlt_jax.learner.backward import make_layerwise_accumulate
+from rlt_jax.learner.objective import grpo_objective
+from rlt_jax.learner.step import grpo_batches, sum_gradients
+from rlt_jax.losses import ORIGINAL_NAMES, group_advantages
+from rlt_jax.models import build_model, load_model, named_tensors
+from rlt_jax.rewards.rlt import RewardInputs, Rewards, rlt_reward
+from rlt_jax.rewards.scorer import completion_rows, make_scorer, score_rows
+from rlt_jax.types import Completion, Row
+
+TEMPERATURE = 0.7
+GROUP = 2
+
+
+@pytest.fixture(scope="module")
+def step(golden):
+    """The recorded step: its texts, rewards' parts and settings; the arrays are in `arrays`."""
+    return json.loads((golden / "end_to_end.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def arrays(golden):
+    return np.load(golden / "end_to_end.npz")
+
+
+@pytest.fixture(scope="module")
+def chat(golden):
+    texts = json.loads((golden / "data_cases.json").read_text())
+    tokenizer = load_tokenizer(golden / "teacher")
+    return ChatFormat(tokenizer, BESPOKE, texts["teacher_system_prompt"], texts["student_system_prompt"])
+
+
+@pytest.fixture(scope="module")
+def prompts(step, chat):
+    rows = [Row(i, row["questions"], row["solutions_content"], None, None) for i, row in enumerate(step["inputs"])]
+    return build_prompts(rows, chat, max_prompt_length=200).prompts
+
+
+@pytest.fixture(scope="module")
+def completions(step, arrays, chat, golden):
+    """What a sampler would have returned: ids up to EOS, or up to the padding where there is none."""
+    (end,) = eos_ids(chat.tokenizer, golden / "teacher")
+    drawn = []
+    for ids in step["completion_ids"]:
+        real = np.array([i for i in ids if i != chat.tokenizer.pad_token_id], np.int32)
+        drawn.append(Completion(real, np.zeros(len(real), np.float32), bool(real[-1] == end), 0))
+    assert [completion.finished for completion in drawn] == [True, False, True, True]
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def models(golden):
+    """name -> (model, parameters) of the golden teacher and student."""
+    return {name: load_model(golden / name, dtype="float32") for name in ("teacher", "student")}
+
+
+@pytest.fixture(scope="module")
+def score(chat, golden, models):
+    """score(prompts, completions, reward_fn) with the golden models at the recorded temperatures."""
+    (teacher, params), (student, student_params) = models["teacher"], models["student"]
+    reward = RewardConfig(unbias_student_log_probs_temp=TEMPERATURE)
+    ends = eos_ids(chat.tokenizer, golden / "teacher")
+
+    def run(prompts, completions, reward_fn):
+        scorer = make_scorer(
+            teacher, student, student_params, reward, sampling_temperature=TEMPERATURE, chunk=64, reward_fn=reward_fn
+        )
+        rows = completion_rows(prompts, completions, chat=chat, eos_ids=ends)
+        return scorer.score(params, prompts, rows, batch_size=3)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def scored(score, prompts, completions):
+    return score(prompts, completions, rlt_reward(RewardConfig()))
+
+
+def test_prompts_are_the_originals(prompts, step, arrays):
+    for prompt, row, ids, mask in zip(prompts, step["inputs"], arrays["prompt_ids"], arrays["prompt_mask"]):
+        assert prompt.teacher_text == row["prompt"]
+        assert prompt.teacher_ids.tolist() == ids[mask.astype(bool)].tolist()
+
+
+def test_reward_of_fixed_completions_is_the_originals(scored, step):
+    logged = step["metrics"]
+    np.testing.assert_allclose(scored.rewards.reward, logged["total_teacher_likelihood_reward"], atol=1e-3)
+    compared = {ours: theirs for ours, theirs in ORIGINAL_NAMES.items() if theirs in logged}
+    assert len(compared) == len(scored.rewards.components) == 37
+    for ours, theirs in compared.items():
+        np.testing.assert_allclose(scored.rewards.components[ours], logged[theirs], atol=1e-3, err_msg=ours)
+    assert [row.matched for row in scored.rows] == [True, False, True, True]
+
+
+def test_advantages_are_the_originals(scored, arrays):
+    advantages = group_advantages(scored.rewards.reward, GROUP)
+    np.testing.assert_allclose(advantages, arrays["advantages"], atol=1e-4)
+
+
+def test_loss_kl_and_gradient_of_the_step_are_the_originals(scored, arrays, models, step, prompts, chat):
+    """From our own prompts, rewards and advantages; the original's reference log-probs and its completion mask.
+
+    The original trains on the padding of the completion without EOS (ours does not: see test_update): that row is given
+    with its padding, as if it had been sampled. What torch's embedding does then is undone here: it has no gradient at
+    its padding token where that is read. So the head is untied, to tell reading from writing.
+    """
+    lengths = arrays["completion_mask"].sum(1)
+    assert lengths.tolist() == [28, 60, 60, 38]
+    ids = [
+        np.concatenate([prompt.teacher_ids, row[:n]]).astype(np.int32)
+        for prompt, row, n in zip(prompts, arrays["completion_ids"], lengths)
+    ]
+    ref = [
+        np.concatenate([np.zeros(len(prompt.teacher_ids)), row[:n]]).astype(np.float32)
+        for prompt, row, n in zip(prompts, arrays["ref_per_token_logps"], lengths)
+    ]
+    advantages = np.asarray(group_advantages(scored.rewards.reward, GROUP))
+    tied, params = models["teacher"]
+    model = build_model(replace(tied.config, tie_word_embeddings=False))
+    params = {**params, "lm_head": params["embed_tokens"]}
+    accumulate = make_layerwise_accumulate(
+        model, grpo_objective(LossConfig(beta=step["beta"])), temperature=step["temperature"], chunk=64
+    )
+    sampler_logps = [np.zeros(n, np.float32) for n in lengths]
+    batches = grpo_batches(ids, lengths.tolist(), ref, sampler_logps, advantages, batch_size=2)
+    gradients, aux = sum_gradients(accumulate, params, batches)
+    assert float(aux["loss"]) == pytest.approx(float(arrays["loss"]), abs=1e-5)
+    assert float(aux["kl"]) == pytest.approx(step["metrics"]["kl"][0], rel=1e-4)
+
+    named = {name: np.array(gradient) for name, gradient in named_tensors(model, gradients)}
+    expected = arrays["grad_model.norm.weight"]
+    np.testing.assert_allclose(named["model.norm.weight"], expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+    named["model.embed_tokens.weight"][chat.tokenizer.pad_token_id] = 0.0
+    named["model.embed_tokens.weight"] += named.pop("lm_head.weight")
+    norm = np.sqrt(sum(np.square(gradient).sum() for gradient in named.values()))
+    assert norm == pytest.approx(float(arrays["grad_norm"]), rel=1e-3)
+
+
+def test_own_reward_sees_texts_tokens_and_logprobs(score, prompts, completions):
+    seen = []
+
+    def reward_fn(inputs: RewardInputs) -> np.ndarray:
+        seen.append(inputs)
+        return np.array([len(row.explanation) for row in inputs.rows])
+
+    scored = score(prompts, completions, reward_fn)
+    assert scored.rewards.reward.dtype == np.float32 and scored.rewards.components == {}
+    assert scored.rewards.reward.tolist() == [30.0, 46.0, 58.0, 13.0]
+    (inputs,) = seen
+    assert [prompt.row.number for prompt in inputs.prompts] == [0, 1, 2, 3]
+    assert inputs.rows[1].explanation == "Add 17 and 25. The result should be 42 because"
+    assert inputs.logprobs.matched.tolist() == [True, False, True, True]
+    for row, mask in zip(inputs.rows, inputs.logprobs.thought_mask):
+        assert mask.sum() == len(row.teacher_thought)
+    assert (inputs.logprobs.student_thought_logps[inputs.logprobs.thought_mask] < 0).all()
+
+
+def test_own_reward_may_return_components(score, prompts, completions):
+    parts = {"shortness": np.array([0.5, 0.25, 0.0, 1.0])}
+    scored = score(prompts, completions, lambda inputs: Rewards(2 * parts["shortness"], parts))
+    assert scored.rewards.reward.tolist() == [1.0, 0.5, 0.0, 2.0]
+    assert scored.rewards.components is parts
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        np.ones(3),
+        np.ones((4, 1)),
+        np.array([0.0, 1.0, np.nan, 2.0]),
+        np.array([0.0, 1.0, np.inf, 2.0]),
+        Rewards(np.ones(2), {}),
+        np.float32(1.0),
+    ],
+    ids=["too few", "two dimensions", "nan", "inf", "too few, with components", "one for all"],
+)
+def test_a_reward_that_is_not_one_finite_number_per_explanation_is_refused(score, prompts, completions, returned):
+    with pytest.raises(ValueError, match="expected 4 finite numbers, one per explanation") as refusal:
+        score(prompts, completions, lambda inputs: returned)
+    assert str(refusal.value).startswith("the reward function returned ")
+
+
+def test_teacher_and_student_logprobs_come_from_their_own_sequences(scored):
+    """The same thought, scored in the teacher's context and in the student's."""
+
+    def record(calls):
+        def logprobs(rows):
+            calls.append([row.tolist() for row in rows])
+            return [np.full(len(row), float(len(calls)), np.float32) for row in rows]
+
+        return logprobs
+
+    teacher, student = [], []
+    again = score_rows(
+        scored.prompts,
+        scored.rows,
+        teacher_logprobs=record(teacher),
+        student_logprobs=record(student),
+        reward_fn=lambda inputs: inputs.logprobs.teacher_thought_logps[:, 0],
+    )
+    assert teacher == [[row.teacher_ids.tolist() for row in scored.rows]]
+    assert student == [[row.student_ids.tolist() for row in scored.rows]]
+    assert again.rewards.reward.tolist() == [1.0] * 4
+
+
+def test_one_weight_counts_for_every_reduction(score, prompts, completions, scored):
+    config = RewardConfig(answer_log_prob_coeff=(0.5,), kl_penalty_reward_coeff=(0.25,))
+    other = score(prompts, completions, rlt_reward(config))
+    parts = scored.rewards.components
+    expected = 0.5 * (parts["solution_logp/mean"] + parts["solution_logp/min"])
+    expected -= 0.25 * (parts["thought_kl/mean"] + parts["thought_kl/max"])
+    np.testing.assert_allclose(other.rewards.reward, expected + np.array([0, -1.0, 0, 0]), atol=1e-5)
+
+
+def test_settings_reach_the_reward(score, prompts, completions, scored):
+    config = RewardConfig(
+        answer_log_prob_coeff=(2.0,),
+        kl_penalty_reward_coeff=(0.0,),
+        reduction_log_prob=("max",),
+        not_matched_penalty=-3.0,
+    )
+    other = score(prompts, completions, rlt_reward(config))
+    expected = 2.0 * scored.rewards.components["solution_logp/max"] + np.array([0, -3.0, 0, 0])
+    np.testing.assert_allclose(other.rewards.reward, expected, atol=1e-5)

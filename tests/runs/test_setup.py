@@ -1,0 +1,254 @@
+"""What the commands share: run folders, rows and prompts, models that fit together, and counting of compilations."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlt_jax.configs import PRESETS, DataConfig, MemoryConfig
+from rlt_jax.data import STUDENT_PROMPT, TEACHER_PROMPT
+from rlt_jax.device.jax_setup import CompileCounter
+from rlt_jax.device.placement import on_host
+from rlt_jax.errors import UserError
+from rlt_jax.models import load_model
+from rlt_jax.runs.session import open_run_folder
+from rlt_jax.runs.setup import (
+    check_room,
+    load_chat_format,
+    load_checked_model,
+    load_prompts,
+    load_reference,
+    load_split_rows,
+)
+
+TINY = PRESETS["tiny"]
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def numbered(count, first=0):
+    return [{"question": f"What is {i}?", "solution": str(i)} for i in range(first, first + count)]
+
+
+@pytest.fixture(scope="module")
+def chat():
+    return load_chat_format(
+        TINY.teacher,
+        TINY.student,
+        tags="bespoke",
+        teacher_prompt_file=TINY.data.teacher_prompt_file,
+        student_prompt_file=None,
+    )
+
+
+# run folders
+
+
+def test_a_new_folder_is_made_with_its_parents(tmp_path):
+    assert open_run_folder(str(tmp_path / "a" / "b"), resume="auto").is_dir()
+
+
+@pytest.mark.parametrize("resume", ["auto", "must"])
+def test_a_folder_with_a_checkpoint_is_continued(tmp_path, resume):
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    assert open_run_folder(str(tmp_path), resume=resume) == tmp_path
+
+
+@pytest.mark.parametrize("made", ["", "checkpoints", "checkpoints/20.orbax-checkpoint-tmp"])
+def test_must_resume_needs_a_checkpoint(tmp_path, made):
+    (tmp_path / made).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(UserError) as refusal:
+        open_run_folder(str(tmp_path), resume="must")
+    assert str(refusal.value) == (
+        f"--resume must: no checkpoint under {tmp_path}/checkpoints: start without it, or check --output-dir"
+    )
+
+
+def test_never_resume_refuses_a_folder_that_holds_anything(tmp_path):
+    assert open_run_folder(str(tmp_path), resume="never") == tmp_path
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty: choose another --output-dir, or delete it"):
+        open_run_folder(str(tmp_path), resume="never")
+
+
+def test_starting_anew_over_a_run_without_a_checkpoint_is_said(tmp_path, logged):
+    (tmp_path / "metrics.jsonl").write_text("")
+    open_run_folder(str(tmp_path), resume="auto")
+    assert f"{tmp_path} holds a run without a checkpoint: starting anew, its metrics are replaced" in logged.messages
+
+
+@pytest.mark.parametrize("resume", ["auto", "must", "never"])
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, resume):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"choose another|check --output-dir"):
+        open_run_folder(str(tmp_path / "file" / "run"), resume=resume)
+
+
+# rows and prompts
+
+
+def test_held_out_rows_come_from_the_end_and_are_not_trained_on(tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", numbered(10))
+    rows, held_out = load_split_rows(DataConfig(path=path, eval_rows=3))
+    assert [row.number for row in rows] == list(range(7)) and [row.number for row in held_out] == [7, 8, 9]
+
+
+def test_held_out_rows_of_another_file_are_its_first(tmp_path):
+    train, evaluation = write_rows(tmp_path / "a.jsonl", numbered(4)), write_rows(tmp_path / "b.jsonl", numbered(5, 50))
+    rows, held_out = load_split_rows(DataConfig(path=train, eval_path=evaluation, eval_rows=2))
+    assert len(rows) == 4 and [row.solution for row in held_out] == ["50", "51"]
+
+
+def test_held_out_split_of_the_same_folder(tmp_path):
+    write_rows(tmp_path / "train.jsonl", numbered(4))
+    write_rows(tmp_path / "test.jsonl", numbered(2, 90))
+    _, held_out = load_split_rows(DataConfig(path=str(tmp_path), eval_split="test", eval_rows=2))
+    assert [row.solution for row in held_out] == ["90", "91"]
+
+
+def test_no_held_out_rows_when_none_are_asked_for(tmp_path):
+    rows, held_out = load_split_rows(DataConfig(path=write_rows(tmp_path / "rows.jsonl", numbered(3))))
+    assert len(rows) == 3 and held_out == ()
+
+
+def test_too_many_held_out_rows_are_refused(tmp_path):
+    path, other = write_rows(tmp_path / "a.jsonl", numbered(4)), write_rows(tmp_path / "b.jsonl", numbered(2))
+    with pytest.raises(UserError) as refusal:
+        load_split_rows(DataConfig(path=path, eval_rows=4))
+    assert str(refusal.value) == (
+        f"data.eval_rows=4: expected fewer than the 4 rows of {path}, which they are taken from: lower it, or give "
+        "--data.eval-path"
+    )
+    with pytest.raises(UserError) as refusal:
+        load_split_rows(DataConfig(path=path, eval_path=other, eval_rows=3))
+    assert str(refusal.value) == (f"data.eval_rows=3: expected at most the 2 usable rows of {other} (train): lower it")
+
+
+def long_and_short(tmp_path):
+    rows = numbered(6)
+    rows[1]["question"] = rows[4]["question"] = "What is " + " + ".join("12345678") + "?"
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    return replace(TINY, max_prompt_length=64, data=replace(TINY.data, path=path, eval_path=None, eval_rows=2))
+
+
+def test_too_long_prompts_are_skipped_with_a_count(tmp_path, chat, logged):
+    prompts, held_out = load_prompts(long_and_short(tmp_path), chat)
+    assert [prompt.row.number for prompt in prompts] == [0, 2, 3] and [p.row.number for p in held_out] == [5]
+    assert "1 training rows skipped: 1 x prompt is too long (row 1)" in logged.messages
+    assert "1 held-out rows skipped: 1 x prompt is too long (row 4)" in logged.messages
+    assert "3 training prompts" in logged.messages and "1 held-out prompts" in logged.messages
+
+
+def test_too_long_prompts_may_be_cut_on_their_left(tmp_path, chat):
+    config = long_and_short(tmp_path)
+    prompts, _ = load_prompts(replace(config, data=replace(config.data, truncate_prompts=True)), chat)
+    assert [prompt.row.number for prompt in prompts] == [0, 1, 2, 3]
+    whole, _ = load_prompts(replace(config, max_prompt_length=200), chat)
+    assert len(whole[1].teacher_ids) > 64
+    assert prompts[1].teacher_ids.tolist() == whole[1].teacher_ids[-64:].tolist()
+
+
+# chat format and models
+
+
+def test_layout_takes_the_prompts_of_files_and_rows(tmp_path, chat):
+    assert chat.teacher_prompt == Path(TINY.data.teacher_prompt_file).read_text().strip()
+    assert chat.student_prompt == STUDENT_PROMPT and not chat.student_prompt_overrides_rows
+    (tmp_path / "student.txt").write_text("Be brief.\n")
+    other = load_chat_format(
+        TINY.teacher,
+        TINY.teacher,
+        tags="r1",
+        teacher_prompt_file=None,
+        student_prompt_file=str(tmp_path / "student.txt"),
+    )
+    assert other.teacher_prompt == TEACHER_PROMPT and other.tags.thought_start == "<think>"
+    assert other.student_prompt == "Be brief." and other.student_prompt_overrides_rows
+
+
+def test_teacher_and_student_must_share_their_tokens(golden):
+    with pytest.raises(UserError, match="expected teacher and student to share one vocabulary"):
+        load_chat_format(
+            TINY.teacher, str(golden / "student"), tags="bespoke", teacher_prompt_file=None, student_prompt_file=None
+        )
+
+
+def test_a_model_with_fewer_embeddings_than_tokens_is_refused(golden, chat):
+    """The tiny vocabulary fits into the golden student's 1000 rows, but not the other way round."""
+    assert load_checked_model(str(golden / "student"), chat, dtype="float32")[0].config.vocab_size == 1000
+    other = load_chat_format(
+        str(golden / "student"),
+        str(golden / "student"),
+        tags="bespoke",
+        teacher_prompt_file=None,
+        student_prompt_file=None,
+    )
+    with pytest.raises(UserError, match=r"expected embeddings for the 1000 tokens of its tokenizer, but config\.json"):
+        load_checked_model(TINY.student, other, dtype="float32")
+
+
+def test_the_reference_must_be_of_the_teachers_architecture(golden, tmp_path):
+    teacher, params = load_model(golden / "teacher", dtype="float32")
+    config = replace(TINY, reference=str(golden / "student"))
+    with pytest.raises(UserError) as refusal:
+        load_reference(config, teacher, params)
+    assert "num_hidden_layers=3 (teacher: 2)" in str(refusal.value)
+    assert str(refusal.value).endswith("or leave the flag out for the teacher itself")
+    longer = shutil.copytree(golden / "teacher", tmp_path / "longer")  # what computation does not depend on may differ
+    values = json.loads((longer / "config.json").read_text())
+    (longer / "config.json").write_text(json.dumps({**values, "max_position_embeddings": 9999}))
+    reference = load_reference(replace(TINY, reference=str(longer)), teacher, params)
+    assert reference["norm"]["weight"].shape == (128,)
+
+
+@pytest.mark.parametrize("place", ["device", "host"])
+def test_the_reference_is_a_copy_of_the_teacher_where_the_configuration_keeps_it(golden, place):
+    """The policy's arrays are donated: what shares memory with them would change with them."""
+    teacher, params = load_model(golden / "teacher", dtype="float32")
+    config = replace(TINY, teacher=str(golden / "teacher"), memory=MemoryConfig(frozen=place))
+    reference = load_reference(config, teacher, params)
+    before = np.asarray(reference["norm"]["weight"]).copy()
+    jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)(params)
+    np.testing.assert_array_equal(np.asarray(reference["norm"]["weight"]), before)
+    assert on_host(reference) == (place == "host")
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(reference))
+
+
+def test_prompt_and_completion_must_fit_into_the_model(tmp_path, chat):
+    config = long_and_short(tmp_path)
+    model, _ = load_model(TINY.teacher, dtype="float32")
+    prompts, _ = load_prompts(config, chat)
+    longest = max(len(prompt.teacher_ids) for prompt in prompts)
+    check_room(model, prompts, replace(config, max_completion_length=1024 - longest))
+    with pytest.raises(UserError) as refusal:
+        check_room(model, prompts, replace(config, max_completion_length=1025 - longest))
+    assert str(refusal.value).startswith(
+        f"max_completion_length={1025 - longest} after the longest prompt of {longest} tokens: expected at most the "
+        f"1024 positions that {config.teacher} was made for: lower max_completion_length"
+    )
+
+
+# compilations
+
+
+def test_compilations_are_counted_once_for_each_shape():
+    @jax.jit
+    def double(x):
+        return 2 * x
+
+    inputs = [jnp.zeros(n) for n in (3, 5)]
+    counter = CompileCounter()
+    double(inputs[0])
+    assert counter.count == 1
+    double(inputs[0])
+    assert counter.count == 1
+    double(inputs[1])
+    assert counter.count == 2

@@ -1,0 +1,165 @@
+"""Studies: which runs a file stands for, and that no mistake in it passes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rlt_jax.configs import PRESETS, AblateConfig, save_config
+from rlt_jax.configs.resume import changed_fields
+from rlt_jax.errors import UserError
+from rlt_jax.studies.ablation_runs import study_runs
+
+TINY = PRESETS["tiny"]
+
+
+@pytest.fixture
+def study(tmp_path):
+    """study(text, **options): the runs of a study file with this text."""
+
+    def runs(text: str, **options):
+        path = tmp_path / "study.yaml"
+        path.write_text(text)
+        return study_runs(AblateConfig(study=str(path), output_dir="runs/study", **options))
+
+    return runs
+
+
+def test_arms_by_seeds(study):
+    runs = study(
+        "base: {preset: tiny, max_steps: 7, seed: 5, output_dir: elsewhere, resume: must}\n"
+        "arms:\n  paper: {}\n  no-kl: {reward: {kl_penalty_reward_coeff: [0]}}\nseeds: [1, 3]\n"
+    )
+    assert list(runs) == ["paper", "no-kl"]
+    assert runs["paper"] == {
+        seed: replace(TINY, max_steps=7, seed=seed, output_dir=f"runs/study/paper/seed-{seed}") for seed in (1, 3)
+    }
+    assert runs["no-kl"][3] == replace(
+        runs["paper"][3],
+        output_dir="runs/study/no-kl/seed-3",
+        reward=replace(TINY.reward, kl_penalty_reward_coeff=(0.0,)),
+    )
+
+
+def test_a_grid_is_combined_with_every_arm(study):
+    runs = study(
+        "arms:\n  a: {}\n  b: {reward: {use_schulman_kl_estimation: true}}\n"
+        "grid:\n  loss.beta: [0, 0.04]\n  reward.kl_penalty_reward_coeff: [[3, 0.03], [0]]\nseeds: [1]\n"
+    )
+    assert list(runs)[:4] == [
+        "a+loss.beta=0+reward.kl_penalty_reward_coeff=3,0.03",
+        "a+loss.beta=0+reward.kl_penalty_reward_coeff=0",
+        "a+loss.beta=0.04+reward.kl_penalty_reward_coeff=3,0.03",
+        "a+loss.beta=0.04+reward.kl_penalty_reward_coeff=0",
+    ]
+    assert len(runs) == 8
+    last = runs["b+loss.beta=0.04+reward.kl_penalty_reward_coeff=0"][1]
+    assert (last.loss.beta, last.reward.kl_penalty_reward_coeff) == (0.04, (0.0,))
+    assert last.reward.use_schulman_kl_estimation and last.reward.reduction_kl == ("mean", "max")
+
+
+def test_a_grid_alone_over_models_gives_names_that_are_one_folder_each(study):
+    runs = study("grid: {student: [Qwen/Qwen2.5-7B, /models/my student]}\nseeds: [1]\n")
+    assert list(runs) == ["base+student=Qwen-Qwen2.5-7B", "base+student=-models-my-student"]
+    assert [run[1].student for run in runs.values()] == ["Qwen/Qwen2.5-7B", "/models/my student"]
+
+
+def test_another_base_takes_the_place_of_the_studys(study, tmp_path):
+    """Such as the config.yaml of a run: its seed, folder and resume do not count."""
+    save_config(replace(TINY, max_steps=9, learning_rate=0.5, resume="never"), tmp_path / "base.yaml")
+    runs = study(
+        "base: {preset: mono85, temperature: 0.1}\narms: {a: {}}\nseeds: [2]", base=str(tmp_path / "base.yaml")
+    )
+    expected = replace(TINY, max_steps=9, learning_rate=0.5, seed=2, output_dir="runs/study/a/seed-2")
+    assert runs == {"a": {2: expected}}
+
+
+def test_the_papers_study():
+    runs = study_runs(AblateConfig(study="paper", output_dir="out"))
+    paper = runs["paper"][1]
+    assert paper == replace(TINY, seed=1, output_dir="out/paper/seed-1")
+    changes = {arm: set(changed_fields(of_arm[1], paper)) - {"output_dir"} for arm, of_arm in runs.items()}
+    assert changes == {
+        "paper": set(),
+        "no-kl": {"reward.kl_penalty_reward_coeff"},
+        "no-min-max": {
+            *("reward.answer_log_prob_coeff", "reward.kl_penalty_reward_coeff"),
+            *("reward.reduction_log_prob", "reward.reduction_kl"),
+        },
+        "kl-k3": {"reward.use_schulman_kl_estimation"},
+        "surprisal": {"reward.include_teacher_think_entropy"},
+        "student-temperature-1": {"reward.unbias_student_log_probs_temp"},
+        "fixed-reference": {"ref.sync_ref_model"},
+    }
+    assert all(list(of_arm) == [1, 2, 3] for of_arm in runs.values())
+
+
+GOOD = "arms: {a: {}}\nseeds: [1]\n"
+REFUSED = {
+    "nothing": ("seeds: [1]", {}, "neither arms nor grid: give the settings to compare"),
+    "no seeds": ("arms: {a: {}}", {}, "seeds: missing: give it a value"),
+    "empty seeds": ("arms: {a: {}}\nseeds: []", {}, "seeds is empty: give one or more values"),
+    "a seed twice": ("arms: {a: {}}\nseeds: [1, 2, 1]", {}, "seeds holds a value twice"),
+    "a seed below 0": ("arms: {a: {}}\nseeds: [-1]", {}, "arm a: seed=-1: expected a whole number from 0"),
+    "no such key": (GOOD + "gird: {}", {}, "gird: no such field: did you mean grid?"),
+    "no such field": (
+        "arms: {a: {loss: {bata: 0}}}\nseeds: [1]",
+        {},
+        "arm a: loss.bata: no such field: did you mean loss.beta?",
+    ),
+    "no such field in the grid": ("grid: {loss.bata: [0]}\nseeds: [1]", {}, "arm base+loss.bata=0: loss.bata: no such"),
+    "no such field in the base": (GOOD + "base: {preset: tiny, lr: 1}", {}, "base: lr: no such field"),
+    "no such preset": (GOOD + "base: {preset: huge}", {}, "base: preset=huge: no such preset"),
+    "a wrong type": ("grid: {loss.beta: [high]}\nseeds: [1]", {}, "loss.beta='high': expected a number"),
+    "a value that makes no sense": (
+        "grid: {loss.beta: [0, -1]}\nseeds: [1, 2]",
+        {},
+        "arm base+loss.beta=-1: loss.beta=-1: expected 0",
+    ),
+    "a section in the grid": ("grid: {loss: [{beta: 1}]}\nseeds: [1]", {}, "grid.loss holds a section: name a single"),
+    "an empty grid": ("grid: {loss.beta: []}\nseeds: [1]", {}, "grid.loss.beta is empty"),
+    "a field set twice": (
+        "arms: {a: {loss: {beta: 1}}}\ngrid: {loss.beta: [0]}\nseeds: [1]",
+        {},
+        "arms.a sets loss.beta, which the grid sets too: leave it out of one of them",
+    ),
+    "a seed in an arm": ("arms: {a: {seed: 3}}\nseeds: [1]", {}, "arms.a sets seed, which is the study's"),
+    "a folder in the grid": ("grid: {output_dir: [x]}\nseeds: [1]", {}, "grid sets output_dir, which is the study's"),
+    "one folder twice": ("grid: {student: [a/b, a b]}\nseeds: [1]", {}, "two arms get the folder base+student=a-b:"),
+    "an arm that is no folder": ("arms: {a/b: {}}\nseeds: [1]", {}, "'a/b' cannot be a folder's name"),
+    "an arm without settings": ("arms: {a: }\nseeds: [1]", {}, "arms.a=None: expected a section (lines `key:"),
+    "no held-out rows": (
+        GOOD + "base: {preset: paper}",
+        {},
+        "arm a: eval_steps=0, data.eval_rows=0: arms are compared on held-out rows: give both in the base",
+    ),
+    "no such arm": (GOOD, {"only": ("b",)}, "--only b is not in the study: choose from a"),
+    "no such seed": (GOOD, {"seeds": (1, 4)}, "--seeds 4 is not in the study: choose from 1"),
+    "an asked seed twice": (GOOD, {"seeds": (1, 1, 1)}, "--seeds: 1 is there twice"),
+    "no such base": (GOOD, {"base": "/no/such.yaml"}, "cannot read the configuration file /no/such.yaml"),
+}
+
+
+@pytest.mark.parametrize(("text", "options", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_mistakes_are_named(study, text, options, message):
+    with pytest.raises(UserError) as error:
+        study(text, **options)
+    assert message in str(error.value)
+
+
+def test_no_such_study():
+    with pytest.raises(UserError, match=r"--study papers: expected a YAML file, or one of the package's: paper"):
+        study_runs(AblateConfig(study="papers", output_dir="out"))
+
+
+def test_runs_differ_in_the_fields_that_are_named():
+    other = replace(TINY, seed=1, loss=replace(TINY.loss, beta=1.0), reward=replace(TINY.reward, reduction_kl=("sum",)))
+    assert changed_fields(TINY, other) == ["seed", "loss.beta", "reward.reduction_kl"]
+    assert changed_fields(TINY, TINY) == []
+
+
+def test_shipped_studies_are_found_before_folders(tmp_path, monkeypatch):
+    (tmp_path / "paper").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "no-kl" in study_runs(AblateConfig(study="paper", output_dir="out"))
+    assert not Path("out").exists()
