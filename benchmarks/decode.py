@@ -1,9 +1,9 @@
-"""The native sampler: seconds and tokens/s of one batch, and milliseconds a token.
+"""Time the native sampler: seconds and tokens/s of one batch, and milliseconds per token.
 
     python benchmarks/decode.py --model FOLDER --prompt 320 --completion 192
-    XLA_FLAGS=... python benchmarks/decode.py --model FOLDER      # what a compiler's flag changes
+    XLA_FLAGS=... python benchmarks/decode.py --model FOLDER      # the effect of a compiler flag
 
-No completion ends earlier. Prompts are random tokens, all different, `group` completions each. One JSON object.
+All completions have full length. Prompts are random and distinct, with `group` completions each. Prints a JSON object.
 """
 
 import json
@@ -36,28 +36,28 @@ def main(
 
     Args:
       model: a model folder.
-      rows: completions that are drawn together.
-      group: completions of a prompt.
+      rows: completions sampled together.
+      group: completions per prompt.
       prompt: tokens of every prompt.
       completion: tokens of every completion.
-      rounds: repetitions after the one that compiles.
+      rounds: repetitions after the first, which compiles.
     """
     use_compilation_cache()
     prepare_memory(shared=False, pinned_bytes=0)
     net, params = load_model(model, dtype=dtype)
-    never = net.config.vocab_size  # no token has this number: nothing ends before its time
-    sampler = NativeSampler(net, params, eos_ids=(never,), max_batch=rows)
+    vocab = net.config.vocab_size
+    sampler = NativeSampler(net, params, eos_ids=(vocab,), max_batch=rows)  # no token has this id: nothing ends early
     rng = np.random.default_rng(0)
     requests = [
-        Request(rng.integers(0, never, prompt).astype(np.int32), tuple(range(i * group, (i + 1) * group)))
+        Request(rng.integers(0, vocab, prompt).astype(np.int32), tuple(range(i * group, (i + 1) * group)))
         for i in range(rows // group)
     ]
     seconds = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
-        drawn = sampler.generate(requests, SamplingParams(max_tokens=completion, temperature=0.7))
+        groups = sampler.generate(requests, SamplingParams(max_tokens=completion, temperature=0.7))
         seconds.append(time.perf_counter() - start)
-    tokens = sum(len(one.token_ids) for of_prompt in drawn for one in of_prompt)
+    tokens = sum(len(one.token_ids) for completions in groups for one in completions)
     best = min(seconds[1:])
     print(
         json.dumps(

@@ -1,11 +1,11 @@
-"""AdamW with its state in pinned host memory: seconds a step, GB/s each way, memory of GPU and host.
+"""Time AdamW with its state in pinned host memory: seconds per step, GB/s each way, memory of GPU and host.
 
     python benchmarks/host_optimizer.py --model 7b                          # random Qwen2.5-7B, no download
-    python benchmarks/host_optimizer.py --model 7b --moments bfloat16       # 46 GB of host memory in place of 76
+    python benchmarks/host_optimizer.py --model 7b --moments bfloat16       # 46 GB of host memory instead of 76
     python benchmarks/host_optimizer.py --model tiny                        # runs anywhere
 
-The GPU holds weights and float32 accumulators throughout, as in training; the accumulators are a hundredth of the
-weights. One JSON object a line, a table last. GB is 1e9 bytes; "GPU" is what the driver reports for all of it.
+The GPU holds weights and float32 gradient sums throughout, as in training; the gradients are set to a hundredth of the
+weights. Prints one JSON object per line, and a table at the end. GB is 1e9 bytes; GPU memory is as the driver reports.
 """
 
 import json
@@ -25,17 +25,18 @@ import jax
 import jax.numpy as jnp
 import psutil
 import tyro
-from vllm_engine import QWEN_7B
+from common import QWEN_7B, print_figures
 
 from rlt_jax.device.jax_setup import use_compilation_cache
 from rlt_jax.device.monitor import PeakMonitor, memory_metrics
-from rlt_jax.device.pinned import LIMIT_VARIABLE, Moments, host_bytes, pool_limit_gib
+from rlt_jax.device.pinned import LIMIT_VARIABLE, host_bytes, pool_limit_gib
+from rlt_jax.device.placement import device_memory
 from rlt_jax.errors import run_command
 from rlt_jax.learner.host_adamw import HostState, cut_shards, init_host_state, make_host_apply
 from rlt_jax.learner.optimizer import make_optimizer
 from rlt_jax.models import Params, build_model, init_model, read_config
+from rlt_jax.types import GB, Dtype
 
-GB = 1e9  # bytes
 T = TypeVar("T")
 
 TINY = QWEN_7B | {
@@ -50,7 +51,7 @@ TINY = QWEN_7B | {
 
 def main(
     model: str = "7b",
-    moments: Moments = "float32",
+    moments: Dtype = "float32",
     dtype: Literal["bfloat16", "float32"] = "bfloat16",
     steps: int = 5,
     max_grad_norm: float = 1.0,
@@ -59,10 +60,10 @@ def main(
     """Measure.
 
     Args:
-      model: "7b" or "tiny" for random weights of that shape, or a model folder, of which the shape is taken.
-      moments: type of the stored moments.
+      model: "7b" or "tiny" for random weights of that shape, or a model folder whose shape is used.
+      moments: dtype of the stored moments.
       steps: timed steps, after one that compiles.
-      max_grad_norm: clip.
+      max_grad_norm: gradients are clipped to this global norm.
       trace: folder for a profile of one more step.
     """
     results: dict[str, object] = {}
@@ -96,15 +97,15 @@ def main(
     jax.block_until_ready(gradients)
     options = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "weight_decay": 0.1}
     options |= {"max_grad_norm": max_grad_norm}
-    _, rate = make_optimizer(
+    _, schedule = make_optimizer(
         learning_rate=1e-6, max_steps=steps + 2, lr_scheduler="cosine", warmup_ratio=0.1, **options
     )
-    apply = make_host_apply(rate, **options)
+    apply = make_host_apply(schedule, **options)
 
     seconds, state = timed(lambda: init_host_state(params, moments=moments))
     note(first_touch_s=seconds, first_touch_gb_per_s=pinned / GB / seconds, **host_memory())
-    seconds, _ = timed(lambda: all_to_the_card(state))
-    note(to_card_alone_gb_per_s=pinned / GB / seconds)
+    seconds, _ = timed(lambda: copy_to_device(state))
+    note(to_gpu_alone_gb_per_s=pinned / GB / seconds)
 
     def step(params: Params, state: HostState) -> tuple[float, Params, HostState, jax.Array]:
         seconds, (params, state, norm) = timed(lambda: apply(params, state, gradients))
@@ -127,24 +128,22 @@ def main(
         with jax.profiler.trace(trace):
             step(params, state)
 
-    print("\n| figure | value |\n|---|---|")
-    for name, value in results.items():
-        print(f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |")
+    print_figures(results)
 
 
-def all_to_the_card(state: HostState) -> None:
-    """Copy the state's shards one after the other, keeping none."""
+def copy_to_device(state: HostState) -> None:
+    """Copy the state's shards to the device one after the other, dropping each copy."""
     for shard in state.shards:
-        jax.block_until_ready(jax.device_put(shard, jax.sharding.SingleDeviceSharding(jax.devices()[0])))
+        jax.block_until_ready(jax.device_put(shard, device_memory()))
 
 
 def host_memory() -> dict[str, float]:
-    """This process's resident memory (some drivers leave pinned pages out of it), and what the whole host uses."""
+    """This process's resident memory (which excludes pinned pages with some drivers), and all host memory in use."""
     return {"host_rss_gb": memory_metrics()["memory/host_gb"], "host_used_gb": psutil.virtual_memory().used / GB}
 
 
 def timed(call: Callable[[], T]) -> tuple[float, T]:
-    """Seconds until the result of `call()` is there, and the result."""
+    """Seconds until the result of `call()` is ready, and the result."""
     start = time.perf_counter()
     result = jax.block_until_ready(call())
     return time.perf_counter() - start, result

@@ -1,4 +1,4 @@
-"""Where a GPU's time goes, from a JAX profile: seconds by kind of kernel."""
+"""Where a GPU's time goes: seconds by kind of kernel, from a JAX profile."""
 
 import re
 from collections import defaultdict
@@ -14,10 +14,10 @@ KINDS = (  # first match wins
 
 
 def kernel_seconds(folder: Path) -> tuple[dict[str, float], list[tuple[str, float, int]]]:
-    """Seconds on the GPU by kind of kernel, and the ten kernels that took longest (name, seconds, calls).
+    """Sum the seconds on the GPU by kind of kernel, and find the ten longest kernels (name, seconds, calls).
 
     Args:
-      folder: what `jax.profiler.trace` wrote.
+      folder: written by `jax.profiler.trace`.
     """
     kinds: dict[str, float] = defaultdict(float)
     kernels: dict[str, list[float]] = defaultdict(list)
@@ -33,5 +33,6 @@ def kernel_seconds(folder: Path) -> tuple[dict[str, float], list[tuple[str, floa
     for name, seconds in kernels.items():
         kind = next((kind for kind, pattern in KINDS if pattern.search(name)), "elementwise and reductions")
         kinds[kind] += sum(seconds)
-    longest = sorted(((name, sum(s), len(s)) for name, s in kernels.items()), key=lambda row: -row[1])[:10]
+    totals = ((name, sum(seconds), len(seconds)) for name, seconds in kernels.items())
+    longest = sorted(totals, key=lambda kernel: -kernel[1])[:10]
     return dict(kinds), longest

@@ -1,11 +1,12 @@
-"""One micro-batch, scored and updated on (forward, backward, accumulation): seconds, MFU, GPU memory; torch beside it.
+"""Time scoring and the update (forward, backward, accumulation) of a micro-batch: seconds, MFU, GPU memory; also torch.
 
     python benchmarks/update.py --model 7b --case 3:0,0 1:28,14 --score 1 3    # random Qwen2.5-7B, no download
-    python benchmarks/update.py --model FOLDER --case 2:0,0 --tokens 64 --no-torch
+    python benchmarks/update.py --model FOLDER --case 2:0,0 --tokens 64 --torch    # no torch
 
-MFU counts 3 forward passes for the update and 1 for scoring: 2 FLOPs a token and parameter that is multiplied (all but
-the input embedding) and pass, and causal attention, 2·T²·H·hd a sequence, layer and pass, over --peak-tflops. "temp" is
-what the compiled program says it needs beside its arguments. One JSON object a line, a table last.
+MFU counts 3 forward passes for the update and 1 for scoring, over --peak-tflops. A pass has 2 FLOPs per token and
+multiplied parameter (all but the input embedding), and causal attention with 2·T²·H·hd FLOPs per sequence and layer.
+"temp" is what the compiled program needs on top of its arguments, by its own account. Prints one JSON object per line,
+and a table at the end.
 """
 
 import gc
@@ -24,8 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from common import QWEN_7B
 from kernel_times import kernel_seconds
-from vllm_engine import QWEN_7B
 
 from rlt_jax.device.jax_setup import use_compilation_cache
 from rlt_jax.device.monitor import PeakMonitor
@@ -55,15 +56,16 @@ def main(
 
     Args:
       model: "7b" for random weights of that shape, or a model folder.
-      case: "BATCH:ATTENTION,MLP": an update of so many sequences, of whose last layers so many keep attention and MLP.
-      score: sequences of a forward pass that scores.
-      tokens: of a sequence.
-      completion: tokens of a sequence that are trained on; None: all, as a training program without a prompt.
+      case: "BATCH:ATTENTION,MLP": an update of BATCH sequences that saves the last ATTENTION layers' attention and the
+        last MLP layers' MLP activations.
+      score: sequences per forward pass of scoring.
+      tokens: per sequence.
+      completion: tokens per sequence that are trained on; None: all, as in training without a prompt.
       chunk: tokens whose logits exist at one time.
-      repeats: timed runs of each combination, the fastest counts.
+      repeats: timed runs of each case, of which the fastest counts.
       peak_tflops: of the GPU, for MFU.
-      torch: sequences of a micro-batch of transformers, with sdpa and checkpointed layers; empty: none.
-      profile: also say by kind of kernel where the time of each case goes.
+      torch: sequences per micro-batch of transformers, with sdpa and checkpointed layers; empty: none.
+      profile: also report where the time of each case goes, by kind of kernel.
     """
     use_compilation_cache()
     rows = []
@@ -103,7 +105,7 @@ def main(
 
 
 def loss_of_logps(logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The GRPO loss on-policy, as the trainer takes it."""
+    """The on-policy GRPO loss, as in the trainer."""
     old = jax.lax.stop_gradient(logps)
     return grpo_loss(logps, old, batch.ref_logps, batch.advantages, batch.mask, beta=0.04)
 
@@ -123,7 +125,7 @@ def micro_batch(config: ModelConfig, size: int, tokens: int, completion: int | N
 
 
 def run_update(name: str, accumulate, params, batch, repeats: int, profile: bool) -> dict:
-    """Seconds and peak of the accumulation; the accumulators exist throughout."""
+    """Time the accumulation and read its peak; the gradient sums exist throughout."""
     with PeakMonitor() as monitor:
         gradients = zero_gradients(params)
         start = time.perf_counter()
@@ -138,22 +140,22 @@ def run_update(name: str, accumulate, params, batch, repeats: int, profile: bool
                 jax.block_until_ready((gradients, aux))
                 seconds.append(time.perf_counter() - start)
         peak = monitor.metrics().get("memory/peak_gpu_gb/update", float("nan"))
-        where = {}
+        kernels = {}
         if profile:
             with tempfile.TemporaryDirectory() as folder:
                 with jax.profiler.trace(folder):
                     gradients, aux = compiled(params, gradients, batch, jnp.float32(1.0))
                     jax.block_until_ready((gradients, aux))
                 kinds, longest = kernel_seconds(Path(folder))
-            where = {"kinds_s": kinds, "longest": longest}
+            kernels = {"kinds_s": kinds, "longest": longest}
     for leaf in jax.tree.leaves(gradients):
         leaf.delete()
     figures = {"seconds": min(seconds[1:]), "first_s": first, "peak_gb": peak, "temp_gb": temp}
-    return {"name": f"update {name}"} | figures | where
+    return {"name": f"update {name}"} | figures | kernels
 
 
 def run_score(net: Model, params: Params, size: int, tokens: int, chunk: int, repeats: int) -> dict:
-    """Seconds and peak of `row_logprobs` over so many rows in one forward pass, host and copies counted."""
+    """Time `row_logprobs` over `size` rows in one forward pass, with host work and copies, and read its peak."""
     rng = np.random.default_rng(0)
     rows = [rng.integers(0, net.config.vocab_size, tokens).astype(np.int32) for _ in range(size)]
     seconds = []
@@ -167,7 +169,7 @@ def run_score(net: Model, params: Params, size: int, tokens: int, chunk: int, re
 
 
 def run_torch(folder: Path, size: int, tokens: int, repeats: int, *, random: bool) -> dict:
-    """transformers with sdpa, checkpointed layers, and log-probs in checkpointed chunks of 1024 tokens."""
+    """Time transformers with sdpa, checkpointed layers, and log-probs in checkpointed chunks of 1024 tokens."""
     import torch
     from torch.utils.checkpoint import checkpoint
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -189,8 +191,8 @@ def run_torch(folder: Path, size: int, tokens: int, repeats: int, *, random: boo
 
     def step():
         hidden = net.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        pieces = zip(hidden.split(1024, 1), ids[:, 1:].split(1024, 1))
-        logps = torch.cat([checkpoint(chunk_logps, h, t, use_reentrant=False) for h, t in pieces], 1)
+        chunks = zip(hidden.split(1024, 1), ids[:, 1:].split(1024, 1))
+        logps = torch.cat([checkpoint(chunk_logps, h, t, use_reentrant=False) for h, t in chunks], 1)
         (-logps.mean()).backward()
         if device == "cuda":
             torch.cuda.synchronize()
@@ -207,7 +209,7 @@ def run_torch(folder: Path, size: int, tokens: int, repeats: int, *, random: boo
                 step()
                 seconds.append(time.perf_counter() - start)
         peak = monitor.metrics().get("memory/peak_gpu_gb/update", float("nan"))
-    net.to("meta")  # frees its memory: two closures still hold it
+    net.to("meta")  # frees its memory, since two closures still reference it
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -229,7 +231,7 @@ def mfu(
     *,
     passes: int,
 ) -> dict:
-    """Model FLOPs of the micro-batch over what the GPU could have done in that time."""
+    """Model FLOPs of the micro-batch, and their share of what the GPU could have computed in that time."""
     heads = config.num_attention_heads * config.head_dim
     kv = config.num_key_value_heads * config.head_dim
     layer = config.hidden_size * (2 * heads + 2 * kv + 3 * config.intermediate_size)

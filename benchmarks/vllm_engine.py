@@ -1,10 +1,10 @@
-"""The vLLM child engine beside bare vLLM: start, sync, sleep, memory, tokens/s, agreement of log-probs.
+"""Compare the vLLM child engine with bare vLLM: start, sync, sleep, memory, tokens/s, agreement of log-probs.
 
     python benchmarks/vllm_engine.py --model 7b                 # random Qwen2.5-7B, no download
     python benchmarks/vllm_engine.py --model FOLDER --dtype float32 --prompt 64 --completion 32
 
-Prints one JSON object a line and a table last. The bare engine runs in a process of its own after ours has ended, with
-the same model, memory, prompts and sampling; JAX holds the trainer's weights meanwhile in both cases.
+Prints one JSON object per line, and a table at the end. The bare engine runs in its own process after ours has ended,
+with the same model, memory, prompts and sampling; JAX holds the trainer's weights in both cases.
 """
 
 import json
@@ -22,27 +22,9 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_ALLOCATOR", "platform")
 
 import numpy as np
 import tyro
+from common import QWEN_7B, print_figures
 
 from rlt_jax.errors import run_command
-
-QWEN_7B = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 32768,
-    "rope_theta": 1000000.0,
-    "rms_norm_eps": 1e-06,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "initializer_range": 0.02,
-    "use_sliding_window": False,
-    "vocab_size": 152064,
-    "torch_dtype": "bfloat16",
-}
 
 
 def main(
@@ -62,22 +44,22 @@ def main(
 
     Args:
       model: "7b" for random weights of that shape, or a model folder.
-      questions: prompts of a submission.
+      questions: prompts per submission.
       group: completions per prompt.
-      prompt: tokens of a prompt.
-      completion: tokens of every completion; none ends earlier.
+      prompt: tokens of every prompt.
+      completion: tokens of every completion; none ends early.
       memory_gb: the engine's share of the GPU.
-      rounds: repetitions of what is repeated.
-      bare: also run vLLM by itself.
-      restart: also kill the engine while it draws, and start it again.
-      compilation: let vLLM compile the model in our engine too, as the bare one does.
+      rounds: repetitions of sync, sampling and sleep, and of bare sampling.
+      bare: also run bare vLLM.
+      restart: also kill the engine while it samples, and restart it.
+      compilation: let vLLM compile the model in our engine too, as bare vLLM does.
     """
     from rlt_jax.device.monitor import gpu_memory_reader
     from rlt_jax.sampling.child import ChildEngine
     from rlt_jax.sampling.engine import EngineDied, Job
 
     gpu = gpu_memory_reader() or (lambda: float("nan"))
-    results: dict[str, object] = {"card_before_gb": gpu()}
+    results: dict[str, object] = {"gpu_before_gb": gpu()}
 
     def note(**values: object) -> None:
         results.update(values)
@@ -125,9 +107,9 @@ def main(
         sampling = {"max_tokens": completion, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
         def submit(jobs=jobs, length=completion, on_tokens=lambda count: None):
-            drawn = []
-            engine.generate(jobs, sampling | {"max_tokens": length}, drawn.append, on_tokens)
-            return drawn
+            completions = []
+            engine.generate(jobs, sampling | {"max_tokens": length}, completions.append, on_tokens)
+            return completions
 
         def logprobs(params):
             return [ids[1:] for ids in row_logprobs(net, params, prompts, temperature=1.0, batch_size=1, chunk=1024)]
@@ -137,8 +119,7 @@ def main(
             push = timed(lambda: engine.load(tensors))
             cache = timed(engine.wake_cache)
             reset = timed(engine.reset_prefix_cache)
-            probe, drawn = prompts[0][:256], []
-            engine.generate([Job(0, probe, 1)], sampling | {"max_tokens": 8}, drawn.append, lambda count: None)
+            submit([Job(0, prompts[0][:256], 1)], 8)
             theirs = [engine.prompt_logprobs(ids) for ids in prompts]
             ours = logprobs(params)
             seconds = timed(submit)
@@ -148,15 +129,15 @@ def main(
                 push_s=push,
                 wake_cache_s=cache,
                 reset_s=reset,
-                **apart("ours_vllm", ours, theirs),
+                **differences("ours_vllm", ours, theirs),
                 ours_tokens_per_s=len(jobs) * completion / seconds,
                 awake_gb=gpu(),
             )
             note(sleep_s=timed(engine.sleep), asleep_with_trainer_gb=gpu())
 
-        if dtype == "bfloat16":  # who of the two is nearer to what these weights compute without rounding?
+        if dtype == "bfloat16":  # which of the two is closer to these weights without rounding?
             exact = logprobs(jax.tree.map(lambda leaf: leaf.astype("float32"), params))
-            note(**apart("ours_float32", ours, exact), **apart("vllm_float32", theirs, exact))
+            note(**differences("ours_float32", ours, exact), **differences("vllm_float32", theirs, exact))
         if restart:
             engine.wake_weights()
             engine.load(tensors)
@@ -165,9 +146,8 @@ def main(
                 submit(on_tokens=lambda count: os.kill(engine.pid, signal.SIGKILL))
                 note(killed=False)
             except EngineDied as error:
-                note(killed=str(error), card_after_kill_gb=gpu(), restart_s=timed(engine.start))
-            drawn = submit(jobs[:4], 8)
-            note(drawn_after_restart=len(drawn))
+                note(killed=str(error), gpu_after_kill_gb=gpu(), restart_s=timed(engine.start))
+            note(completions_after_restart=len(submit(jobs[:4], 8)))
         engine.close()
         note(closed_gb=gpu())
 
@@ -182,37 +162,39 @@ def main(
             note(**json.loads(spec.read_text()))
             best = float(results["bare_tokens_per_s"])  # type: ignore[arg-type]
             note(ours_over_bare=float(results["ours_tokens_per_s"]) / best)  # type: ignore[arg-type]
-    print("\n| figure | value |\n|---|---|")
-    for name, value in results.items():
-        print(f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |")
+    print_figures(results)
 
 
 def bare_process(spec: Path) -> None:
-    """`LLM.generate` as its documentation shows it, with the sampling of ours."""
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; read on a CPU only
+    """Time `LLM.generate` as its documentation shows it, with our sampling parameters."""
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; used only on a CPU
     import torch
     from vllm import LLM, SamplingParams, TokensPrompt
 
-    given = json.loads(spec.read_text())
-    options = dict(given["options"])
+    arguments = json.loads(spec.read_text())
+    options = dict(arguments["options"])
     if torch.cuda.is_available():
-        options["gpu_memory_utilization"] = given["memory_gb"] * 1e9 / torch.cuda.mem_get_info()[1]
+        options["gpu_memory_utilization"] = arguments["memory_gb"] * 1e9 / torch.cuda.mem_get_info()[1]
     start = time.perf_counter()
-    llm = LLM(model=given["model"], load_format="dummy", skip_tokenizer_init=True, generation_config="vllm", **options)
+    llm = LLM(
+        model=arguments["model"], load_format="dummy", skip_tokenizer_init=True, generation_config="vllm", **options
+    )
     result = {"bare_start_s": time.perf_counter() - start}
-    prompts = [TokensPrompt(prompt_token_ids=ids) for ids in given["prompts"]]
+    prompts = [TokensPrompt(prompt_token_ids=ids) for ids in arguments["prompts"]]
     for name, extra in (("bare_tokens_per_s", {}), ("bare_seeded_logprobs_tokens_per_s", {"seed": 1, "logprobs": 0})):
-        params = SamplingParams(n=given["group"], ignore_eos=True, detokenize=False, **given["sampling"], **extra)
-        for _ in range(given["rounds"]):
+        params = SamplingParams(
+            n=arguments["group"], ignore_eos=True, detokenize=False, **arguments["sampling"], **extra
+        )
+        for _ in range(arguments["rounds"]):
             llm.reset_prefix_cache()
             start = time.perf_counter()
             outputs = llm.generate(prompts, params, use_tqdm=False)
-            tokens = sum(len(piece.token_ids) for output in outputs for piece in output.outputs)
+            tokens = sum(len(completion.token_ids) for output in outputs for completion in output.outputs)
             result[name] = tokens / (time.perf_counter() - start)
     spec.write_text(json.dumps(result))
 
 
-def apart(name: str, ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, float]:
+def differences(name: str, ours: list[np.ndarray], theirs: list[np.ndarray]) -> dict[str, float]:
     """Mean and largest absolute difference of log-probs, nats."""
     difference = np.abs(np.concatenate(ours) - np.concatenate(theirs))
     return {f"logp_{name}_mean": float(difference.mean()), f"logp_{name}_max": float(difference.max())}

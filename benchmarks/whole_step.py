@@ -1,12 +1,12 @@
-"""Whole training steps at full length through the real command: seconds, and memory of GPU and host, by phase.
+"""Run whole training steps at full length through the real command: seconds and memory of GPU and host, by phase.
 
     python benchmarks/whole_step.py --work /tmp/mono85 -- --train-batch-size 24 --memory.moments bfloat16
     python benchmarks/whole_step.py --work /tmp/tiny --model rlt_jax/assets/tiny/teacher -- --preset tiny --max-steps 2
 
-Makes a folder with random weights of Qwen2.5-7B's shape (no download; the tokenizer is a small one) and questions whose
-prompts have exactly --prompt tokens, then runs `python -m rlt_jax.train --preset mono85` on them with the flags behind
-`--`. A second run in the same --work folder takes what is there. The GPU is read by NVML every 10 ms from outside,
-from the command's start to its end. Prints the steps as JSON, one a line, and a table last.
+Makes a folder with random weights of Qwen2.5-7B's shape (no download; with a small tokenizer) and questions whose
+prompts have exactly --prompt tokens, then runs `python -m rlt_jax.train --preset mono85` on them with the flags after
+`--`. A second run in the same --work folder reuses both. NVML reads the GPU every 10 ms from outside, from the
+command's start to its end. Prints the steps as JSON, one per line, and a table at the end.
 """
 
 import json
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 import tyro
-from vllm_engine import QWEN_7B
+from common import QWEN_7B
 
 from rlt_jax.data import ChatFormat, build_prompts, load_tokenizer
 from rlt_jax.device.monitor import gpu_memory_reader
@@ -41,12 +41,12 @@ def main(
     """Measure.
 
     Args:
-      flags: of `python -m rlt_jax.train`, behind those of the preset mono85.
-      work: where model, data and runs go; 16 GB for 7b.
+      flags: of `python -m rlt_jax.train`, in addition to the preset mono85.
+      work: folder for model, data and runs; takes 16 GB for 7b.
       model: "7b" for random weights of that shape, or a model folder.
       prompt: tokens of every prompt.
       rows: questions.
-      name: of the run's folder.
+      name: of the run folder.
     """
     work.mkdir(parents=True, exist_ok=True)
     folder = Path(model)
@@ -67,9 +67,9 @@ def main(
     command += ["--max-prompt-length", str(prompt), "--max-steps", "1", "--output-dir", str(run)]
     command += ["--save-steps", "0", "--checkpoint.no-at-end", "--checkpoint.no-export", *flags]
     print(" ".join(command[1:]), flush=True)
-    device_memory, host = [0.0], [0.0]
+    peaks = {"gpu": 0.0, "host": 0.0}
     ended = threading.Event()
-    watcher = threading.Thread(target=watch, args=(ended, device_memory, host))
+    watcher = threading.Thread(target=watch, args=(ended, peaks))
     started = time.perf_counter()
     watcher.start()
     try:
@@ -77,7 +77,7 @@ def main(
     finally:
         ended.set()
         watcher.join()
-    whole = {"whole_run_s": time.perf_counter() - started, "card_peak_gb": device_memory[0], "host_peak_gb": host[0]}
+    whole = {"whole_run_s": time.perf_counter() - started, "gpu_peak_gb": peaks["gpu"], "host_peak_gb": peaks["host"]}
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [step for step in steps if "seconds/step" in step]
     for step in steps:
@@ -89,22 +89,20 @@ def main(
         peak = steps[-1].get(f"memory/peak_gpu_gb/{phase}", float("nan"))
         first, last = steps[0][f"seconds/{phase}"], steps[-1][f"seconds/{phase}"]
         print(f"| {phase} | {first:.2f} | {last:.2f} | {peak:.2f} |")
-    print(
-        f"| whole run | {whole['whole_run_s']:.1f} | | {whole['card_peak_gb']:.2f}; host {whole['host_peak_gb']:.1f} |"
-    )
+    print(f"| whole run | {whole['whole_run_s']:.1f} | | {peaks['gpu']:.2f}; host {peaks['host']:.1f} |")
 
 
-def watch(ended: threading.Event, device_memory: list[float], host: list[float]) -> None:
-    """Keep the highest use of GPU and host, GB, until the event is set."""
+def watch(ended: threading.Event, peaks: dict[str, float]) -> None:
+    """Record the peak use of GPU and host, GB, until the event is set."""
     read = gpu_memory_reader() or (lambda: float("nan"))
     before = psutil.virtual_memory().used
     while not ended.wait(0.01):
-        device_memory[0] = max(device_memory[0], read())
-        host[0] = max(host[0], (psutil.virtual_memory().used - before) / 1e9)
+        peaks["gpu"] = max(peaks["gpu"], read())
+        peaks["host"] = max(peaks["host"], (psutil.virtual_memory().used - before) / 1e9)
 
 
 def write_rows(file: Path, chat: ChatFormat, tokens: int, count: int) -> None:
-    """Different questions, each of whose prompts has exactly so many tokens."""
+    """Write distinct questions whose prompts have exactly `tokens` tokens each."""
 
     def length(question: str) -> int:
         row = Row(0, question, "57", None, None)
@@ -115,15 +113,17 @@ def write_rows(file: Path, chat: ChatFormat, tokens: int, count: int) -> None:
     for i in range(count):
         question = f"{i}."
         while (missing := tokens - length(question)) > 0:
-            question += "+" * max(missing // 2, 1)  # at most a token each
+            question += "+" * max(missing // 2, 1)  # each adds at most one token
         if missing < 0:
-            raise SystemExit(f"prompts of {tokens} tokens: a shortest one has {tokens - missing}: give more")
+            raise SystemExit(
+                f"--prompt {tokens}: expected at least {tokens - missing} tokens, as the shortest prompt has: raise it"
+            )
         lines.append(json.dumps({"question": question, "solution": "57"}) + "\n")
     file.write_text("".join(lines), encoding="utf-8")
 
 
 def make_model(folder: Path) -> None:
-    """A folder of random weights of Qwen2.5-7B's shape."""
+    """Write a folder with random weights of Qwen2.5-7B's shape."""
     from rlt_jax.models import init_model, save_model
 
     scratch = folder.with_name(folder.name + "-config")

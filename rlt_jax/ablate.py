@@ -10,20 +10,20 @@ from rlt_jax.studies.ablation_runs import study_runs
 
 
 def ablate(config: AblateConfig) -> Path:
-    """Train what is asked for and not finished yet, one run after the other, then compare all that is finished.
+    """Train the requested runs that are not finished, one after the other, then compare all finished runs.
 
     Returns:
       The study's folder: ARM/seed-S/ (runs), ARM/seed-S.yaml and .log (settings and output of each), and
       comparison.md, .csv and .png.
     Raises:
-      UserError: anything in the study that cannot work, before the first run; summary_only without the study's folder;
-        runs that failed, after the last one.
+      UserError: an unusable study, before the first run; summary_only without the study's folder; failed runs, after
+        the last one.
     """
     runs = study_runs(config)
     if config.summary_only and not Path(config.output_dir).is_dir():
         raise UserError(
-            f"--output-dir {config.output_dir}: expected the folder of a study, but there is none: give the one that "
-            "its runs are in, or leave out --summary-only to train them"
+            f"--output-dir {config.output_dir}: expected the folder of a study, but there is none: give the folder of "
+            "its runs, or leave out --summary-only to train them"
         )
     chosen = {
         f"{arm}, seed {seed}": run

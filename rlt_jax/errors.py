@@ -1,4 +1,4 @@
-"""User errors: a message to act on, an exit code, no traceback. Anything else is our bug and keeps its traceback."""
+"""User errors end with an actionable message and an exit code. Anything else is a bug and shows its traceback."""
 
 import os
 import sys
@@ -24,13 +24,13 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Call `main` as `command` does, for one that is no function of its own."""
+    """Call `main` at once, with the error handling of `command`."""
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except BrokenPipeError:  # the reader of our output is gone (`... | head`): nothing to say, and no one to say it to
+    except BrokenPipeError:  # the reader of our output is gone (`... | head`), so nobody would see a message
         sys.stdout = open(os.devnull, "w")  # else the interpreter complains once more when it flushes  # noqa: SIM115
         raise SystemExit(141) from None
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Exact-answer accuracy of a model: `python -m rlt_jax.evaluate --model DIR --data.path ... --out ...`."""
+"""Measure the exact-answer accuracy of a model: `python -m rlt_jax.evaluate --model DIR --data.path ... --out ...`."""
 
 import json
 import sys
@@ -39,15 +39,15 @@ from rlt_jax.sampling.factory import (
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Ask every question of config.data, and write config.out whole; a start that was interrupted goes on.
+    """Ask every question of config.data and write config.out whole; repeating an interrupted call resumes it.
 
-    Each line holds `row` (the question's number), `sample`, `completion`, `answer` as it was understood, `expected`,
+    Each line holds `row` (the question's number), `sample`, `completion`, `answer` as parsed, `expected`,
     `correct`, `finished` and `tokens`.
 
     Returns:
-      The summary, which also goes to the file beside it that ends in .summary.json.
+      The summary, which is also written to a file with the suffix .summary.json.
     Raises:
-      UserError: anything in the config, its files, model or data that cannot work.
+      UserError: an inconsistent config, or unusable files, model or data.
     """
     check_evaluate_config(config)
     out, data = Path(config.out), config.data
@@ -74,10 +74,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "model_files": weight_files(config.model),
     }
     prompts = encode_batch(chat.tokenizer, texts)
-    with open_partial(out, settings) as done:
-        if done.done:
-            print(f"going on after {done.done} chunks of {config.questions_per_chunk} questions")
-        if done.done * config.questions_per_chunk < len(questions):
+    with open_partial(out, settings) as partial:
+        if partial.done:
+            print(f"resuming after {partial.done} chunks of {config.questions_per_chunk} questions")
+        if partial.done * config.questions_per_chunk < len(questions):
             sampler_settings = text_settings(
                 config,
                 model=config.model,
@@ -85,20 +85,20 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
                 max_sequences=config.questions_per_chunk * config.samples,
             )
             with running_engine(sampler_settings, log_file=out.with_name(out.name + ".vllm.log")) as engine:
-                write_chunks(config, questions, prompts, done, chat, sampler_settings, engine)
-        summary = summarise(config, done) | {"skipped": len(skipped)}
+                write_chunks(config, questions, prompts, partial, chat, sampler_settings, engine)
+        summary = summarise(config, partial) | {"skipped": len(skipped)}
         with whole_file(out.with_suffix(".summary.json"), "the summary") as path:
             path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        done.finish()
+        partial.finish()
     print(f"{describe(summary)}: {out}")
     return summary
 
 
 def prompt_text(question: Question, config: EvaluateConfig, chat: ChatFormat) -> str:
-    """What the model continues."""
+    """The prompt that the model continues."""
     if config.prompt == "student":
         return student_prefix_text(question.text, chat, row_system=question.system)
-    # the chat format's student prompt is the file's, if there is one
+    # if there is a prompt file, the chat format's student prompt is from it
     system = chat.tags.fill(chat.student_prompt) if config.system_prompt_file else None
     return plain_chat_text(question.text, chat, system=system)
 
@@ -107,7 +107,7 @@ def write_chunks(
     config: EvaluateConfig,
     questions: Sequence[Question],
     prompts: Sequence[np.ndarray],
-    done: PartialFile,
+    partial: PartialFile,
     chat: ChatFormat,
     settings: SamplerSettings,
     engine: Engine | None,
@@ -117,23 +117,23 @@ def write_chunks(
     check_positions(
         model, max(map(len, prompts)), max_completion_length=config.max_completion_length, name=config.model
     )
-    ends = eos_ids(chat.tokenizer, config.model)
-    sampler = make_sampler(settings, engine, model, params, version=0, eos_ids=ends, probe_ids=prompts[0])
+    end_ids = eos_ids(chat.tokenizer, config.model)
+    sampler = make_sampler(settings, engine, model, params, version=0, eos_ids=end_ids, probe_ids=prompts[0])
     sampling = sampling_params(config.sampler, max_tokens=config.max_completion_length, temperature=config.temperature)
     size = config.questions_per_chunk
-    for start in track(range(done.done * size, len(questions), size), "answering", transient=True):
+    for start in track(range(partial.done * size, len(questions), size), "answering", transient=True):
         chunk = questions[start : start + size]
         requests = [
             sample_request(ids, seed=config.seed, row=question.number, samples=range(config.samples))
             for question, ids in zip(chunk, prompts[start:])
         ]
-        drawn = sampler.generate(requests, sampling)
+        groups = sampler.generate(requests, sampling)
         records = [
             answer_record(question, sample, completion, config, chat)
-            for question, completions in zip(chunk, drawn)
+            for question, completions in zip(chunk, groups)
             for sample, completion in enumerate(completions)
         ]
-        done.add(Chunk(records, {}))
+        partial.add(Chunk(records, {}))
 
 
 @command

@@ -1,4 +1,4 @@
-"""Explanations for every row of a data set: `python -m rlt_jax.generate --teacher DIR --data.path ... --out ...`."""
+"""Explain every row of a data set: `python -m rlt_jax.generate --teacher DIR --data.path ... --out ...`."""
 
 import logging
 import sys
@@ -39,7 +39,7 @@ log = logging.getLogger("rlt_jax")
 
 
 def generate(config: GenerateConfig) -> Path:
-    """Explain every row of config.data, and write config.out whole; a start that was interrupted goes on.
+    """Explain every row of config.data and write config.out whole; repeating an interrupted call resumes it.
 
     Each line holds the row's `question`, `solution` and `reasoning_trace`, its `explanation`, `system` and
     `conversations` to train a student on (see `distillation_row`), `row`, `sample`, `draw`, `matched`, `finished`,
@@ -48,7 +48,7 @@ def generate(config: GenerateConfig) -> Path:
     Returns:
       The file written.
     Raises:
-      UserError: anything in the config, its files, models or data that cannot work.
+      UserError: an inconsistent config, or unusable files, models or data.
     """
     check_generate_config(config)
     out = Path(config.out)
@@ -78,20 +78,20 @@ def generate(config: GenerateConfig) -> Path:
         built.prompts[start : start + config.rows_per_chunk]
         for start in range(0, len(built.prompts), config.rows_per_chunk)
     ]
-    with open_partial(out, settings) as done:
-        if done.done:
-            print(f"going on after {done.done} of {len(chunks)} chunks")
-        if done.done < len(chunks):
+    with open_partial(out, settings) as partial:
+        if partial.done:
+            print(f"resuming after {partial.done} of {len(chunks)} chunks")
+        if partial.done < len(chunks):
             with running_engine(sampler_settings(config), log_file=out.with_name(out.name + ".vllm.log")) as engine:
-                write_chunks(config, chunks, done, chat=chat, engine=engine)
-        summary = describe(config, done)
-        done.finish()
+                write_chunks(config, chunks, partial, chat=chat, engine=engine)
+        summary = describe(config, partial)
+        partial.finish()
     print(f"{len(built.prompts)} rows, {summary}: {out}")
     return out
 
 
 def sampler_settings(config: GenerateConfig) -> SamplerSettings:
-    """What the sampler is made with."""
+    """Settings of the sampler."""
     return text_settings(
         config,
         model=config.teacher,
@@ -103,12 +103,12 @@ def sampler_settings(config: GenerateConfig) -> SamplerSettings:
 def write_chunks(
     config: GenerateConfig,
     chunks: Sequence[Sequence[Prompt]],
-    done: PartialFile,
+    partial: PartialFile,
     *,
     chat: ChatFormat,
     engine: Engine | None,
 ) -> None:
-    """Load the models, and draw and save all chunks that are not done yet."""
+    """Load the models; sample, score and save the chunks that are not done yet."""
     model, params = load_checked_model(config.teacher, chat, dtype=config.dtype)
     longest = max(len(prompt.teacher_ids) for chunk in chunks for prompt in chunk)
     check_positions(
@@ -118,43 +118,42 @@ def write_chunks(
         name=config.teacher,
         hint=", or max_prompt_length to skip the longest prompts",
     )
-    ends = eos_ids(chat.tokenizer, config.teacher)
+    end_ids = eos_ids(chat.tokenizer, config.teacher)
     probe_ids = chunks[0][0].teacher_ids
     sampler = make_sampler(
-        sampler_settings(config), engine, model, params, version=0, eos_ids=ends, probe_ids=probe_ids
+        sampler_settings(config), engine, model, params, version=0, eos_ids=end_ids, probe_ids=probe_ids
     )
     scorer = load_scorer(config, model, chat)
-    todo = chunks[done.done :]
+    todo = chunks[partial.done :]
     for chunk in track(todo, "explaining", transient=True):
-        explanations, counts = sample_explanations(config, chunk, sampler, chat, ends)
-        if done.done == 0 and not explanations:
+        explanations, counts = sample_explanations(config, chunk, sampler, chat, end_ids)
+        if partial.done == 0 and not explanations:
             raise UserError(
                 f"none of the first {len(chunk) * config.samples} explanations can be used "
-                f"({describe_problems(counts)}): give the teacher prompt and tags that it was trained with, raise "
+                f"({describe_problems(counts)}): give the tags and prompt that the teacher was trained with, raise "
                 "--max-completion-length, or write them all with --on-unfinished keep"
             )
         if scorer is None or not explanations:
-            done.add(Chunk([explanation_record(explanation) for explanation in explanations], counts))
+            partial.add(Chunk([explanation_record(explanation) for explanation in explanations], counts))
             continue
         sampler.sleep()
         scored = scorer.score(
             params,
-            [it.prompt for it in explanations],
-            [it.row for it in explanations],
+            [explanation.prompt for explanation in explanations],
+            [explanation.row for explanation in explanations],
             batch_size=config.score_batch_size,
         )
-        done.add(
-            Chunk(
-                [explanation_record(it) | reward_columns(scored.rewards, i) for i, it in enumerate(explanations)],
-                counts,
-            )
-        )
+        records = [
+            explanation_record(explanation) | reward_columns(scored.rewards, i)
+            for i, explanation in enumerate(explanations)
+        ]
+        partial.add(Chunk(records, counts))
         sampler.wake()
         sampler.set_weights(params, 0)
 
 
 def load_scorer(config: GenerateConfig, teacher: Model, chat: ChatFormat) -> Scorer | None:
-    """The scorer of the explanations; None without a student."""
+    """Load the student and build the scorer; None without a student."""
     if config.student is None:
         return None
     student, student_params = load_checked_model(config.student, chat, dtype=config.dtype)
@@ -168,14 +167,14 @@ def load_scorer(config: GenerateConfig, teacher: Model, chat: ChatFormat) -> Sco
     )
 
 
-def describe(config: GenerateConfig, done: PartialFile) -> str:
-    """What was written, drawn again and dropped."""
+def describe(config: GenerateConfig, partial: PartialFile) -> str:
+    """How many explanations were written, resampled and dropped, and their mean reward."""
     written, reward = 0, 0.0
-    for chunk in done.read():
+    for chunk in partial.read():
         written += len(chunk.records)
         reward += sum(record.get("reward", 0.0) for record in chunk.records)
-    counts = done.counts()
-    parts = [f"{written} explanations", f"{counts['drawn again']} drawn again", f"{counts['dropped']} dropped"]
+    counts = partial.counts()
+    parts = [f"{written} explanations", f"{counts['resampled']} resampled", f"{counts['dropped']} dropped"]
     if why := describe_problems(counts):
         parts.append(f"wrong after the last try: {why}")
     if config.student is not None:

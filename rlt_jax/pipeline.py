@@ -1,11 +1,11 @@
-"""The whole pipeline, from the warm-up of a teacher to tested students; and the summary of several seeds.
+"""Run the whole pipeline, from the teacher's warm-up to evaluated students, or summarise several seeds.
 
     python -m rlt_jax.pipeline --study tiny --work runs/pipeline/seed-1 --seed 1
     python -m rlt_jax.pipeline --work runs/pipeline/seed-1 --collect seed-1.tar.gz
     python -m rlt_jax.pipeline --summary runs/pipeline/seed-1 runs/pipeline/seed-2 --out runs/pipeline/results
 
-Every stage is one or more `python -m rlt_jax.NAME`, one process each. The same call again skips what is done and
-resumes the rest. What each stage does, and every file of the work folder: docs/pipeline.md.
+Every stage is one or more `python -m rlt_jax.NAME`, one process each. Repeating the call skips what is done and resumes
+the rest. docs/pipeline.md describes each stage and every file of the work folder.
 """
 
 import io
@@ -25,11 +25,11 @@ OUT_OF_TIME = 3  # exit code when --minutes were not enough
 
 
 def pipeline(config: PipelineConfig) -> None:
-    """Run the stages, then pack the work folder, then summarise: whatever is asked for.
+    """Run the stages, pack the work folder, and summarise: those of the three that are requested, in this order.
 
     Raises:
-      UserError: anything in options, study or folders that cannot work, before anything is done; a command that failed.
-      OutOfTime: config.minutes are over.
+      UserError: unusable options, study or folders, before anything is done; a command that failed.
+      OutOfTime: config.minutes have passed.
     """
     check_pipeline_config(config)
     study = None if config.study is None else load_study(study_path(config.study, "pipeline"))
@@ -41,7 +41,7 @@ def pipeline(config: PipelineConfig) -> None:
     if config.collect is not None and work is not None:
         collect(work, Path(config.collect))
     if folders:
-        from rlt_jax.studies.pipeline_summary import summarise  # here: JAX and matplotlib take two seconds to load
+        from rlt_jax.studies.pipeline_summary import summarise  # here, as JAX and matplotlib take two seconds to load
 
         summarise(folders, Path(config.out))
 
@@ -54,13 +54,13 @@ def main() -> None:
     parsed = parse_command(PipelineConfig, sys.argv[1:], command="pipeline", description=__doc__)
     try:
         run_or_print(*parsed, run=pipeline)
-    except OutOfTime as ended:
-        print(ended)
+    except OutOfTime as error:
+        print(error)
         raise SystemExit(OUT_OF_TIME) from None
 
 
 def stop(*_: object) -> None:
-    """On SIGTERM: leave as on Ctrl-C, so that the command that runs is ended too."""
+    """Exit on SIGTERM as on Ctrl-C, so that the running command ends too."""
     raise SystemExit(128 + signal.SIGTERM)
 
 

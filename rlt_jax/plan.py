@@ -1,7 +1,7 @@
-"""Say what a training run needs and whether it fits, before anything is downloaded: `python -m rlt_jax.plan`.
+"""Plan how much memory a training run needs and whether it fits: `python -m rlt_jax.plan`. Downloads no weights.
 
-The GPU is read if there is one, and the run's programs are compiled for it; without one the figures are the ledger's
-formulas (`memory/ledger.py`).
+On a machine with a GPU, its size is read and the run's programs are compiled for it; without one, the figures are those
+of the ledger's formulas (`planner/ledger.py`).
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Rewards and components of existing explanations: `python -m rlt_jax.score --teacher DIR --student DIR --data ...`."""
+"""Score existing explanations: `python -m rlt_jax.score --teacher DIR --student DIR --data ...`."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ BATCHES_PER_CHUNK = 16  # forward passes between two writes: sorting by length i
 
 
 def score(config: ScoreConfig) -> Path:
-    """Score every row of config.data and write config.out and what else is asked for, each whole or not at all.
+    """Score every row of config.data, and write config.out and the other requested files, each whole or not at all.
 
     Each line of config.out holds `row` (its number in the data), `reward`, `components` (name -> value), `matched`,
     `copy_rate`, `repeat_rate`, `thought_tokens` and `solution_tokens`. config.selected_out is a data set of the kept
@@ -35,7 +35,7 @@ def score(config: ScoreConfig) -> Path:
     Returns:
       config.out.
     Raises:
-      UserError: anything in the config, its files, models or data that cannot work.
+      UserError: an inconsistent config, or unusable files, models or data.
     """
     check_score_config(config)
     named = {"--out": config.out, "--selected-out": config.selected_out, "--histogram": config.histogram}
@@ -98,7 +98,7 @@ def score(config: ScoreConfig) -> Path:
 def score_records(
     scorer: Scorer, teacher_params: Params, explained: Sequence[ExplainedRow], *, chat: ChatFormat, batch_size: int
 ) -> Iterator[tuple[float, dict[str, object]]]:
-    """Score some rows at once; yields the reward of each, and all that is written of it."""
+    """Score rows together; yields the reward of each, and its line of config.out."""
     rows = [explained_score_row(row, chat) for row in explained]
     rewards = scorer.score(teacher_params, (), rows, batch_size=batch_size).rewards
     for i, (row, explanation) in enumerate(zip(rows, explained)):
@@ -125,7 +125,7 @@ def check_json(rows: Sequence[ExplainedRow]) -> None:
             except TypeError as error:
                 raise UserError(
                     f"row {explained.row.number}: --selected-out is JSON Lines, which cannot hold its column "
-                    f"{column} ({error}): drop the column, or leave the flag out"
+                    f"{column} ({error}): drop the column, or leave out the flag"
                 ) from None
 
 

@@ -1,7 +1,7 @@
 """Supervised fine-tuning of a teacher or a student: `python -m rlt_jax.sft --target teacher --model DIR ...`.
 
-The teacher learns to write a row's trace after question and solution; the student to write thought and solution after
-the question (RLT, arXiv 2506.08388, section 3; the loss counts completion tokens alone).
+The teacher learns to write a row's trace after question and solution; the student, to write thought and solution after
+the question (RLT, arXiv 2506.08388, section 3; only completion tokens count in the loss).
 """
 
 import logging
@@ -20,18 +20,18 @@ from rlt_jax.runs.sft import load_sft
 log = logging.getLogger("rlt_jax")
 
 TOO_LARGE = (
-    "lower --max-length (and --packed-length with --packing), or keep what the optimizer knows on the host with "
+    "lower --max-length (and --packed-length with --packing), or keep the optimizer's state on the host with "
     "--memory.optimizer host"
 )
 
 
 def sft(config: SftConfig) -> Path:
-    """Fine-tune from the config's start, or from the run folder's newest checkpoint, to its last step.
+    """Fine-tune a model, from the start or from the run folder's newest checkpoint, to the last step.
 
     Returns:
       The run folder: config.yaml, metrics.jsonl, logs, checkpoints, final/ (the model, with its tokenizer).
     Raises:
-      UserError: anything in the config, its files, model or data that cannot work.
+      UserError: an inconsistent config, or unusable files, model or data.
     """
     check_sft_config(config)
     with open_session(config) as session, explain_out_of_memory(lambda: TOO_LARGE):
@@ -39,7 +39,7 @@ def sft(config: SftConfig) -> Path:
         state = session.resume(
             run.params, like=run.optimizer.like(run.params), fresh=run.optimizer.init, max_steps=run.max_steps
         )
-        if session.first_step == 0 and session.evaluates(0) and run.held_out:
+        if session.start_step == 0 and session.evaluates(0) and run.held_out:
             session.write(0, {"eval/loss": run.held_out_loss(state.params)})
 
         for step in session.steps():

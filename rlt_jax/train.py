@@ -1,10 +1,10 @@
 """Train a teacher with GRPO on the RLT reward (arXiv 2506.08388): `python -m rlt_jax.train --preset tiny`.
 
-The loop in `train` is the algorithm; `runs/rlt.py` holds what it computes with, `runs/session.py` what surrounds it.
+The loop in `train` is the algorithm; `runs/rlt.py` builds its parts, `runs/session.py` keeps files and checkpoints.
 
 Departures from the original:
-- A prompt that is too long is skipped and counted: a cut solution makes its reward meaningless.
-- The reference is saved in checkpoints: a resumed run is the same run.
+- Prompts that are too long are skipped and counted: a truncated solution would make the reward meaningless.
+- Checkpoints include the reference: a resumed run is the same run.
 - Pads of a row without EOS are not trained on, and a group of equal rewards gets advantages of exactly 0.
 """
 
@@ -21,7 +21,7 @@ from rlt_jax.models import Params
 from rlt_jax.report.curves import draw_curves
 from rlt_jax.report.paired import print_summary
 from rlt_jax.report.writer import COMPLETIONS_FILE, METRICS_FILE
-from rlt_jax.rewards.records import rollout_metrics, sample_records
+from rlt_jax.rewards.records import rollout_metrics
 from rlt_jax.rewards.rlt import RewardFn
 from rlt_jax.rewards.scorer import Scored
 from rlt_jax.runs.evaluation import SOLUTION_LOGP, evaluation_requests, evaluation_results, read_changes
@@ -32,28 +32,28 @@ from rlt_jax.types import Completion
 
 
 def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
-    """Run GRPO from the config's start, or from the run folder's newest checkpoint, to its last step.
+    """Train a teacher with GRPO, from the start or from the run folder's newest checkpoint, to config.max_steps.
 
     Args:
-      reward_fn: a reward of your own (see `rewards.RewardFn`); None: the RLT reward with config.reward.
+      reward_fn: your own reward function (see `rewards.rlt.RewardFn`). None: the RLT reward with config.reward.
     Returns:
       The run folder: config.yaml, metrics.jsonl, eval.jsonl, completions.jsonl, curves.png, logs, checkpoints, final/.
     Raises:
-      UserError: anything in the config, its files, models or data that cannot work.
+      UserError: an inconsistent config, or unusable files, models or data.
     """
     check_config(config)
     with open_session(config) as session, open_rlt(config, session.folder, reward_fn=reward_fn) as rlt:
         state, reference = session.resume(
             rlt.params, like=rlt.state_like(), fresh=rlt.fresh_state, max_steps=config.max_steps
         )
-        sampler = rlt.open_sampler(state.params, version=session.first_step)
-        if session.first_step == 0 and session.evaluates(0):
+        sampler = rlt.open_sampler(state.params, version=session.start_step)
+        if session.start_step == 0 and session.evaluates(0):
             evaluate(session, rlt, sampler, state.params, reference, step=0)
 
         for step in session.steps():
             prompts, requests = rlt.requests(step)
             with session.phase("generate"):
-                groups = rlt.generate(sampler, requests, on_progress=session.show_tokens)
+                groups = rlt.generate(sampler, requests, on_progress=session.show_tokens)  # and the sampler sleeps
                 completions = [completion for group in groups for completion in group]
                 prompts = [prompt for prompt in prompts for _ in range(config.num_generations)]
 
@@ -73,15 +73,10 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
                 sampler.wake()
                 sampler.set_weights(state.params, step)
 
-            rlt.watch_memory(session.peaks(), compare=step == session.first_step + 1)
+            rlt.watch_memory(session.peaks(), compare=step == session.start_step + 1)
             if session.logs(step):
                 log_step(session, rlt, sampler, scored, completions, losses, step=step)
-            session.end_step(
-                step,
-                sample_records(
-                    scored, completions, probability=config.log.sample_probability, seed=(config.seed, step)
-                ),
-            )
+            session.end_step(step, rlt.samples(step, scored, completions))
             if session.evaluates(step):
                 evaluate(session, rlt, sampler, state.params, reference, step=step)
             if session.saves(step):
@@ -92,10 +87,10 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
 
 
 def evaluate(session: Session, rlt: Rlt, sampler: Sampler, policy: Params, reference: Params, *, step: int) -> None:
-    """Explain the held-out questions, with the same seeds at every evaluation, and score the explanations."""
+    """Sample explanations of the held-out questions, with the same seeds in every evaluation, and score them."""
     requests = evaluation_requests(rlt.eval_prompts, seed=rlt.config.seed)
     with session.phase("generate"):
-        completions = [drawn for (drawn,) in rlt.generate(sampler, requests, on_progress=session.show_tokens)]
+        completions = [completion for (completion,) in rlt.generate(sampler, requests, on_progress=session.show_tokens)]
     with session.phase("score"):
         scored = rlt.score(policy, reference, rlt.eval_prompts, completions)
     with session.phase("sync"):
@@ -117,7 +112,7 @@ def log_step(
     """Write the metrics of a step."""
     metrics = rollout_metrics(scored, completions, rlt.chat, num_generations=rlt.config.num_generations)
     metrics |= {**losses, "learning_rate": rlt.optimizer.learning_rate(step - 1), **sampler.metrics()}
-    tokens = {
+    tokens = {  # teacher and reference both score the teacher's sequence
         "generate": sum(len(completion.token_ids) for completion in completions),
         "score": sum(2 * len(row.teacher_ids) + len(row.student_ids) for row in scored.rows),
         "update": sum(len(row.teacher_ids) for row in scored.rows),
@@ -126,7 +121,7 @@ def log_step(
 
 
 def summarise(session: Session, rlt: Rlt, policy: Params) -> None:
-    """Export the teacher, draw the curves, and say what changed and where the files are."""
+    """Export the teacher, draw the curves, and print what changed and where the files are."""
     exported = session.finish(rlt.model, policy, tokenizer_from=rlt.config.teacher)
     folder = session.folder
     files = {"metrics": folder / METRICS_FILE, "completions": folder / COMPLETIONS_FILE, "curves": draw_curves(folder)}

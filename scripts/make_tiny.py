@@ -2,12 +2,13 @@
 
     python scripts/make_tiny.py [--work runs/make_tiny] [--out rlt_jax/assets/tiny]
 
-Problems: two operations on two-digit numbers; the solution is the bare result. The student learns (supervised) to work
-step by step: it can do each step, but not both at once in its head, so it needs the explanation, and guesses without
-one. The teacher learns to write three kinds of explanation: worked steps, steps with wrong numbers, and vague talk. RLT
-has to find out which of them teaches.
+Problems: two operations on two-digit numbers; the solution is only the result. The student is trained (supervised) to
+work step by step: it can do each step, but not both at once, so it needs the explanation and guesses without one. The
+teacher is trained to write three kinds of explanation: worked steps, steps with wrong numbers, and vague talk. RLT has
+to find out which of them teaches.
+
 The script ends by printing the student's solution log-prob with the true, a shuffled and no explanation, and fails
-when the true one is not at least 1 nat per token better than both.
+unless the true one is at least 1 nat per token better than both.
 """
 
 import argparse
@@ -27,7 +28,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# Qwen2's own splitting, so that every loader of a Qwen2 folder cuts the same tokens
+# Qwen2's own splitting, so that every loader of a Qwen2 folder yields the same tokens
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -38,7 +39,7 @@ MODEL_CONFIG = {
     "hidden_size": 128,
     "intermediate_size": 320,
     "num_hidden_layers": 3,
-    "num_attention_heads": 4,  # head_dim 32, the least that vLLM's CPU attention takes
+    "num_attention_heads": 4,  # head_dim 32, the smallest that vLLM's CPU attention supports
     "num_key_value_heads": 2,
     "max_position_embeddings": 1024,
     "rope_theta": 10000.0,
@@ -60,7 +61,7 @@ STUDENT_STYLES = {"steps": 0.7, "wrong": 0.1, "vague": 0.1, "shuffled": 0.1}  # 
 
 
 def make_problem(rng: np.random.Generator) -> dict[str, str]:
-    """One question with its worked steps; every number has two digits."""
+    """Make a question with its worked steps; every number has two digits."""
     while True:
         a, b, c = (int(x) for x in rng.integers(10, 100, size=3))
         first, second = (str(x) for x in rng.choice(["+", "-"], size=2))
@@ -76,7 +77,7 @@ def make_problem(rng: np.random.Generator) -> dict[str, str]:
 
 
 def wrong_steps(trace: str, rng: np.random.Generator) -> str:
-    """The same steps, each result replaced by a random number (used on in the next step)."""
+    """The same steps with each result replaced by a random number, which the next step uses."""
     first, then = trace.removesuffix(".").split(". ")
     middle = str(rng.integers(10, 100))
     old_middle = first.split("=")[1]
@@ -86,7 +87,7 @@ def wrong_steps(trace: str, rng: np.random.Generator) -> str:
 
 
 def explain(rows: list[dict[str, str]], styles: dict[str, float], rng: np.random.Generator) -> list[dict[str, str]]:
-    """Rows with each trace rewritten in a style drawn from `styles` (style -> share)."""
+    """Rewrite each row's trace in a style sampled from `styles` (style -> share)."""
     explained = []
     for row in rows:
         style = rng.choice(list(styles), p=list(styles.values()))
@@ -102,7 +103,7 @@ def explain(rows: list[dict[str, str]], styles: dict[str, float], rng: np.random
 
 
 def make_tokenizer(rows: list[dict[str, str]]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of VOCAB_SIZE trained on the rows, the prompts and the tags; three special tokens at the end."""
+    """Train a byte-level BPE of VOCAB_SIZE on the rows, the prompts and the tags; three special tokens come last."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated")
@@ -142,7 +143,7 @@ def run(*command: str) -> None:
 
 
 def write_initial_model(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
-    """A random-weight Qwen2 folder with the tokenizer."""
+    """Write a Qwen2 folder with the tokenizer, and one with random weights next to it."""
     from rlt_jax.models import init_model, save_model
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -154,7 +155,7 @@ def write_initial_model(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: 
 
 
 def mean_solution_logp(student: Path, rows: list[dict[str, str]], work: Path) -> np.ndarray:
-    """Student log-prob per solution token (nats, temperature 1) of each row's `explanation`, with `rlt_jax.score`."""
+    """Student log-prob per solution token (nats, temperature 1) given each row's `explanation`, by `rlt_jax.score`."""
     data, out = write_jsonl(work / "rows.jsonl", rows), work / "scores.jsonl"
     out.unlink(missing_ok=True)
     run(
@@ -166,16 +167,15 @@ def mean_solution_logp(student: Path, rows: list[dict[str, str]], work: Path) ->
 
 
 def check_dependence(student: Path, rows: list[dict[str, str]], work: Path) -> None:
-    """Print the solution log-prob with three explanations of the same rows; exit 1 if they differ too little."""
-    bare = [{key: row[key] for key in ("question", "solution", "system")} for row in rows]
+    """Print the solution log-prob with three explanations of the same rows; exit with 1 if they differ too little."""
+    unexplained = [{key: row[key] for key in ("question", "solution", "system")} for row in rows]
     traces = [row["reasoning_trace"] for row in rows]
     shuffled = traces[1:] + traces[:1]
-    none = [{**row, "completion": "<|end_of_explanation|>"} for row in bare]
     means = {}
     for name, scored in {
-        "true": [{**row, "explanation": trace} for row, trace in zip(bare, traces)],
-        "shuffled": [{**row, "explanation": trace} for row, trace in zip(bare, shuffled)],
-        "none": none,
+        "true": [{**row, "explanation": trace} for row, trace in zip(unexplained, traces)],
+        "shuffled": [{**row, "explanation": trace} for row, trace in zip(unexplained, shuffled)],
+        "none": [{**row, "completion": "<|end_of_explanation|>"} for row in unexplained],
     }.items():
         logps = mean_solution_logp(student, scored, work / f"check_{name}")
         means[name] = logps.mean()
@@ -185,19 +185,21 @@ def check_dependence(student: Path, rows: list[dict[str, str]], work: Path) -> N
     gap = means["true"] - max(means["shuffled"], means["none"])
     print(f"true is {gap:.2f} nats per token better")
     if gap < 1.0:
-        sys.exit("the student does not depend on the explanation: at least 1 nat per token was expected")
+        sys.exit(
+            "expected the true explanation to be at least 1 nat per token better: the student does not depend on it"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/make_tiny"), help="folder for what lies between")
+    parser.add_argument("--work", type=Path, default=Path("runs/make_tiny"), help="folder for intermediate files")
     parser.add_argument(
-        "--out", type=Path, default=Path("rlt_jax/assets/tiny"), help="folder to write, the package's own by default"
+        "--out", type=Path, default=Path("rlt_jax/assets/tiny"), help="output folder, by default the package's own"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of problems, order and initial weights")
-    parser.add_argument("--student-steps", type=int, default=12000, help="gradient steps of the student")
-    parser.add_argument("--teacher-steps", type=int, default=10000, help="gradient steps of the teacher")
-    parser.add_argument("--learning-rate", default="1e-3", help="peak learning rate of both")
+    parser.add_argument("--seed", type=int, default=0, help="seed of problems, order and initial weights")
+    parser.add_argument("--student-steps", type=int, default=12000, help="gradient steps for the student")
+    parser.add_argument("--teacher-steps", type=int, default=10000, help="gradient steps for the teacher")
+    parser.add_argument("--learning-rate", default="1e-3", help="peak learning rate for both")
     args = parser.parse_args()
 
     rng = np.random.default_rng(args.seed)

@@ -1,23 +1,21 @@
-"""What testing a model on questions with known answers can be told."""
+"""Settings of an evaluation: a model is tested on questions with known answers."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
-from rlt_jax.configs.checks import not_finite_problems, text_problems
-from rlt_jax.configs.files import type_problems
+from rlt_jax.configs.checks import check_problems, text_problems
 from rlt_jax.configs.resume import MayChange
 from rlt_jax.configs.sampling import sampling_problems
 from rlt_jax.configs.schema import SamplerConfig
-from rlt_jax.errors import UserError
 from rlt_jax.types import Dtype, TagFormat
 
-MOST_OPTIONS = 26  # letters
+MAX_OPTIONS = 26  # one letter each
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionsConfig:
-    """The test set, by the names of its columns."""
+    """The test set, and the columns to read."""
 
     path: str
     """Questions with answers: a hub name, a local folder, or a .jsonl, .json or .parquet file."""
@@ -26,11 +24,11 @@ class QuestionsConfig:
     question_column: str = "question"
     """Column with the question."""
     answer_column: str = "answer"
-    """Column with the right answer alone (57, not how one gets there); with choices, the right option's text."""
+    """Column with nothing but the right answer (57, without derivation); with choices, the text of the right option."""
     choice_columns: tuple[str, ...] = ()
-    """Columns with the wrong options of a multiple-choice question. Empty: the answer is free."""
+    """Columns with the wrong options of multiple-choice questions. Empty: free-form answers."""
     on_bad_row: Literal["skip", "stop"] = "skip"
-    """What to do with a row that cannot be used: skip it, with number, reason and a count, or stop."""
+    """What to do with an unusable row: skip (number, reason and count are reported) or stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,53 +38,50 @@ class EvaluateConfig:
     model: str
     """Model to test: a local Hugging Face folder or a hub name."""
     data: QuestionsConfig
-    """The test set, by the names of its columns."""
+    """The test set, and the columns to read."""
     out: MayChange[str]
-    """File to write, JSON Lines, a line per sample. It must not exist; OUT.partial keeps what is done, and a second
-    start goes on. The accuracies go to the file beside it that ends in .summary.json."""
+    """JSON Lines file to write, one line per sample. It must not exist. OUT.partial holds the finished chunks, from
+    which the same command resumes. The accuracies go to a second file, which ends in .summary.json."""
     answer_kind: Literal["math", "text"] = "math"
-    """math: equal as mathematics (math-verify); text: the same number at the end, or the same words. Without effect
-    with data.choice_columns, where letters are compared."""
+    """How answers are compared: math: as mathematics (math-verify); text: the last number, or the words. No effect with
+    data.choice_columns, where letters are compared."""
     prompt: Literal["student", "chat"] = "student"
-    """student: the chat the student was trained on, whose answer begins with the thought's tag; chat: the question in
-    the model's own chat."""
+    """student: the chat format that students are trained on, up to the thought's start tag; chat: the question in the
+    model's own chat format."""
     tags: TagFormat = "bespoke"
     """Style of the tags: bespoke `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, r1 `<NAME>` ... `</NAME>`."""
     system_prompt_file: str | None = None
-    """Text file with the system prompt. None: student: the row's `system` column, else the default student prompt;
-    chat: none."""
+    """Text file with the system prompt. None: for prompt student, the row's `system` column, else the default student
+    prompt; for prompt chat, no system prompt."""
     samples: int = 1
     """Answers per question."""
     k: tuple[int, ...] = (1,)
-    """Report pass@k, the probability that one of k answers is right, for each of these, samples at most."""
+    """Values of k to report pass@k for, the probability that at least one of k answers is right; at most samples."""
     questions_per_chunk: int = 256
-    """Questions that are drawn together and then saved, questions."""
+    """Questions per chunk, which are answered together and then saved."""
     seed: int = 42
-    """Seed of sampling, 0 to 2**31 - 1; each answer's own follows from it and from the question's number."""
+    """Seed of sampling, 0 to 2**31 - 1; with the numbers of question and sample it gives each answer's own seed."""
     dtype: Dtype = "bfloat16"
-    """Number format of weights and activations."""
+    """Dtype of weights and activations."""
     max_completion_length: int = 16384
-    """Answers are cut off here, tokens."""
+    """Maximum length of an answer, tokens; longer ones are cut off."""
     temperature: float = 0.7
-    """Sampling temperature, no unit. 0: the likeliest token each time."""
+    """Sampling temperature, no unit. 0: greedy."""
     sampler: SamplerConfig = SamplerConfig()
-    """How answers are drawn."""
+    """How answers are sampled."""
     vllm_gpu_memory_utilization: MayChange[float] = 0.55
-    """Share of the GPU for a vLLM engine, in (0, 1]; without effect on the native sampler."""
+    """Share of the GPU's memory for a vLLM engine, in (0, 1]; no effect with the native sampler."""
     logprob_chunk: MayChange[int] = 1024
-    """Tokens whose logits over the vocabulary are held at once when a vLLM engine is verified, tokens."""
+    """Chunk size for logits over the vocabulary when a vLLM engine is verified, tokens."""
 
 
 def check_evaluate_config(config: EvaluateConfig) -> None:
-    """Stop if the test cannot be what the user wants.
+    """Reject inconsistent settings.
 
     Raises:
       UserError: every inconsistency, one per line: what was expected, what came, what to do.
     """
-    problems = type_problems(config) or list(not_finite_problems(asdict(config)))
-    problems = problems or list(_evaluate_problems(config))
-    if problems:
-        raise UserError("\n".join(problems))
+    check_problems(config, _evaluate_problems)
 
 
 def _evaluate_problems(config: EvaluateConfig) -> Iterator[str]:
@@ -104,11 +99,11 @@ def _evaluate_problems(config: EvaluateConfig) -> Iterator[str]:
     columns = [data.question_column, data.answer_column, *data.choice_columns]
     if len(set(columns)) < len(columns):
         yield (
-            f"data: the columns {', '.join(columns)} name one twice: expected the question, the right answer, and in "
-            "data.choice_columns the wrong options alone"
+            f"data: the columns {', '.join(columns)} name one twice: expected the question, the right answer and, in "
+            "data.choice_columns, only the wrong options"
         )
-    if len(data.choice_columns) >= MOST_OPTIONS:
-        yield f"data.choice_columns has {len(data.choice_columns)} columns: expected at most {MOST_OPTIONS - 1}"
+    if len(data.choice_columns) >= MAX_OPTIONS:
+        yield f"data.choice_columns has {len(data.choice_columns)} columns: expected at most {MAX_OPTIONS - 1}"
     yield from sampling_problems(
         config,
         positive={
@@ -119,4 +114,4 @@ def _evaluate_problems(config: EvaluateConfig) -> Iterator[str]:
     )
     for k in config.k:
         if not 1 <= k <= config.samples:
-            yield f"k={k} with samples={config.samples}: expected 1 to {config.samples}: draw more samples, or lower k"
+            yield f"k={k} with samples={config.samples}: expected 1 to {config.samples}: raise samples, or lower k"

@@ -1,7 +1,7 @@
 """Configurations as YAML files, read strictly: every key must exist and every value must have its field's type.
 
-The scalars are those of YAML 1.2, so that `1e-6` is a number and `no` a word; PyYAML alone reads YAML 1.1, where they
-are not. Nothing in a file is evaluated.
+Scalars follow YAML 1.2, so `1e-6` is a number and `no` a word; PyYAML alone follows YAML 1.1, where they are not.
+Nothing in a file is evaluated.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound="DataclassInstance")
 
-A_RUN = "the config.yaml of a run folder"
+RUN_CONFIG = "the config.yaml of a run folder"
 
 _SCALARS = [  # YAML 1.2, core schema: (tag, pattern, first characters)
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -35,10 +35,10 @@ _SCALARS = [  # YAML 1.2, core schema: (tag, pattern, first characters)
     ),
 ]
 
-_EXPECTED = {  # pydantic's words -> ours
+_EXPECTED = {  # pydantic's wording -> ours
     "a valid integer": "a whole number",
     "a valid number": "a number",
-    "a valid string": "a text",
+    "a valid string": "text",
     "a valid boolean": "true or false",
     "a valid array": "a list",
     "an object": "a section (lines `key: value`, or {} for none)",
@@ -46,47 +46,47 @@ _EXPECTED = {  # pydantic's words -> ours
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads YAML 1.2 scalars, no alias, no key twice."""
+    """Reads YAML 1.2 scalars; rejects aliases and duplicate keys."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """As the base class, but an alias is an error: a configuration that refers to itself has no end."""
+        """Reject aliases: a configuration that refers to itself would never end."""
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "an alias (`*name`): write its value out", mark)
+            raise yaml.composer.ComposerError(None, None, "an alias (`*name`): write out the value", mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """As the base class, but a key that stands twice is an error: one of its values would be lost."""
+        """Reject duplicate keys: one of the values would be lost."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for i, key in enumerate(keys):
             if key in keys[:i]:
                 mark = node.value[i][0].start_mark
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", mark)
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads."""
+    """Writes YAML that `_Loader` can read."""
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Equal values are written out each time: `&id001` means nothing to a reader."""
+        """Write out repeated values: an anchor such as `&id001` means nothing to a reader."""
         return True
 
 
 for _class in (_Loader, _Dumper):
-    _class.yaml_implicit_resolvers = {}  # without YAML 1.1's
+    _class.yaml_implicit_resolvers = {}  # drop those of YAML 1.1
     for _tag, _pattern, _first in _SCALARS:
         _class.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
 _Dumper.add_representer(tuple, lambda dumper, value: dumper.represent_sequence("tag:yaml.org,2002:seq", value, True))
 
 
 def config_yaml(config: "DataclassInstance") -> str:
-    """A configuration (a dataclass of this package) as YAML with every field, in the order of the schema."""
+    """Format a configuration (a dataclass of this package) as YAML, every field in the order of the schema."""
     return yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def save_config(config: "DataclassInstance", path: str | Path) -> None:
-    """Write a configuration with every field to a YAML file; `load_config` gives back an equal one.
+    """Write a configuration with every field to a YAML file; loading it gives an equal configuration.
 
     Raises:
       UserError: the file cannot be written.
@@ -97,24 +97,24 @@ def save_config(config: "DataclassInstance", path: str | Path) -> None:
         raise UserError(f"cannot write the configuration to {path} ({error.strerror}): choose another folder") from None
 
 
-def load_settings(path: str | Path, config_class: type[Config], *, example: str = A_RUN) -> Config:
-    """Read a configuration of any class from a YAML file; what it leaves out has the class's default.
+def load_settings(path: str | Path, config_class: type[Config], *, example: str = RUN_CONFIG) -> Config:
+    """Read a configuration of any class from a YAML file; missing fields get the class's defaults.
 
     Args:
-      example: such a file, for the message where there is none.
+      example: where to find an example file, for error messages.
     Raises:
       UserError: no such file, not YAML, an unknown or missing key, a value of the wrong type.
     """
     return build(config_class, read_yaml(path, example=example), source=str(path))
 
 
-def read_yaml(path: str | Path, *, example: str = A_RUN) -> dict[str, Any]:
-    """The mapping of keys to values in a YAML file.
+def read_yaml(path: str | Path, *, example: str = RUN_CONFIG) -> dict[str, Any]:
+    """Read the mapping in a YAML file.
 
     Args:
-      example: such a file, for the message where there is none.
+      example: where to find an example file, for error messages.
     Raises:
-      UserError: the file cannot be read, is not YAML, or holds something else than a mapping.
+      UserError: the file cannot be read, is not YAML, or does not hold a mapping.
     """
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # a subclass of SafeLoader
@@ -128,7 +128,7 @@ def read_yaml(path: str | Path, *, example: str = A_RUN) -> dict[str, Any]:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: not YAML: {error.problem}") from None
     except (yaml.YAMLError, RecursionError, ValueError, LookupError) as error:
-        # control characters, absurd nesting or numbers, a value that does not fit its explicit `!!tag`
+        # control characters, extreme nesting or numbers, a value that does not match its explicit `!!tag`
         raise UserError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
         came = "nothing" if values is None else f"a {type(values).__name__}"
@@ -137,10 +137,11 @@ def read_yaml(path: str | Path, *, example: str = A_RUN) -> dict[str, Any]:
 
 
 def build(config_class: type[Config], values: Mapping[str, Any], *, source: str, base: Config | None = None) -> Config:
-    """A configuration from plain nested values, strictly typed; what they leave out comes from `base`, else the class.
+    """Build a configuration from nested plain values, strictly typed.
 
     Args:
-      source: where the values came from, for messages.
+      source: where the values came from, for error messages.
+      base: provides the missing fields. None: they get the class's defaults.
     Raises:
       UserError: all unknown keys, missing keys and values of the wrong type, one per line.
     """
@@ -148,26 +149,26 @@ def build(config_class: type[Config], values: Mapping[str, Any], *, source: str,
     defaults = _class_defaults(config_class) if base is None else dataclasses.asdict(base)
     merged = _merged(defaults, values)
     try:
-        config = pydantic.TypeAdapter(config_class).validate_json(json.dumps(merged, default=_no_json), strict=True)
+        config = pydantic.TypeAdapter(config_class).validate_json(json.dumps(merged, default=_unsupported), strict=True)
     except pydantic.ValidationError as error:
-        problems += map(_explain, error.errors(include_url=False))
+        problems += map(_message, error.errors(include_url=False))
     if problems:
         raise UserError("\n".join(f"{source}: {problem}" for problem in problems))
     return config
 
 
 def type_problems(config: "DataclassInstance") -> list[str]:
-    """Fields of a configuration whose values are not of the field's type; a dataclass itself does not look."""
-    text = json.dumps(dataclasses.asdict(config), default=_no_json)
+    """A message for each value that does not have its field's type; dataclasses themselves do not check types."""
+    text = json.dumps(dataclasses.asdict(config), default=_unsupported)
     try:
         pydantic.TypeAdapter(type(config)).validate_json(text, strict=True)
     except pydantic.ValidationError as error:
-        return [_explain(problem) for problem in error.errors(include_url=False)]
+        return [_message(problem) for problem in error.errors(include_url=False)]
     return []
 
 
 def _class_defaults(config_class: "type[DataclassInstance]") -> dict[str, Any]:
-    """Default values of a class, sections as a class sets them up and not as the section's own class would."""
+    """Default values of a class; for a section those that this class gives it, not those of the section's class."""
     values = {}
     for field in dataclasses.fields(config_class):
         if field.default_factory is not dataclasses.MISSING:
@@ -192,7 +193,7 @@ def _merged(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
 def _unknown_keys(
     config_class: "type[DataclassInstance]", values: Mapping[str, Any], section: str = ""
 ) -> Iterator[str]:
-    fields = get_type_hints(config_class)  # of a dataclass: its fields, without the marks on their types
+    fields = get_type_hints(config_class)  # a dataclass's fields, without their MayChange
     for key, value in values.items():
         kind = fields.get(key)
         if key not in fields:
@@ -203,8 +204,8 @@ def _unknown_keys(
             yield from _unknown_keys(kind, value, f"{section}{key}.")
 
 
-def _explain(error: Any) -> str:
-    """One pydantic error in this project's words."""
+def _message(error: Any) -> str:
+    """The message for a pydantic error."""
     where = ".".join(map(str, error["loc"]))
     if error["type"] == "missing":
         return f"{where}: missing: give it a value"
@@ -215,6 +216,6 @@ def _explain(error: Any) -> str:
     return f"{where}={error['input']!r}: expected {expected}"
 
 
-def _no_json(value: object) -> list[str]:
-    """Stand-in for a value that no field can have (a Path, an array): a list, which its field's type refuses."""
+def _unsupported(value: object) -> list[str]:
+    """Replace a value that JSON cannot hold (a Path, an array) by a list, which the field's type rejects."""
     return [repr(value)]

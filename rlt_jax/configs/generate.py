@@ -1,21 +1,19 @@
-"""What writing explanations for a data set can be told."""
+"""Settings for writing explanations for a data set."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
-from rlt_jax.configs.checks import not_finite_problems, text_problems
-from rlt_jax.configs.files import type_problems
+from rlt_jax.configs.checks import check_problems, text_problems
 from rlt_jax.configs.resume import MayChange
 from rlt_jax.configs.sampling import sampling_problems
 from rlt_jax.configs.schema import RewardConfig, SamplerConfig, reward_problems
-from rlt_jax.errors import UserError
 from rlt_jax.types import Dtype, TagFormat
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowsConfig:
-    """Rows to explain, and the prompts they are laid out with."""
+    """Rows to explain, and how they become prompts."""
 
     path: str
     """Rows with question and solution: a hub name, a local folder, or a .jsonl, .json or .parquet file."""
@@ -24,11 +22,11 @@ class RowsConfig:
     tags: TagFormat = "bespoke"
     """Style of the tags: bespoke `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, r1 `<NAME>` ... `</NAME>`."""
     teacher_prompt_file: str | None = None
-    """Text file with the teacher's system prompt: the one it was trained with. None: the default prompt."""
+    """Text file with the system prompt that the teacher was trained with. None: the default prompt."""
     student_prompt_file: str | None = None
     """Text file with the student's system prompt. None: the row's `system` column, else the default prompt."""
     on_bad_row: Literal["skip", "stop"] = "skip"
-    """What to do with a row that cannot be used: skip it, with number, reason and a count, or stop."""
+    """What to do with an unusable row: skip (number, reason and count are reported) or stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,54 +34,52 @@ class GenerateConfig:
     """Explanations for every row of a data set, as a data set to train a student on."""
 
     teacher: str
-    """Model that explains: a local Hugging Face folder or a hub name."""
+    """Model that writes the explanations: a local Hugging Face folder or a hub name."""
     student: str | None = None
-    """Model that is asked how likely the solution is, for rewards: folder or hub name. None: no rewards."""
+    """Frozen model whose log-probs make the reward: folder or hub name. None: no rewards."""
     data: RowsConfig
-    """Rows to explain, and the prompts they are laid out with."""
+    """Rows to explain, and how they become prompts."""
     out: MayChange[str]
-    """File to write, JSON Lines. It must not exist; OUT.partial keeps what is done, and a second start goes on."""
+    """JSON Lines file to write. It must not exist. OUT.partial holds the finished chunks, from which the same command
+    resumes."""
     samples: int = 1
     """Explanations per row."""
     redraws: int = 1
-    """Further tries for an explanation that is cut off or does not close its tags, tries. 0: none."""
+    """How many times to sample again if an explanation is cut off or does not close its tags. 0: never."""
     on_unfinished: Literal["drop", "keep"] = "drop"
-    """What to do with one that still is so after the last try: leave it out, or write it; both are counted."""
+    """What to do with an explanation that is still unfinished after that: drop it or keep it; both are counted."""
     rows_per_chunk: int = 256
-    """Rows that are drawn together and then saved, rows."""
+    """Rows per chunk, which are explained together and then saved."""
     seed: int = 42
-    """Seed of sampling, 0 to 2**31 - 1; each explanation's own follows from it and from the row's number."""
+    """Seed of sampling, 0 to 2**31 - 1; with the numbers of row and sample it gives each explanation's own seed."""
     dtype: Dtype = "bfloat16"
-    """Number format of weights and activations."""
+    """Dtype of weights and activations."""
     max_prompt_length: int = 16384
-    """Longest teacher prompt, question and solution included, tokens; longer ones are skipped and counted."""
+    """Maximum length of the teacher's prompt, which includes question and solution, tokens; longer ones are skipped and
+    counted."""
     max_completion_length: int = 16384
-    """Explanations are cut off here, tokens."""
+    """Maximum length of an explanation, tokens; longer ones are cut off."""
     temperature: float = 0.7
-    """Sampling temperature, no unit. 0: the likeliest token each time."""
+    """Sampling temperature, no unit. 0: greedy."""
     sampler: SamplerConfig = SamplerConfig()
-    """How explanations are drawn."""
+    """How explanations are sampled."""
     vllm_gpu_memory_utilization: MayChange[float] = 0.55
-    """Share of the GPU for a vLLM engine, in (0, 1]; without effect on the native sampler."""
+    """Share of the GPU's memory for a vLLM engine, in (0, 1]; no effect with the native sampler."""
     reward: RewardConfig = RewardConfig()
-    """The teacher's reward; without effect without a student."""
+    """The teacher's reward; no effect without a student."""
     score_batch_size: MayChange[int] = 8
     """Sequences per forward pass when teacher and student score. Changes memory, not results."""
     logprob_chunk: MayChange[int] = 1024
-    """Tokens whose logits over the vocabulary are held at once, tokens. Changes memory, not results."""
+    """Chunk size for logits over the vocabulary, tokens. Changes memory, not results."""
 
 
 def check_generate_config(config: GenerateConfig) -> None:
-    """Stop if the explanations cannot be what the user wants.
+    """Reject inconsistent settings.
 
     Raises:
       UserError: every inconsistency, one per line: what was expected, what came, what to do.
     """
-    problems = type_problems(config) or list(not_finite_problems(asdict(config)))
-    if not problems:
-        problems = [*_generate_problems(config), *reward_problems(config.reward)]
-    if problems:
-        raise UserError("\n".join(problems))
+    check_problems(config, _generate_problems)
 
 
 def _generate_problems(config: GenerateConfig) -> Iterator[str]:
@@ -109,4 +105,5 @@ def _generate_problems(config: GenerateConfig) -> Iterator[str]:
     if config.redraws < 0:
         yield f"redraws={config.redraws}: expected a positive whole number, or 0 for none"
     if config.temperature == 0 and config.redraws > 0:
-        yield "temperature=0 with redraws: a further try would give the same text: add --redraws 0"
+        yield "temperature=0 with redraws: sampling again would give the same text: add --redraws 0"
+    yield from reward_problems(config.reward)

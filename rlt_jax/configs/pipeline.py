@@ -1,6 +1,6 @@
-"""Options of the whole pipeline, and the study that says which models, data and sizes it runs with.
+"""Settings of the pipeline, and the study file with its models, data and sizes.
 
-The commands that a study stands for: studies/pipeline_tasks.py.
+studies/pipeline_tasks.py turns a study into commands.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import tyro
 
-from rlt_jax.configs.checks import text_problems
+from rlt_jax.configs.checks import count_problems, text_problems
 from rlt_jax.configs.files import load_settings, type_problems
 from rlt_jax.configs.resume import MayChange
 from rlt_jax.configs.schema import RewardConfig, SamplerConfig
@@ -21,57 +21,57 @@ from rlt_jax.types import Dtype, TagFormat
 
 Stage = Literal["warmup", "baselines", "rlt", "no-kl", "explain", "distil", "evaluate"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-Source = Literal["warmup", "rlt", "no-kl", "traces"]
+ExplanationSource = Literal["warmup", "rlt", "no-kl", "traces"]  # of explanations: a teacher, or the rows themselves
 
-ASSETS = "rlt_jax/assets/"  # in a study: the package's own models and data
+ASSETS = "rlt_jax/assets/"  # start of paths to the package's own models and data
 EXAMPLE = f"{ASSETS}studies/pipeline/tiny.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
-    """Stages of a study to run under one seed, a work folder to pack, work folders to compare."""
+    """Stages of a study to run under one seed, a work folder to pack, and work folders to compare."""
 
     study: str | None = None
-    """Models, data and sizes: a YAML file, or a study of the package: tiny, lab or lab-legs."""
+    """Study with models, data and sizes: a YAML file, or one that comes with the package: tiny, lab or lab-legs."""
     work: str | None = None
-    """Work folder: all that is made. One per seed."""
+    """Work folder for all files; one per seed."""
     seed: int = 42
     """Seed of data order, sampling and evaluation, 0 to 2**31 - 1."""
     stages: tuple[Stage, ...] = ()
     """Stages to run now. Empty: all but no-kl."""
     no_kl: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Run the stage no-kl too: RLT without the KL term of the reward."""
+    """Also run the stage no-kl: RLT without the reward's KL term."""
     minutes: float | None = None
-    """Stop after this time, whatever is running, with exit code 3; the same call resumes. None: no limit."""
+    """Stop after this many minutes with exit code 3, whatever is running; the same command resumes. None: no limit."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Do not show what the commands print; WORK/tasks/*.log has it."""
+    """Hide the output of the commands; it is also in WORK/tasks/*.log."""
     collect: str | None = None
     """Pack the small files of --work (numbers, pictures, logs, texts; at most 16 MiB) into this new .tar.gz file."""
     summary: tuple[str, ...] = ()
-    """Work folders to compare, one per seed, also unpacked ones of --collect: tables and pictures go to --out."""
+    """Work folders to compare, one per seed, or unpacked archives of --collect. Tables and pictures go to --out."""
     out: str = "runs/pipeline-results"
-    """Folder of the summary."""
+    """Folder for the summary."""
 
 
 def check_pipeline_config(config: PipelineConfig) -> None:
-    """Stop if the options cannot be what the user wants; work folders are not looked into.
+    """Reject inconsistent settings; work folders are not inspected.
 
     Raises:
       UserError: every inconsistency, one per line: what was expected, what came, what to do.
     """
-    problems = type_problems(config) or list(_option_problems(config))
+    problems = type_problems(config) or list(_pipeline_problems(config))
     if problems:
         raise UserError("\n".join(problems))
 
 
-def _option_problems(config: PipelineConfig) -> Iterator[str]:
+def _pipeline_problems(config: PipelineConfig) -> Iterator[str]:
     if not (config.study or config.collect or config.summary):
         yield "nothing to do: give --study NAME and --work DIR, or --collect FILE and --work DIR, or --summary DIR ..."
     if (config.study or config.collect) and config.work is None:
-        yield "--work is missing: give the folder of the pipeline's files"
+        yield "--work is missing: give a folder for the pipeline's files"
     yield from text_problems(
         {
-            "--work": (config.work, "the folder of the pipeline's files"),
+            "--work": (config.work, "a folder for the pipeline's files"),
             "--out": (config.out, "a folder for the summary"),
         }
     )
@@ -87,40 +87,40 @@ def _option_problems(config: PipelineConfig) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineData:
-    """The problems of a study."""
+    """Data of a study."""
 
     path: str
     """Training rows with question, solution and reasoning_trace: a hub name, a local folder or a file."""
     split: str = "train"
     """Split of data.path."""
     heldout_path: str | None = None
-    """Held-out rows, as data.path. None: the last rows of data.path, taken out of it."""
+    """Held-out rows, in the same form as data.path. None: the last rows of data.path, which are then not trained on."""
     heldout_split: str = "train"
     """Split of data.heldout_path."""
     train_rows: int | None = None
-    """First rows of data.path to train on, rows. None: all."""
+    """Number of rows to train on, from the start of data.path. None: all."""
     explain_rows: int | None = None
-    """First training rows that the teachers explain and students are distilled on, rows. None: all."""
+    """Number of training rows, from the start, that teachers explain and students are distilled on. None: all."""
     heldout_rows: int = 128
-    """First held-out rows, for losses, baselines and the evaluation while training, rows."""
+    """Number of held-out rows, from the start, for losses, baselines and evaluations during training."""
     test_rows: int = 256
-    """First held-out rows that students are tested on, rows."""
+    """Number of held-out rows, from the start, to test students on."""
     answer: str | None = None
-    """Regular expression whose group is the answer in a solution; the last match counts. None: the whole solution."""
+    """Regular expression whose group is the answer in a solution; the last match counts. None: all of the solution."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineStudy:
-    """A study as its file describes it. Sections hold fields of the command's own configuration."""
+    """A study, as its file describes it. A section sets fields of its command's configuration."""
 
     teacher: str
-    """Model that becomes the teacher: a local Hugging Face folder or a hub name."""
+    """Model to train as the teacher: a local Hugging Face folder or a hub name."""
     student: str
-    """Model that students are distilled from."""
+    """Model to train as students: folder or hub name."""
     reward_student: str | None = None
     """Frozen student whose log-probs make the reward. None: `student`, after student_warmup where there is one."""
     data: PipelineData
-    """The problems."""
+    """Training and held-out rows."""
     tags: TagFormat = "bespoke"
     """Style of the tags: bespoke `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, r1 `<NAME>` ... `</NAME>`."""
     teacher_prompt_file: str | None = None
@@ -128,45 +128,46 @@ class PipelineStudy:
     student_prompt_file: str | None = None
     """Text file with the student's system prompt. None: the row's `system` column, else the default prompt."""
     dtype: Dtype = "bfloat16"
-    """Number format of weights and activations."""
+    """Dtype of weights and activations."""
     temperature: float = 0.7
     """Sampling temperature of teachers and students, no unit, above 0."""
     max_prompt_length: int
-    """Longest teacher prompt, question and solution included, tokens; longer ones are skipped and counted."""
+    """Maximum length of the teacher's prompt, which includes question and solution, tokens; longer ones are skipped and
+    counted."""
     max_completion_length: int
-    """Explanations are cut off here, tokens."""
+    """Maximum length of an explanation, tokens; longer ones are cut off."""
     score_batch_size: MayChange[int] = 8
-    """Sequences per forward pass when models score. Changes memory, not results."""
+    """Sequences per forward pass for log-probs. Changes memory, not results."""
     sampler: SamplerConfig = SamplerConfig()
     """How texts are sampled."""
     reward: RewardConfig = RewardConfig()
-    """The teacher's reward, in training and for choosing explanations."""
+    """The teacher's reward, for training and for choosing explanations."""
     warmup: dict[str, Any] = field(default_factory=dict)
     """Fields of `rlt_jax.sft` for the teacher's warm-up on the rows' own traces."""
     student_warmup: dict[str, Any] | None = None
-    """The same for `student`, which makes the reward student; the paper's, Bespoke-Stratos-7B, knows such traces.
-    None: no warm-up."""
+    """The same for `student`, which makes it the reward student. The paper's reward student, Bespoke-Stratos-7B, was
+    trained on such traces. None: no warm-up."""
     rlt: dict[str, Any] = field(default_factory=dict)
-    """Fields of `rlt_jax.train`, also for the arm without KL term."""
+    """Fields of `rlt_jax.train`, also for the arm without the KL term."""
     samples: int = 1
-    """Explanations per question; the best-rewarded one is kept. 1: raw ones, as in the paper."""
+    """Explanations per question, of which students get the best-rewarded one. 1: no choice, as in the paper."""
     explain: dict[str, Any] = field(default_factory=dict)
     """Fields of `rlt_jax.generate`."""
-    students: tuple[Source, ...] = ("warmup", "rlt")
-    """Students to distil, by what they are trained on: explanations of a teacher, or the rows' own traces."""
+    students: tuple[ExplanationSource, ...] = ("warmup", "rlt")
+    """Students to distil, named after what they are trained on: a teacher's explanations, or the rows' own traces."""
     token_tolerance: float = 0.02
-    """Largest difference between the explanation tokens of the warmed-up and the RLT teacher's student, share."""
+    """Largest difference in explanation tokens between the students of the warmed-up and the RLT teacher, share."""
     distil: dict[str, Any] = field(default_factory=dict)
-    """Fields of `rlt_jax.sft` for students; max_steps makes them equally long."""
+    """Fields of `rlt_jax.sft` for students; max_steps gives all of them equally many steps."""
     evaluate: dict[str, Any] = field(default_factory=dict)
     """Fields of `rlt_jax.evaluate`."""
 
 
 def load_study(path: str | Path) -> PipelineStudy:
-    """Read a study file. Paths below rlt_jax/assets/ are those of the package, wherever it is installed.
+    """Read a study file. Paths below rlt_jax/assets/ point into the package, wherever it is installed.
 
     Raises:
-      UserError: it cannot be read, or its values cannot be a study, one line each.
+      UserError: the file cannot be read, or its values are inconsistent, one per line.
     """
     study = load_settings(path, PipelineStudy, example=EXAMPLE)
     if problems := list(_study_problems(study)):
@@ -179,7 +180,7 @@ def load_study(path: str | Path) -> PipelineStudy:
 
 
 def _installed(path: str | None) -> Any:
-    """A path below rlt_jax/assets/ as it is on this machine."""
+    """Turn a path below rlt_jax/assets/ into one of the installed package."""
     if path is not None and path.startswith(ASSETS):
         return str(Path(__file__).resolve().parents[2] / path)
     return path
@@ -192,12 +193,10 @@ def _study_problems(study: PipelineStudy) -> Iterator[str]:
         "data.explain_rows": 1 if data.explain_rows is None else data.explain_rows,
         "samples": study.samples,
     }
-    for name, count in counts.items():
-        if count < 1:
-            yield f"{name}={count}: expected a positive whole number"
+    yield from count_problems(counts)
     for name, count in {"data.heldout_rows": data.heldout_rows, "data.test_rows": data.test_rows}.items():
         if count < 2:
-            yield f"{name}={count}: expected 2 or more, as intervals are over them"
+            yield f"{name}={count}: expected 2 or more, as confidence intervals need them"
     if data.answer is not None:
         try:
             groups = re.compile(data.answer).groups
@@ -207,12 +206,12 @@ def _study_problems(study: PipelineStudy) -> Iterator[str]:
             if groups != 1:
                 yield f"data.answer={data.answer!r}: expected one group (...), the answer, found {groups}"
     if len(set(study.students)) < len(study.students):
-        yield f"students: {', '.join(study.students)}: one is there twice"
+        yield f"students: {', '.join(study.students)}: one is named twice"
     if not 0 <= study.token_tolerance <= 1:
         yield f"token_tolerance={study.token_tolerance:g}: expected a share from 0 to 1"
     if study.reward_student is not None and study.student_warmup is not None:
         yield (
-            "reward_student and student_warmup: expected one of them, as student_warmup makes the reward student from "
+            "reward_student and student_warmup: give only one of them, as student_warmup makes the reward student from "
             "`student`"
         )
     if study.temperature <= 0:

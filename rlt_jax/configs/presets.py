@@ -1,7 +1,7 @@
 """Ready-made runs. `python -m rlt_jax.train --preset NAME` starts one; any flag after it changes a value.
 
-The mono presets are full-parameter 7B runs for one GPU of the named memory, `paper` is the run of the RLT paper
-(arXiv 2506.08388), `tiny` shows on two CPU cores that everything works. Shared by all but `tiny`: the defaults of
+The mono presets are full-parameter 7B runs for one GPU with the memory in their name, `paper` is the run of the RLT
+paper (arXiv 2506.08388), and `tiny` shows on two CPU cores that everything works. All but `tiny` share the defaults of
 `schema.py` (AdamW at 1e-6, KL weight 0.04, temperature 0.7, bf16, 125 steps, a checkpoint every 25) and the paper's
 models, data and reward weights.
 """
@@ -76,10 +76,10 @@ MONO85 = TrainConfig(
 
     python -m rlt_jax.train --preset mono85 --teacher FOLDER
 
-FOLDER is the teacher after its supervised warm-up; without the flag it is the plain Qwen2.5-7B-Instruct.
+FOLDER is the teacher after its supervised warm-up; without the flag, training starts from plain Qwen2.5-7B-Instruct.
 The last 32 rows are held out for evaluation. Hardware: one A100 or H100 80 GB, and 128 GiB of host memory (about 97 GB
-with --memory.moments bfloat16). `python -m rlt_jax.plan --preset mono85` says what it takes where. Measured 2026-11-25
-on an H100, random weights, bfloat16 moments, all lengths at their limit: GPU 76.3 GB at most; 24 completions in 128 s
+with --memory.moments bfloat16). `python -m rlt_jax.plan --preset mono85` lists its memory. Measured 2026-11-25
+on an H100, random weights, bfloat16 moments, all lengths at their limit: a GPU peak of 76.3 GB; 24 completions in 128 s
 (generate 58, score 30, update 40, sync 0.4). 96 completions, hours of a whole run, expected numbers: not measured yet.
 """
 
@@ -96,7 +96,7 @@ MONO85_FALLBACK = replace(
     planned_gb=None,
     vllm_gpu_memory_utilization=0.5,
 )
-"""mono85 for a GPU on which that does not fit: shorter prompts, smaller batches and groups. No planned use is set.
+"""mono85 for a GPU on which it does not fit: shorter prompts, smaller batches and groups. planned_gb is not set.
 
     python -m rlt_jax.train --preset mono85_fallback --teacher FOLDER
 
@@ -115,14 +115,14 @@ MONO_BASIC = replace(
     planned_gb=None,
     vllm_gpu_memory_utilization=0.7,
 )
-"""The smallest 7B run, for a first look: 32 completions of up to 2048 tokens per step, 40 GB. No planned use is set.
+"""The smallest 7B run, for a first look: 32 completions of up to 2048 tokens per step, 40 GB.
 
     python -m rlt_jax.train --preset mono_basic --teacher FOLDER \\
         --vllm-gpu-memory-utilization 0.55 --memory.gradients bfloat16
 
-As it stands it does not fit its 40 GB (weights and float32 gradients are 45.7): by the plan it does with these
-flags, 39.5 GB. Rows whose question and solution do not fit are skipped and counted. Hardware: meant for one 40 GB GPU.
-Hours, memory, expected numbers: not measured yet.
+Without these two flags it does not fit into 40 GB (weights and float32 gradients take 45.7); with them the plan is
+39.5 GB. planned_gb is not set. Rows whose question and solution do not fit are skipped and counted. Hardware: meant for
+one 40 GB GPU. Hours, memory, expected numbers: not measured yet.
 """
 
 MONO96 = replace(
@@ -181,13 +181,13 @@ PRESETS: dict[PresetName, TrainConfig] = {
     "mono96": MONO96,
     "paper": PAPER,
 }
-"""Preset name -> the run it stands for."""
+"""Preset name -> its run."""
 
 SUMMARIES: dict[PresetName, str] = {
-    "tiny": "small models that come with the package, on two CPU cores: see it work",
+    "tiny": "small models that come with the package, on two CPU cores: see that it works",
     "mono_basic": "7B teacher on one 40 GB GPU, completions of up to 2048 tokens",
     "mono85": "7B teacher on one 80 GiB GPU (85 GB), up to 6144 tokens",
-    "mono85_fallback": "mono85 with smaller batches and shorter prompts, where that does not fit",
+    "mono85_fallback": "mono85 with smaller batches and shorter prompts, for GPUs on which mono85 does not fit",
     "mono96": "7B teacher on one 96 GB GPU, up to 8192 tokens",
     "paper": "the paper's run on 8 GPUs of 80 GB, up to 16384 tokens",
 }
@@ -195,7 +195,7 @@ SUMMARIES: dict[PresetName, str] = {
 
 
 def load_config(path: str | Path) -> TrainConfig:
-    """Read a training run from a YAML file; what it leaves out comes from the preset that it names (else from tiny).
+    """Read a training run from a YAML file; missing fields come from the preset that it names (else from tiny).
 
     Raises:
       UserError: no such file, not YAML, an unknown preset or key, a value of the wrong type.
@@ -204,10 +204,10 @@ def load_config(path: str | Path) -> TrainConfig:
 
 
 def train_config(values: Mapping[str, Any], *, source: str) -> TrainConfig:
-    """A training run from plain nested values; what they leave out comes from the preset that they name (else tiny).
+    """Build a training run from nested plain values; missing fields come from the preset that they name (else tiny).
 
     Args:
-      source: where the values came from, for messages.
+      source: where the values came from, for error messages.
     Raises:
       UserError: an unknown preset or key, a value of the wrong type.
     """

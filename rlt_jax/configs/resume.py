@@ -1,4 +1,4 @@
-"""Which settings may change when work that was begun is resumed: a property of each field."""
+"""Which settings may change when interrupted work is resumed: marked at each field."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -11,34 +11,34 @@ T = TypeVar("T")
 
 
 class _MayChange:
-    """The mark of such a field."""
+    """Marks a field that may change."""
 
 
 MayChange = Annotated[T, _MayChange]
-"""Type of a field, or of a whole section, that changes no result beyond rounding."""
+"""Type of a field, or of a whole section, that does not change results beyond rounding."""
 
 
 def deciding_settings(config: "DataclassInstance") -> dict[str, Any]:
-    """The values of a configuration that decide its results, as nested dicts; those that may change are left out."""
+    """The settings that decide the results, as nested dicts: all but those marked `MayChange`."""
     hints = get_type_hints(type(config), include_extras=True)
-    decided = {}
+    settings = {}
     for field in dataclasses.fields(config):
         if _MayChange in get_args(hints[field.name]):
             continue
         value = getattr(config, field.name)
         is_section = dataclasses.is_dataclass(value) and not isinstance(value, type)
-        decided[field.name] = deciding_settings(value) if is_section else value
-    return decided
+        settings[field.name] = deciding_settings(value) if is_section else value
+    return settings
 
 
-def changed_fields(ours: "DataclassInstance", theirs: "DataclassInstance") -> list[str]:
-    """Names (`loss.beta`) of the fields in which two configurations of one class decide otherwise."""
-    other = dict(leaves(deciding_settings(theirs)))
-    return [name for name, value in leaves(deciding_settings(ours)) if value != other[name]]
+def changed_fields(config: "DataclassInstance", saved: "DataclassInstance") -> list[str]:
+    """Names (`loss.beta`) of the deciding settings that differ between two configurations of one class."""
+    before = dict(leaves(deciding_settings(saved)))
+    return [name for name, value in leaves(deciding_settings(config)) if value != before[name]]
 
 
 def leaves(values: Mapping[str, Any], section: str = "") -> Iterator[tuple[str, Any]]:
-    """(`loss.beta`, value) of all nested values."""
+    """Flatten nested values to pairs of name (`loss.beta`) and value."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{section}{name}.")

@@ -1,18 +1,19 @@
-"""What the commands that write texts with a model have in common: how many, how drawn, by which sampler."""
+"""Settings shared by the commands that sample texts from a model, and their checks."""
 
 from collections.abc import Iterator
 from typing import Protocol
 
+from rlt_jax.configs.checks import count_problems, seed_problems
 from rlt_jax.configs.schema import SamplerConfig, sampler_problems
 from rlt_jax.types import Dtype
 
 
-class TextConfig(Protocol):
-    """The settings that such commands share."""
+class SamplingConfig(Protocol):
+    """What the configurations of these commands have in common."""
 
     @property
     def samples(self) -> int:
-        """Texts for each row."""
+        """Texts per row."""
 
     @property
     def temperature(self) -> float:
@@ -32,31 +33,28 @@ class TextConfig(Protocol):
 
     @property
     def vllm_gpu_memory_utilization(self) -> float:
-        """Share of the GPU for a vLLM engine."""
+        """Share of the GPU's memory for a vLLM engine."""
 
     @property
     def logprob_chunk(self) -> int:
-        """Tokens whose logits are held at once."""
+        """Chunk size for logits, tokens."""
 
 
-def sampling_problems(config: TextConfig, *, positive: dict[str, int]) -> Iterator[str]:
-    """What is wrong with how a command samples, one message each.
+def sampling_problems(config: SamplingConfig, *, positive: dict[str, int]) -> Iterator[str]:
+    """Invalid sampling settings, one message each.
 
     Args:
-      positive: counts beside `samples` that must be 1 or more, by the name of their field.
+      positive: counts besides `samples` that must be 1 or more, by field name.
     """
-    for name, count in {"samples": config.samples, **positive}.items():
-        if count < 1:
-            yield f"{name}={count}: expected a positive whole number"
+    yield from count_problems({"samples": config.samples, **positive})
     if config.temperature < 0:
-        yield f"temperature={config.temperature:g}: expected a number above 0, or 0 for the likeliest token each time"
+        yield f"temperature={config.temperature:g}: expected a number above 0, or 0 for greedy sampling"
     if config.temperature == 0 and config.samples > 1:
         yield (
-            f"temperature=0 with samples={config.samples}: all samples of a row would be the same text: use --samples "
-            "1, or a temperature above 0"
+            f"temperature=0 with samples={config.samples}: all samples of a row would be the same: use --samples 1, "
+            "or a temperature above 0"
         )
-    if not 0 <= config.seed < 2**31:
-        yield f"seed={config.seed}: expected a whole number from 0 to {2**31 - 1}"
+    yield from seed_problems(config.seed)
     if not 0 < config.vllm_gpu_memory_utilization <= 1:
         yield (
             f"vllm_gpu_memory_utilization={config.vllm_gpu_memory_utilization:g}: expected a share of the GPU above 0 "

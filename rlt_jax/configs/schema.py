@@ -1,16 +1,16 @@
-"""The sections of a run's settings: a frozen dataclass each, and its checks; the line below a field is its `--help`.
+"""The sections of a run's settings: a frozen dataclass each, and its checks. The line below a field is its `--help`.
 
-Names keep those of the original RLT code where it has one. Every default here is the paper's RLT run (arXiv 2506.08388)
-where that states a value; what differs from run to run has no default and comes from a preset (`presets.py`).
+Names are those of the original RLT code where it has one. Defaults are those of the paper's RLT run (arXiv 2506.08388)
+where it states a value; what differs from run to run has no default and comes from a preset (`presets.py`).
 A GB is 1e9 bytes, a log-prob is in nats, a share lies between 0 and 1. A field of type `MayChange` alters where, how
-fast or in how much memory a result is computed, but not the result: work that was begun may resume with another value.
+fast or in how much memory a result is computed, but not the result: interrupted work may resume with another value.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from rlt_jax.configs.checks import text_problems
+from rlt_jax.configs.checks import count_problems, text_problems
 from rlt_jax.configs.resume import MayChange
 from rlt_jax.types import Dtype, Normalization, Reduction, TagFormat
 
@@ -19,18 +19,19 @@ Resume = Literal["auto", "never", "must"]
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Rows to train and evaluate on, and the prompts they are laid out with."""
+    """Rows to train and evaluate on, and how they become prompts."""
 
     path: str
     """Training rows: a hub name, a local folder, or a .jsonl or .parquet file."""
     split: str = "train"
     """Split of data.path to train on."""
     eval_path: str | None = None
-    """Held-out rows, as data.path. None: rows of data.path itself (see data.eval_split)."""
+    """Held-out rows, in the same form as data.path. None: rows of data.path itself (see data.eval_split)."""
     eval_split: str | None = None
-    """Held-out split. None: `train` of data.eval_path, or without one the last rows of data.split, taken out of it."""
+    """Held-out split. None: `train` of data.eval_path; without data.eval_path, the last rows of data.split, which are
+    then not trained on."""
     eval_rows: int = 0
-    """Held-out rows to evaluate on, rows. 0: none."""
+    """Number of held-out rows to evaluate on. 0: none."""
     tags: TagFormat = "bespoke"
     """Style of the tags: bespoke `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, r1 `<NAME>` ... `</NAME>`."""
     teacher_prompt_file: str | None = None
@@ -38,15 +39,15 @@ class DataConfig:
     student_prompt_file: str | None = None
     """Text file with the student's system prompt. None: the row's `system` column, else the default prompt."""
     truncate_prompts: bool = False
-    """Cut a prompt longer than max_prompt_length on its left, as the original does, instead of skipping its row."""
+    """Truncate prompts longer than max_prompt_length on the left, as the original does, instead of skipping the row."""
     on_bad_row: Literal["skip", "stop"] = "skip"
-    """What to do with a row that cannot be used: skip it, with number, reason and a count, or stop the run."""
+    """What to do with an unusable row: skip (number, reason and count are reported) or stop."""
     artificial_epochs: int = 1
-    """Random orders of the data that are joined before they are cut into steps, count."""
+    """Number of shuffled passes over the data that are joined before they are split into steps."""
 
 
 def data_problems(data: DataConfig, *, eval_steps: int) -> Iterator[str]:
-    """What is wrong with the choice of rows, one message each."""
+    """Invalid settings of the data, one message each."""
     yield from text_problems(
         {
             "data.path": (data.path, "a hub name, folder or file"),
@@ -55,8 +56,7 @@ def data_problems(data: DataConfig, *, eval_steps: int) -> Iterator[str]:
             "data.eval_split": (data.eval_split, "the name of a split, or None"),
         }
     )
-    if data.artificial_epochs < 1:
-        yield f"data.artificial_epochs={data.artificial_epochs}: expected a positive whole number"
+    yield from count_problems({"data.artificial_epochs": data.artificial_epochs})
     if data.eval_rows < 0:
         yield f"data.eval_rows={data.eval_rows}: expected a positive whole number, or 0 for none"
     if eval_steps > 0 and data.eval_rows == 0:
@@ -75,40 +75,42 @@ def data_problems(data: DataConfig, *, eval_steps: int) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """How the teacher's explanations are drawn."""
+    """How texts are sampled."""
 
     kind: Literal["native", "vllm", "vllm-server"] = "native"
-    """Who draws: the JAX sampler, which runs everywhere; vLLM in a process of its own; a vLLM server that runs."""
+    """native: the JAX sampler, runs everywhere; vllm: vLLM in its own process; vllm-server: a running vLLM server."""
     python: MayChange[str | None] = None
-    """vllm: interpreter to run it with, a path; its packages need not be the trainer's. None: the trainer's."""
+    """vllm: path of the Python interpreter for vLLM, which may have other packages than the trainer's. None: the
+    trainer's."""
     url: MayChange[str | None] = None
-    """vllm-server: where it listens, such as http://127.0.0.1:8000."""
+    """vllm-server: the server's address, such as http://127.0.0.1:8000."""
     allow_remote: MayChange[bool] = False
     """vllm-server: accept a URL on another machine, which must see the trainer's shared memory under the same path."""
     on_mismatch: MayChange[Literal["stop", "warn"]] = "stop"
-    """vllm kinds: what to do when log-probs of vLLM and trainer differ too much after a sync of the weights."""
+    """vllm, vllm-server: what to do if the log-probs of vLLM and the trainer differ too much after a sync of the
+    weights."""
     sync_tolerance: MayChange[float | None] = None
-    """vllm kinds: most mean difference of those log-probs, nats. None: 0.2 for bfloat16, 0.001 for float32."""
+    """vllm, vllm-server: limit of the mean difference of these log-probs, nats. None: 0.2 for bfloat16, 0.001 for
+    float32."""
     top_k: int = 0
-    """Draw among the k likeliest tokens, tokens. 0: off."""
+    """Sample from the k likeliest tokens. 0: off."""
     top_p: float = 1.0
-    """Draw among the likeliest tokens that hold this share of the probability, in (0, 1]. 1: off."""
+    """Sample from the likeliest tokens that together have this probability, in (0, 1]. 1: off."""
     min_p: float = 0.0
-    """Drop tokens below this share of the likeliest token's probability, in [0, 1). 0: off."""
+    """Do not sample tokens below this share of the likeliest token's probability, in [0, 1). 0: off."""
     max_batch: MayChange[int] = 32
-    """Native sampler: most sequences decoded together, sequences. More is faster and takes more memory."""
+    """native: maximum number of sequences decoded together. More is faster and takes more memory."""
 
 
 def sampler_problems(sampler: SamplerConfig) -> Iterator[str]:
-    """What is wrong with how completions are drawn, one message each."""
+    """Invalid settings of the sampler, one message each."""
     yield from text_problems(
         {
             "sampler.python": (sampler.python, "the path of a Python interpreter, or None"),
             "sampler.url": (sampler.url, "the address of a vLLM server, or None"),
         }
     )
-    if sampler.max_batch < 1:
-        yield f"sampler.max_batch={sampler.max_batch}: expected a positive whole number"
+    yield from count_problems({"sampler.max_batch": sampler.max_batch})
     if sampler.top_k < 0:
         yield f"sampler.top_k={sampler.top_k}: expected a positive whole number, or 0 for off"
     if not 0 < sampler.top_p <= 1:
@@ -118,9 +120,12 @@ def sampler_problems(sampler: SamplerConfig) -> Iterator[str]:
     if sampler.kind == "vllm-server" and sampler.url is None:
         yield "sampler.kind=vllm-server without sampler.url: give the server's address, such as http://127.0.0.1:8000"
     if sampler.kind != "vllm-server" and sampler.url is not None:
-        yield f"sampler.url={sampler.url} with sampler.kind={sampler.kind}: only vllm-server talks to a server"
+        yield f"sampler.url={sampler.url} with sampler.kind={sampler.kind}: only vllm-server has a URL, leave it out"
     if sampler.kind != "vllm" and sampler.python is not None:
-        yield f"sampler.python={sampler.python} with sampler.kind={sampler.kind}: only vllm starts a Python of its own"
+        yield (
+            f"sampler.python={sampler.python} with sampler.kind={sampler.kind}: only vllm starts an interpreter, "
+            "leave it out"
+        )
     if sampler.sync_tolerance is not None and sampler.sync_tolerance <= 0:
         yield f"sampler.sync_tolerance={sampler.sync_tolerance:g}: expected a positive number of nats, or None"
 
@@ -134,71 +139,73 @@ class LossConfig:
     unbias_log_probabilities: bool = True
     """Divide policy and reference logits by the sampling temperature."""
     logprob_chunk: MayChange[int] = 1024
-    """Tokens whose logits over the vocabulary are held at once, tokens. Changes memory, not results."""
+    """Chunk size for logits over the vocabulary, tokens. Changes memory, not results."""
     saved_mlp: MayChange[int | None] = None
-    """Last layers whose MLP projections are kept for the backward pass instead of computed again: time for memory.
-    None: as many as planned_gb leaves room for, which is none without a plan."""
+    """Save the MLP projections of this many last layers for the backward pass instead of recomputing them: less time,
+    more memory. None: as many as fit into planned_gb, none without it."""
     saved_attention: MayChange[int | None] = None
-    """Last layers whose attention is kept for the backward pass: more time saved per GB, on a GPU. None: as saved_mlp,
-    and before it."""
+    """Save the attention of this many last layers for the backward pass: on a GPU, more time saved per GB than with
+    saved_mlp. None: as for saved_mlp, with priority over it."""
     importance_correction: Literal["none", "token", "sequence"] = "none"
-    """Weigh the gain by policy over sampler probability, of each token or of the whole completion."""
+    """Multiply the policy term by the ratio of policy to sampler probability, of each token or of the whole
+    completion."""
     importance_cap: float = 2.0
-    """Importance weights are cut off here (truncated importance sampling), no unit."""
+    """Upper limit of these ratios (truncated importance sampling), no unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
-    """The teacher's reward: how well the student then knows the solution, less how far the thought is from its own."""
+    """The teacher's reward: how likely the student finds the solution after the explanation, minus the explanation's KL
+    from teacher to student."""
 
     answer_log_prob_coeff: tuple[float, ...] = (1.0, 0.01)
-    """Weight of each reduction of the student's solution log-probs, per nat. One number: for every reduction."""
+    """Weight of each reduction of the student's solution log-probs, per nat. A single number applies to all."""
     kl_penalty_reward_coeff: tuple[float, ...] = (3.0, 0.03)
-    """Weight of each reduction of the thought's KL, subtracted, per nat. One number: for every reduction."""
+    """Weight of each reduction of the thought's KL, which is subtracted, per nat. A single number applies to all."""
     reduction_log_prob: tuple[Reduction, ...] = ("mean", "min")
-    """How the solution's token log-probs become one number each."""
+    """Reductions of the solution's token log-probs, each to a single number."""
     reduction_kl: tuple[Reduction, ...] = ("mean", "max")
-    """How the thought's token KLs become one number each."""
+    """Reductions of the thought's token KLs, each to a single number."""
     normalize_log_prob: Normalization | None = None
-    """Map each token log-prob x before the reductions: exp is exp(x), exp_norm is 1 - exp(-x). None: as it is."""
+    """Transform each token log-prob x before the reductions: exp: exp(x); exp_norm: 1 - exp(-x). None: unchanged."""
     normalize_kl: Normalization | None = None
-    """Map each token KL x before the reductions: exp is exp(x), exp_norm is 1 - exp(-x). None: as it is."""
+    """Transform each token KL x before the reductions: exp: exp(x); exp_norm: 1 - exp(-x). None: unchanged."""
     clip_log_prob: float | None = 100_000.0
-    """Token log-probs, once normalised, are no less than minus this, nats. None: no limit."""
+    """Clip token log-probs, after normalisation, to at least minus this, nats. None: no limit."""
     clip_kl: float | None = 100_000.0
-    """Token KLs, once normalised, are no more than this, nats. None: no limit."""
+    """Clip token KLs, after normalisation, to at most this, nats. None: no limit."""
     use_schulman_kl_estimation: bool = False
-    """Token KL by k3 = kl - 1 + exp(-kl) instead of the log-ratio kl itself."""
+    """Estimate the token KL by k3 = kl - 1 + exp(-kl) instead of the log-ratio kl itself."""
     include_teacher_think_entropy: bool = True
-    """KL against the teacher's log-probs of its thought. Off: minus the student's log-probs alone."""
+    """Include the teacher's log-probs in the thought's KL. Off: it is minus the student's log-probs alone."""
     not_matched_penalty: float = -1.0
     """Added once to the reward of an explanation whose tags are not closed, reward units, 0 or less."""
     unbias_teacher_log_probs: bool = True
     """Divide the teacher's logits by the sampling temperature."""
     unbias_student_log_probs_temp: float | None = 0.7
-    """Temperature that divides the student's logits, no unit. None: 1."""
+    """Divide the student's logits by this temperature, no unit. None: 1."""
     use_reference_teacher_model: bool = False
-    """Take the teacher's log-probs from the reference instead of the current policy."""
+    """Take the teacher's log-probs from the reference instead of from the current policy."""
 
     def teacher_temperature(self, sampling_temperature: float) -> float:
-        """Divides the teacher's logits; greedy explanations (temperature 0) have none."""
+        """Temperature that divides the teacher's logits; 1 for greedy explanations (sampling temperature 0)."""
         return (sampling_temperature if self.unbias_teacher_log_probs else 1.0) or 1.0
 
     @property
     def student_temperature(self) -> float:
-        """Divides the student's logits."""
+        """Temperature that divides the student's logits."""
         return self.unbias_student_log_probs_temp or 1.0
 
 
 def reward_problems(reward: RewardConfig) -> Iterator[str]:
-    """What is wrong with the reward's settings, one message each."""
+    """Invalid settings of the reward, one message each."""
     pairs = (
         ("answer_log_prob_coeff", reward.answer_log_prob_coeff, "reduction_log_prob", reward.reduction_log_prob),
         ("kl_penalty_reward_coeff", reward.kl_penalty_reward_coeff, "reduction_kl", reward.reduction_kl),
     )
     for coeff_name, coeffs, reduction_name, reductions in pairs:
         if not reductions:
-            yield f"reward.{reduction_name} is empty: expected at least one; a weight of 0 switches the term off"
+            yield f"reward.{reduction_name} is empty: expected at least one; with a weight of 0 the term is off"
         elif len(coeffs) not in (1, len(reductions)):
             yield (
                 f"reward.{coeff_name} has {len(coeffs)} weights and reward.{reduction_name} has {len(reductions)} "
@@ -223,26 +230,26 @@ def reward_problems(reward: RewardConfig) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW and its schedule; the peak rate is learning_rate."""
+    """AdamW and its learning rate schedule; the peak rate is learning_rate."""
 
     adam_beta1: float = 0.9
     """Decay of the first moment, share kept per step."""
     adam_beta2: float = 0.999
     """Decay of the second moment, share kept per step."""
     adam_epsilon: float = 1e-8
-    """Added to the root of the second moment, gradient units."""
+    """Added to the square root of the second moment, gradient units."""
     weight_decay: float = 0.0
-    """Decoupled decay of the weights, share of the learning rate per step."""
+    """Decoupled weight decay, multiplied by the learning rate at each step."""
     max_grad_norm: float = 1.0
     """Clip the gradient to this global L2 norm."""
     lr_scheduler: Literal["constant", "cosine", "linear"] = "constant"
-    """Learning rate after warm-up: constant, or down to 0 at max_steps."""
+    """Learning rate after warm-up: constant, or decaying to 0 at max_steps."""
     warmup_ratio: float = 0.0
-    """Share of max_steps in which the rate rises to learning_rate, with any schedule."""
+    """Share of max_steps over which the learning rate rises to its peak, with any schedule."""
 
 
 def optimizer_problems(optimizer: OptimizerConfig, *, learning_rate: float) -> Iterator[str]:
-    """What is wrong with the optimizer's settings, one message each."""
+    """Invalid settings of the optimizer, one message each."""
     for name, beta in (("adam_beta1", optimizer.adam_beta1), ("adam_beta2", optimizer.adam_beta2)):
         if not 0 <= beta < 1:
             yield f"optimizer.{name}={beta:g}: expected a share from 0 to below 1"
@@ -262,42 +269,43 @@ def optimizer_problems(optimizer: OptimizerConfig, *, learning_rate: float) -> I
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
-    """Where a step keeps what it does not need at the moment, and how precisely. Host memory is the pinned kind."""
+    """Where optimizer state and frozen models are stored, and in which dtype. Host memory is pinned."""
 
     optimizer: Literal["device", "host"] = "device"
-    """AdamW's moments and the low halves of the float32 masters: on the GPU, or on the host and streamed by layer."""
+    """AdamW's moments and the low halves of the float32 master weights: on the GPU, or on the host and streamed by
+    layer."""
     frozen: Literal["device", "host"] = "device"
-    """Student and reference: on the GPU throughout, or on the host and on the GPU while they score."""
+    """Student and reference: always on the GPU, or on the host and copied to the GPU to score."""
     moments: Dtype = "float32"
-    """Type of the moments on the host; bfloat16 takes half as much, and rounds them at every step."""
+    """Dtype of the moments on the host; bfloat16 halves their memory and rounds them at every step."""
     gradients: Dtype = "float32"
-    """Type of the gradient sums on the GPU; bfloat16 takes half as much, and rounds them at every micro-batch."""
+    """Dtype of the summed gradients on the GPU; bfloat16 halves their memory and rounds them at every micro-batch."""
 
 
 def memory_problems(memory: MemoryConfig) -> Iterator[str]:
-    """What is wrong with the memory settings, one message each."""
+    """Invalid settings of the memory, one message each."""
     if memory.moments == "bfloat16" and memory.optimizer == "device":
         yield (
-            "memory.moments=bfloat16 with memory.optimizer=device: only moments on the host are stored so, "
-            "add --memory.optimizer host or leave memory.moments at float32"
+            "memory.moments=bfloat16 with memory.optimizer=device: only moments on the host can be "
+            "bfloat16, add --memory.optimizer host or leave memory.moments at float32"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RefConfig:
-    """The reference that the KL of the loss pulls to, and how it follows the policy (TR-DPO, arXiv 2404.09656)."""
+    """The reference model of the loss's KL term, and how it follows the policy (TR-DPO, arXiv 2404.09656)."""
 
     sync_ref_model: bool = True
-    """Move the reference towards the policy; off keeps it as loaded."""
+    """Move the reference towards the policy. Off: keep it as loaded."""
     ref_model_sync_steps: int = 32
-    """Steps between two such moves, steps."""
+    """Steps between two moves of the reference."""
     ref_model_mixup_alpha: float = 0.9
     """Share a of the policy in reference = a * policy + (1 - a) * reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What a run writes besides metrics.jsonl and logs/training.log."""
+    """What a run writes and shows besides metrics.jsonl and logs/training.log."""
 
     tensorboard: bool = True
     """Write TensorBoard events."""
@@ -306,18 +314,18 @@ class LogConfig:
     wandb_project: str = "rlt_jax"
     """Weights & Biases project."""
     sample_probability: float = 0.05
-    """Share of sampled completions that are written to a file, probability per completion."""
+    """Probability that a completion of a training step is written to completions.jsonl."""
     progress: bool = True
-    """Show a progress display with the time left."""
+    """Show a progress bar with the time left."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """What is kept of a run."""
+    """Which checkpoints a run saves, and whether it exports the model."""
 
     keep: int = 2
-    """Newest checkpoints that are kept, checkpoints."""
+    """Number of newest checkpoints to keep."""
     at_end: bool = True
-    """Write a checkpoint after the last step. Off: a finished run leaves none of it and cannot be continued."""
+    """Write a checkpoint after the last step. Off: a finished run cannot be extended from its last step."""
     export: bool = True
-    """At the end, write the teacher as a Hugging Face folder with its tokenizer."""
+    """At the end, export the trained model with its tokenizer as a Hugging Face folder."""

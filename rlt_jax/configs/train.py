@@ -1,18 +1,17 @@
-"""The settings of a training run, and the check that refuses those that make no sense, alone or together.
+"""Settings of a training run, and the check that rejects values that make no sense, alone or together.
 
 Departures from the original:
-- `generation_aggregation_steps` changes nothing: a step is one submission to the sampler, so no divisibility rule.
-- A prompt that is too long is skipped and counted, as a cut solution makes its reward meaningless;
-  `data.truncate_prompts` brings the original's cut back.
-- `optimizer.warmup_ratio` counts with the constant schedule too, so that no flag is ignored in silence.
+- `generation_aggregation_steps` has no effect and need not divide anything: a step samples all its completions at once.
+- A prompt that is too long is skipped and counted, because a truncated solution makes the reward meaningless;
+  `data.truncate_prompts` truncates it as the original does.
+- `optimizer.warmup_ratio` applies to the constant schedule too, so that no flag is silently ignored.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
-from rlt_jax.configs.checks import not_finite_problems, text_problems
-from rlt_jax.configs.files import type_problems
+from rlt_jax.configs.checks import check_problems, count_problems, seed_problems, text_problems
 from rlt_jax.configs.resume import MayChange
 from rlt_jax.configs.schema import (
     CheckpointConfig,
@@ -31,7 +30,6 @@ from rlt_jax.configs.schema import (
     reward_problems,
     sampler_problems,
 )
-from rlt_jax.errors import UserError
 from rlt_jax.types import Dtype
 
 PresetName = Literal["tiny", "mono_basic", "mono85", "mono85_fallback", "mono96", "paper"]
@@ -42,73 +40,75 @@ class TrainConfig:
     """One GRPO run of the teacher."""
 
     preset: PresetName = "tiny"
-    """Run whose values are the defaults of all flags."""
+    """Preset that gives the defaults of all flags."""
     teacher: str
     """Model to train: a local Hugging Face folder or a hub name."""
     student: str
-    """Frozen model that is asked how likely the solution is: folder or hub name."""
+    """Frozen model whose log-probs make the reward: folder or hub name."""
     reference: str | None = None
-    """Model that the KL of the loss pulls to: folder or hub name. None: the teacher as loaded."""
+    """Reference model of the loss's KL term: folder or hub name. None: the teacher as loaded."""
     output_dir: MayChange[str]
     """Run folder: resolved configuration, metrics, logs, checkpoints, exported model."""
     resume: MayChange[Resume] = "auto"
-    """auto: continue if the run folder has a checkpoint; never: refuse one with files; must: refuse to start anew."""
+    """auto: resume if the run folder has a checkpoint; never: refuse a folder with files; must: refuse to start without
+    a checkpoint."""
     seed: int = 42
     """Seed of data order, sampling and evaluation, 0 to 2**31 - 1."""
     dtype: Dtype = "bfloat16"
-    """Number format of weights and activations; log-probs and losses are float32."""
+    """Dtype of weights and activations; log-probs and losses are float32."""
     max_steps: int = 125
-    """Gradient steps of the whole run, steps."""
+    """Gradient steps of the whole run."""
     train_batch_size: int
     """Completions per gradient step, a multiple of num_generations."""
     per_device_train_batch_size: MayChange[int]
     """Micro-batch: sequences per forward and backward pass on a device. Changes memory, not results."""
     num_generations: int
-    """Completions per question, the group that rewards are compared in, 2 or more."""
+    """Completions per question, 2 or more: the group within which rewards are compared."""
     generation_aggregation_steps: int = 1
-    """Accepted for compatibility, micro-batches; without effect: a step samples all its completions at once."""
+    """Accepted for compatibility, no effect: a step samples all its completions at once."""
     score_batch_size: MayChange[int]
-    """Sequences per forward pass when student, teacher and reference score. Changes memory, not results."""
+    """Sequences per forward pass for log-probs of student, teacher and reference. Changes memory, not results."""
     max_prompt_length: int
-    """Longest teacher prompt, question and solution included, tokens; data.truncate_prompts says what then."""
+    """Maximum length of the teacher's prompt, with question and solution, tokens; longer ones are skipped and counted,
+    or truncated (data.truncate_prompts)."""
     max_completion_length: int
-    """Completions are cut off here, tokens."""
+    """Maximum length of a completion, tokens; longer ones are cut off."""
     temperature: float = 0.7
     """Sampling temperature, no unit, above 0."""
     learning_rate: float = 1e-6
     """Peak learning rate of AdamW, per step."""
     logging_steps: int = 1
-    """Steps between two lines of metrics, steps."""
+    """Steps between two lines of metrics."""
     save_steps: MayChange[int] = 25
-    """Steps between two checkpoints, steps. 0: only at the end."""
+    """Steps between two checkpoints. 0: only at the end."""
     eval_steps: int = 0
-    """Steps between two evaluations on data.eval_rows held-out rows, steps. 0: none."""
+    """Steps between two evaluations on data.eval_rows held-out rows. 0: none."""
     budget_gb: MayChange[float | None] = None
-    """Device memory that the run is meant for, all its devices together, GB. None: no budget."""
+    """Device memory for the run, over all its devices, GB. None: no budget."""
     planned_gb: MayChange[float | None] = None
-    """Most of the budget that the run is planned to use, GB. None: no plan."""
+    """How much of budget_gb to plan for, GB. None: no plan."""
     host_gb: MayChange[float | None] = None
-    """Host memory that the run may use, GB. None: what the machine says it has."""
+    """Host memory for the run, GB. None: what the machine reports."""
     vllm_gpu_memory_utilization: MayChange[float] = 0.55
-    """Share of budget_gb for a vLLM engine while it samples, in (0, 1]; without effect on the native sampler."""
+    """Share of budget_gb for a vLLM engine while it samples, in (0, 1]; no effect with the native sampler."""
     data: DataConfig
-    """Rows to train and evaluate on, and the prompts they are laid out with."""
+    """Rows to train and evaluate on, and how they become prompts."""
     sampler: SamplerConfig = SamplerConfig()
-    """How the teacher's explanations are drawn."""
+    """How the teacher's explanations are sampled."""
     loss: LossConfig = LossConfig()
     """The GRPO objective and how it is computed."""
     reward: RewardConfig = RewardConfig()
-    """The teacher's reward. Each `-coeff` goes with the reductions of its kind, in their order."""
+    """The teacher's reward. Each `-coeff` has a weight for each reduction of its kind, in the same order."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """AdamW and its schedule; the peak rate is --learning-rate."""
+    """AdamW and its learning rate schedule; the peak rate is --learning-rate."""
     memory: MayChange[MemoryConfig] = MemoryConfig()
-    """Where the step keeps what it does not need at the moment."""
+    """Where optimizer state and frozen models are stored, and in which dtype."""
     ref: RefConfig = RefConfig()
-    """The reference that the KL of the loss pulls to, and how it follows the policy."""
+    """The reference model of the loss's KL term, and how it follows the policy."""
     log: MayChange[LogConfig] = LogConfig()
-    """What the run writes besides metrics.jsonl and logs/training.log."""
+    """What the run writes and shows besides metrics.jsonl and logs/training.log."""
     checkpoint: MayChange[CheckpointConfig] = CheckpointConfig()
-    """What is kept of the run."""
+    """Which checkpoints the run saves, and whether it exports the model."""
 
     @property
     def questions_per_step(self) -> int:
@@ -117,48 +117,46 @@ class TrainConfig:
 
     @property
     def reference_model(self) -> str:
-        """Folder or hub name that the reference is loaded from."""
+        """Folder or hub name of the reference model."""
         return self.teacher if self.reference is None else self.reference
 
     @property
     def policy_temperature(self) -> float:
-        """Divides the logits of policy and reference in the loss."""
+        """Temperature that divides the logits of policy and reference in the loss."""
         return self.temperature if self.loss.unbias_log_probabilities else 1.0
 
 
 def check_config(config: TrainConfig) -> None:
-    """Stop if the run cannot be what the user wants.
+    """Reject inconsistent settings.
 
     Raises:
       UserError: every inconsistency, one per line: what was expected, what came, what to do.
     """
-    problems = type_problems(config) or list(not_finite_problems(asdict(config)))
-    if not problems:  # the rest compares values, so they must be numbers where numbers are due
-        problems = [
-            *text_problems(
-                {
-                    "teacher": (config.teacher, "a model folder or hub name"),
-                    "student": (config.student, "a model folder or hub name"),
-                    "reference": (config.reference, "a model folder or hub name, or None for the teacher"),
-                    "output_dir": (config.output_dir, "a folder for the run"),
-                    "log.wandb_project": (config.log.wandb_project, "the name of a project"),
-                }
-            ),
-            *_counts(config),
-            *_batches(config),
-            *_memory(config),
-            *data_problems(config.data, eval_steps=config.eval_steps),
-            *_sampling(config),
-            *sampler_problems(config.sampler),
-            *reward_problems(config.reward),
-            *optimizer_problems(config.optimizer, learning_rate=config.learning_rate),
-            *_objective(config),
-        ]
-    if problems:
-        raise UserError("\n".join(problems))
+    check_problems(config, _train_problems)
 
 
-def _counts(config: TrainConfig) -> Iterator[str]:
+def _train_problems(config: TrainConfig) -> Iterator[str]:
+    yield from text_problems(
+        {
+            "teacher": (config.teacher, "a model folder or hub name"),
+            "student": (config.student, "a model folder or hub name"),
+            "reference": (config.reference, "a model folder or hub name, or None for the teacher"),
+            "output_dir": (config.output_dir, "a folder for the run"),
+            "log.wandb_project": (config.log.wandb_project, "the name of a project"),
+        }
+    )
+    yield from _number_problems(config)
+    yield from _batch_problems(config)
+    yield from _budget_problems(config)
+    yield from data_problems(config.data, eval_steps=config.eval_steps)
+    yield from _sampling_problems(config)
+    yield from sampler_problems(config.sampler)
+    yield from reward_problems(config.reward)
+    yield from optimizer_problems(config.optimizer, learning_rate=config.learning_rate)
+    yield from _objective_problems(config)
+
+
+def _number_problems(config: TrainConfig) -> Iterator[str]:
     positive = {
         "max_steps": config.max_steps,
         "train_batch_size": config.train_batch_size,
@@ -179,17 +177,14 @@ def _counts(config: TrainConfig) -> Iterator[str]:
         "loss.saved_mlp": (config.loss.saved_mlp, "0 for none"),
         "loss.saved_attention": (config.loss.saved_attention, "0 for none"),
     }
-    for name, count in positive.items():
-        if count < 1:
-            yield f"{name}={count}: expected a positive whole number"
+    yield from count_problems(positive)
     for name, (number, off) in off_at_zero.items():
         if number is not None and number < 0:
             yield f"{name}={number}: expected a positive whole number, or {off}"
-    if not 0 <= config.seed < 2**31:
-        yield f"seed={config.seed}: expected a whole number from 0 to {2**31 - 1}"
+    yield from seed_problems(config.seed)
 
 
-def _batches(config: TrainConfig) -> Iterator[str]:
+def _batch_problems(config: TrainConfig) -> Iterator[str]:
     batch, group, micro = config.train_batch_size, config.num_generations, config.per_device_train_batch_size
     if group == 1:
         yield (
@@ -207,7 +202,7 @@ def _batches(config: TrainConfig) -> Iterator[str]:
         )
 
 
-def _memory(config: TrainConfig) -> Iterator[str]:
+def _budget_problems(config: TrainConfig) -> Iterator[str]:
     sizes = {"budget_gb": config.budget_gb, "planned_gb": config.planned_gb, "host_gb": config.host_gb}
     for name, size in sizes.items():
         if size is not None and size <= 0:
@@ -225,7 +220,7 @@ def _memory(config: TrainConfig) -> Iterator[str]:
         )
 
 
-def _sampling(config: TrainConfig) -> Iterator[str]:
+def _sampling_problems(config: TrainConfig) -> Iterator[str]:
     if config.temperature <= 0:
         yield (
             f"temperature={config.temperature:g}: expected a number above 0, "
@@ -235,7 +230,7 @@ def _sampling(config: TrainConfig) -> Iterator[str]:
         yield f"log.sample_probability={config.log.sample_probability:g}: expected a probability from 0 to 1"
 
 
-def _objective(config: TrainConfig) -> Iterator[str]:
+def _objective_problems(config: TrainConfig) -> Iterator[str]:
     if config.loss.beta < 0:
         yield f"loss.beta={config.loss.beta:g}: expected 0 or a positive number"
     if config.loss.importance_cap <= 0:

@@ -1,4 +1,4 @@
-"""Data sets to prompts, spans and supervised examples: the way from text to token ids and back."""
+"""From data sets to prompts, spans and supervised examples: text to token ids and back."""
 
 from rlt_jax.data.chat_format import (
     STUDENT_PROMPT,
@@ -24,7 +24,7 @@ from rlt_jax.data.prompt_file import read_prompt_file
 from rlt_jax.data.prompts import BuiltPrompts, build_prompts
 from rlt_jax.data.questions import Question, load_questions
 from rlt_jax.data.rows import LoadedRows, describe_skipped, load_rows
-from rlt_jax.data.sft_text import BuiltSftExamples, SftExample, build_sft_examples, sft_example
+from rlt_jax.data.sft_text import BuiltSftExamples, SftExample, build_sft_examples
 from rlt_jax.data.spans import (
     explanation_to_completion,
     score_row_from_ids,
@@ -75,7 +75,6 @@ __all__ = [
     "score_row_from_ids",
     "score_row_from_text",
     "score_row_from_trace",
-    "sft_example",
     "student_closing_text",
     "student_header_text",
     "student_prefix_text",

@@ -1,15 +1,15 @@
-"""How a question, its solution and an explanation become the teacher's and the student's chat (RLT, arXiv 2506.08388).
+"""The teacher's and the student's chat: how both are built from question, solution and explanation (arXiv 2506.08388).
 
-    teacher: system | question | <solution> S </solution> + blank line + <explanation> + two newlines, then it continues
+    teacher: system | question | <solution> S </solution> + blank line + <explanation> + two newlines, then its text
     student: system | question | <thought> explanation </thought> + blank line + <solution> S </solution>
 
-The chat around these texts comes from the tokenizer's own template; the template's end of turn is whatever it writes
+The chat around these texts comes from the tokenizer's own template; the end of turn is whatever the template writes
 after an assistant message.
 
 Departures from the original:
-- The default prompts are our own; the data's `system` column is read instead of a prompt fixed in code.
-- A trace is padded with exactly two newlines on both sides before supervised fine-tuning, and freed of tags it already
-  carries: the original trains on nothing at all where the start tag's newlines merge with others.
+- The default prompts are our own; the data's `system` column is used instead of a prompt fixed in the code.
+- Before supervised fine-tuning, a trace loses the tags around it and gets exactly two newlines on both sides: the
+  original trains on nothing at all where the start tag's newlines merge with others.
 """
 
 from dataclasses import dataclass
@@ -42,7 +42,7 @@ STUDENT_PROMPT = (
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """Everything that turns a row into text and text into tokens.
+    """What turns rows into text and text into tokens: tokenizer, tags and system prompts.
 
     In both prompts `{thought_start}`, `{explanation_end}`, ... stand for the tags (see `Tags.fill`).
 
@@ -54,7 +54,7 @@ class ChatFormat:
     tags: Tags = BESPOKE
     teacher_prompt: str = TEACHER_PROMPT
     student_prompt: str = STUDENT_PROMPT
-    student_prompt_overrides_rows: bool = False  # True: student_prompt wins over a row's own `system`
+    student_prompt_overrides_rows: bool = False  # True: student_prompt replaces a row's own `system`
     student_sft_gap: str | None = None  # between thought and solution in student_sft_parts; None: see there
 
     def __post_init__(self) -> None:
@@ -66,14 +66,14 @@ class ChatFormat:
 
 
 def teacher_prompt_text(question: str, solution: str, chat: ChatFormat) -> str:
-    """The teacher's chat up to the point where it goes on by itself: right after the start tag and two newlines."""
+    """The teacher's prompt: its chat up to the explanation's start tag and two newlines, where the teacher begins."""
     tags = chat.tags
     solved = tags.solution_start + solution + tags.solution_end
     return _chat(tags.fill(chat.teacher_prompt), question, chat) + solved + GAP + tags.explanation_start + PADDING
 
 
 def teacher_sft_parts(row: Row, chat: ChatFormat) -> tuple[str, str]:
-    """The teacher's prompt, and what it should learn to write after it: the row's trace, the end tag, the end of turn.
+    """The teacher's prompt, and the text it is trained to write: the row's trace, the end tag, the end of turn.
 
     Raises:
       UserError: the row has no trace.
@@ -84,7 +84,7 @@ def teacher_sft_parts(row: Row, chat: ChatFormat) -> tuple[str, str]:
 
 
 def student_system(chat: ChatFormat, *, row_system: str | None = None) -> str:
-    """The student's system prompt. A row's `system` wins unless the chat format says otherwise."""
+    """The student's system prompt. A row's `system` comes first unless the chat format overrides it."""
     if row_system is None or chat.student_prompt_overrides_rows:
         return chat.tags.fill(chat.student_prompt)
     return row_system
@@ -101,7 +101,7 @@ def student_prefix_text(question: str, chat: ChatFormat, *, row_system: str | No
 
 
 def plain_chat_text(question: str, chat: ChatFormat, *, system: str | None) -> str:
-    """A question in the model's own chat, up to the assistant's header; without `system` as the template has it."""
+    """A question in the model's own chat, up to the assistant's header; `system` None: the template's default."""
     return _chat(system, question, chat)
 
 
@@ -112,11 +112,11 @@ def student_closing_text(solution: str, chat: ChatFormat, *, gap: str = GAP) -> 
 
 
 def student_sft_parts(row: Row, chat: ChatFormat) -> tuple[str, str]:
-    """The student's prompt, and what it should learn to write: the row's trace as its thought, then the solution.
+    """The student's prompt, and the text it is trained to write: the row's trace as its thought, then the solution.
 
-    Between thought and solution stands `chat.student_sft_gap`; None follows the row: a blank line where its solution
-    is padded with one (Stratos), nothing where it is not (plain question/solution rows), as in the original. The chat
-    that scores explanations always has the blank line: give "\\n\\n" to train a student of plain rows on that.
+    `chat.student_sft_gap` separates thought and solution. None follows the row, as the original does: a blank line if
+    its solution is padded with one (Stratos), else nothing (plain question/solution rows). The chat that scores
+    explanations always has the blank line: pass "\\n\\n" to train a student on plain rows in that form.
 
     Raises:
       UserError: the row has no trace.
@@ -130,7 +130,7 @@ def student_sft_parts(row: Row, chat: ChatFormat) -> tuple[str, str]:
 
 
 def padded_thought(text: str) -> str:
-    """`text` without the thought or explanation tags it may be wrapped in, with two newlines on both sides."""
+    """`text` without surrounding thought or explanation tags, padded with two newlines on both sides."""
     for tags in (BESPOKE, R1):
         text = _unwrapped(text, tags.thought_start, tags.thought_end)
         text = _unwrapped(text, tags.explanation_start, tags.explanation_end)
@@ -168,7 +168,7 @@ def _chat(system: str | None, question: str, chat: ChatFormat) -> str:
 def _render(
     tokenizer: "PreTrainedTokenizerFast", messages: list[dict[str, str]], *, add_generation_prompt: bool
 ) -> str:
-    from jinja2 import TemplateError  # here, so that importing the package stays quick
+    from jinja2 import TemplateError  # here, to keep the package quick to import
 
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
@@ -183,7 +183,7 @@ def _render(
 
 def _trace(row: Row) -> str:
     if row.reasoning_trace is None:
-        raise UserError(f"row {row.number}: supervised fine-tuning needs a reasoning trace, the row has none")
+        raise UserError(f"row {row.number}: supervised fine-tuning needs a reasoning trace, but the row has none")
     return row.reasoning_trace
 
 

@@ -1,4 +1,4 @@
-"""A row and its explanation as a row of the data set that a student is trained on."""
+"""Rows of the data set that a student is trained on, from rows and their explanations."""
 
 from typing import Any
 
@@ -8,13 +8,13 @@ from rlt_jax.types import Row
 
 
 def distillation_row(row: Row, explanation: str, chat: ChatFormat) -> dict[str, Any] | None:
-    """Columns for both readers: a trainer's, which takes `conversations` and `system`, and a person's.
+    """A row's columns for training, `conversations` and `system`, and columns for people, with the row as it was.
 
-    `conversations` is the student's chat as it is scored, in Bespoke-Stratos form: the explanation is the thought.
-    `load_rows` reads these and not `question`, `solution` and `reasoning_trace`, which are the row's own as they were.
+    `conversations` is the chat in which the student scores explanations, in Bespoke-Stratos form: the explanation is
+    the thought. `load_rows` reads the first two; `question`, `solution` and `reasoning_trace` are for people.
 
     Returns:
-      None where the chat would be read as something else, because explanation or solution holds one of its tags.
+      The columns; None if `load_rows` would read something else, because explanation or solution contains a tag.
     """
     tags, system = chat.tags, student_system(chat, row_system=row.system)
     thought = padded_thought(explanation)

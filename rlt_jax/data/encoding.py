@@ -1,6 +1,6 @@
-"""Text to token ids, with or without character offsets, and token ids to the bytes they stand for.
+"""Text to token ids, with or without character offsets, and token ids to bytes.
 
-Nothing here adds special tokens: the chat template has already written every token that belongs into the text.
+Nothing here adds special tokens: the chat template has already written all of them into the text.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ def encode(tokenizer: "PreTrainedTokenizerFast", text: str) -> np.ndarray:
 
 
 def encode_batch(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[np.ndarray]:
-    """Token ids of each text, i32[T_i]; one call of the tokenizer, which spreads it over the cores."""
+    """Token ids of each text, i32[T_i]; a single call of the tokenizer, which uses all cores."""
     if not texts:
         return []
     encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
@@ -31,7 +31,7 @@ def encode_batch(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> 
 def encode_with_offsets(tokenizer: "PreTrainedTokenizerFast", text: str) -> tuple[np.ndarray, np.ndarray]:
     """Token ids i32[T] and the characters [start, end) each token touches, i64[T, 2].
 
-    The tokens of a character that is split over several all carry that character's range.
+    If a character is split over several tokens, each of them has the range of the whole character.
     """
     encoded = tokenizer(
         text, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
@@ -40,7 +40,7 @@ def encode_with_offsets(tokenizer: "PreTrainedTokenizerFast", text: str) -> tupl
 
 
 def ids_to_bytes(tokenizer: "PreTrainedTokenizerFast", ids: Iterable[int]) -> list[bytes]:
-    """The UTF-8 bytes of each token; an id outside the vocabulary (a padded embedding row) has none.
+    """The UTF-8 bytes of each token; an id outside the vocabulary (a padded embedding row) has no bytes.
 
     Raises:
       UserError: the vocabulary is not byte-level BPE.
@@ -51,7 +51,7 @@ def ids_to_bytes(tokenizer: "PreTrainedTokenizerFast", ids: Iterable[int]) -> li
 
 @lru_cache(maxsize=8)
 def _token_bytes(tokenizer: "PreTrainedTokenizerFast") -> tuple[bytes, ...]:
-    """Bytes of every id of the vocabulary. Added tokens stand for their own text, all others are byte-level."""
+    """Bytes of every id in the vocabulary. Added tokens are plain text, all others are byte-level."""
     byte_of = _byte_of_char()
     added = {i: token.content.encode() for i, token in tokenizer.added_tokens_decoder.items()}
     vocab = tokenizer.get_vocab()
@@ -71,8 +71,7 @@ def _token_bytes(tokenizer: "PreTrainedTokenizerFast") -> tuple[bytes, ...]:
 
 
 def _byte_of_char() -> dict[str, int]:
-    """Inverse of the printable alphabet that byte-level BPE writes bytes in (GPT-2): the 68 unprintable bytes, in
-    order, stand at U+0100 and up."""
+    """Inverse of GPT-2's alphabet for bytes: printable bytes as they are, the 68 others as U+0100 and up, in order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(hidden)}
+    unprintable = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(unprintable)}

@@ -1,4 +1,4 @@
-"""Rows that already have an explanation, as text: what `rlt_jax.score` reads."""
+"""Rows that already have an explanation: the input of `rlt_jax.score`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,28 +15,28 @@ from rlt_jax.types import Row, ScoreRow
 
 @dataclass(frozen=True)
 class ExplainedRow:
-    """A row and the explanation somebody wrote for it, as a teacher's raw output after its prompt, tags and all."""
+    """A row and its explanation in the form of a teacher's raw output after its prompt, including tags."""
 
     row: Row
     completion: str
-    raw: Mapping[str, object]  # the row as it was read, all its columns
+    raw: Mapping[str, object]  # all columns, as read
 
 
 def load_explained_rows(
     source: str, tags: Tags, *, on_bad_row: Literal["skip", "stop"] = "skip"
 ) -> tuple[tuple[ExplainedRow, ...], tuple[tuple[int, str], ...]]:
-    """Read rows with `completion` (raw output) or `explanation` (bare text, which is given its tags).
+    """Read rows with `completion` (raw output) or `explanation` (bare text, to which tags are added).
 
     Returns:
-      The usable rows, and (row number, reason) of the others.
+      The usable rows, and (row number, reason) for each of the others.
     Raises:
-      UserError: nothing readable there, no usable row, or a bad row when `on_bad_row` is "stop".
+      UserError: `source` cannot be read, no row is usable, or there is a bad row when `on_bad_row` is "stop".
     """
     return read_rows(source, partial(_explained, tags=tags), on_bad_row=on_bad_row)
 
 
 def explained_score_row(explained: ExplainedRow, chat: ChatFormat) -> ScoreRow:
-    """Both sequences and the spans of a row (see `score_row_from_text`)."""
+    """The teacher's and the student's sequence of a row, with their spans (see `score_row_from_text`)."""
     row = explained.row
     return score_row_from_text(
         teacher_prompt_text(row.question, row.solution, chat),

@@ -1,8 +1,8 @@
-"""The order in which a run goes through its questions: seeded, and a pure function of the step, so that it resumes.
+"""The order of a run's questions: seeded, and a pure function of the step, so a resumed run continues it.
 
 Departures from the original:
 - Permutations come from NumPy's generator seeded by (seed, permutation number), not from torch's global state.
-- Fewer rows than a step needs are an error: the original then yields nothing and ends without a word.
+- Fewer rows than a step needs are an error: the original then yields nothing and ends silently.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ def chunked_order(
 ) -> np.ndarray:
     """One pass of the original's repeating sampler.
 
-    The permutations are joined and cut into chunks of `batch_size` (an incomplete last one is dropped). Each chunk
+    The permutations are joined and split into chunks of `batch_size` (an incomplete last one is dropped). Each chunk
     appears `repeat_count` times, each of its rows `mini_repeat_count` times in a row.
 
     Returns:
@@ -31,9 +31,9 @@ def chunked_order(
 def questions_of_step(
     step: int, *, num_rows: int, questions_per_step: int, seed: int, artificial_epochs: int = 1
 ) -> np.ndarray:
-    """The rows that step `step` (from 0) samples explanations for; nothing but its arguments decides.
+    """The rows of step `step` (from 0); a pure function of the arguments.
 
-    An epoch is `artificial_epochs` permutations joined and cut into steps; what is left over is dropped.
+    An epoch is `artificial_epochs` permutations, joined and split into steps; the remainder is dropped.
 
     Returns:
       i64[questions_per_step] row numbers.

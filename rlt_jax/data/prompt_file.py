@@ -1,4 +1,4 @@
-"""A system prompt from a text file."""
+"""System prompts from text files."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from rlt_jax.errors import UserError
 
 
 def read_prompt_file(path: str | Path) -> str:
-    """The file's text without the newlines at its end.
+    """The text of a prompt file, without trailing newlines.
 
     Raises:
       UserError: the file is missing, unreadable, not UTF-8 or empty.

@@ -1,8 +1,8 @@
-"""Rows to `Prompt`s, tokenised once before a run.
+"""Prompts from rows, tokenised once before a run.
 
 Departures from the original:
-- A prompt that is too long is skipped with a count; `truncate=True` cuts it on the left, as the original does. A cut
-  loses system prompt, question and then solution, and the reward of what is left means nothing.
+- A prompt that is too long is skipped and counted; `truncate=True` truncates it on the left, as the original does.
+  Truncation removes the system prompt, then the question, then the solution, which makes the reward meaningless.
 """
 
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ class BuiltPrompts:
 def build_prompts(
     rows: Sequence[Row], chat: ChatFormat, *, max_prompt_length: int, truncate: bool = False
 ) -> BuiltPrompts:
-    """Lay out and tokenise every row.
+    """Format and tokenise every row.
 
     Args:
-      max_prompt_length: most tokens of the teacher's prompt.
-      truncate: cut a longer prompt's `teacher_ids` on the left instead of skipping it; `teacher_text` stays whole.
+      max_prompt_length: maximum length of the teacher's prompt, tokens.
+      truncate: truncate a longer prompt's `teacher_ids` on the left instead of skipping it; `teacher_text` stays whole.
     Raises:
       UserError: no prompt fits.
     """

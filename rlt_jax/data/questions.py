@@ -1,4 +1,4 @@
-"""Test sets: questions with known answers, free or multiple-choice, by the names of their columns."""
+"""Test sets: questions with known answers, free-form or multiple-choice, read from named columns."""
 
 import math
 import string
@@ -12,7 +12,7 @@ import numpy as np
 from rlt_jax.data.rows import BadRow, optional_text, read_rows
 from rlt_jax.data.sources import Unreadable
 
-ASK_FOR_LETTER = "Answer with the letter of the right option."
+LETTER_INSTRUCTION = "Answer with the letter of the right option."
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Question:
     """One usable row of a test set."""
 
     number: int  # row number in the test set, from 0
-    text: str  # what the model is asked, options included
-    answer: str  # the right one; with options its letter
-    letters: str  # of the options, "ABCD"; empty where the answer is free
+    text: str  # options included
+    answer: str  # the right one; with options, its letter
+    letters: str  # of the options, such as "ABCD"; empty for free-form answers
     system: str | None  # the row's own system prompt
 
 
@@ -37,13 +37,13 @@ def load_questions(
 ) -> tuple[tuple[Question, ...], tuple[tuple[int, str], ...]]:
     """Read a test set (see `load_rows` for what `source` may be).
 
-    With `choice_columns`, the wrong options, the question is followed by all options with letters, in an order that
-    the row's number decides alone: the same for every model and seed (as in GPQA, where the right one comes first).
+    With `choice_columns` (the wrong options), all options follow the question, with letters. Their order depends only
+    on the row's number, so it is the same for every model and seed (in GPQA's columns the right one comes first).
 
     Returns:
-      The usable rows, and (row number, reason) of the others.
+      The usable rows, and (row number, reason) for each of the others.
     Raises:
-      UserError: nothing readable there, no usable row, or a bad row when `on_bad_row` is "stop".
+      UserError: `source` cannot be read, no row is usable, or there is a bad row when `on_bad_row` is "stop".
     """
     columns = [question_column, answer_column, *choice_columns]
     return read_rows(
@@ -71,8 +71,8 @@ def _question(number: int, raw: object, *, question: str, answer: str, choices: 
     letters = string.ascii_uppercase[: len(options)]
     order = np.random.default_rng(number).permutation(len(options))
     lines = [f"{letter}) {options[i]}" for letter, i in zip(letters, order)]
-    asked = "\n".join([text, "", *lines, "", ASK_FOR_LETTER])
-    return Question(number, asked, letters[list(order).index(0)], letters, system)
+    text_with_options = "\n".join([text, "", *lines, "", LETTER_INSTRUCTION])
+    return Question(number, text_with_options, letters[list(order).index(0)], letters, system)
 
 
 def _cell(raw: Mapping, column: str) -> str:
@@ -82,7 +82,7 @@ def _cell(raw: Mapping, column: str) -> str:
         raise BadRow(f"no {column} (columns: {', '.join(map(str, raw))})")
     if isinstance(value, float) and math.isfinite(value):
         return str(int(value)) if value.is_integer() else str(value)
-    if isinstance(value, float):  # a cell that was empty in a table
+    if isinstance(value, float):  # NaN: an empty cell of a table
         raise BadRow(f"{column} is empty")
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else optional_text(raw, column)
     if not text or not text.strip():

@@ -1,9 +1,9 @@
-"""Raw rows to `Row`s: Stratos conversations, or question / solution / reasoning_trace columns.
+"""Parse raw rows: Stratos conversations, or question / solution / reasoning_trace columns.
 
 Departures from the original:
-- `question` and `prompt` both name the question: the original reads `prompt` where its documentation says `question`.
-- A row that cannot be used is skipped with its number, a reason and a count, or stops the run: the original crashes on
-  it, or trains on nothing.
+- The question may be in `question` or `prompt`: the original reads `prompt` but documents `question`.
+- An unusable row is skipped (with its number, the reason and a count) or stops the run: the original crashes on it, or
+  trains on nothing.
 """
 
 import logging
@@ -20,19 +20,19 @@ from rlt_jax.types import Row
 _log = logging.getLogger("rlt_jax")
 Parsed = TypeVar("Parsed")
 
-_SHOWN = 5  # row numbers, or reasons, in one message
+_MAX_SHOWN = 5  # row numbers or reasons in one message
 
 
 @dataclass(frozen=True)
 class LoadedRows:
-    """The usable rows of a data set, and why the others are not."""
+    """The usable rows of a data set, and why the others were skipped."""
 
     rows: tuple[Row, ...]
     skipped: tuple[tuple[int, str], ...]  # (row number, reason)
 
 
 class BadRow(Exception):
-    """Why a row cannot be used; details stand in brackets, so that reasons can be counted without them."""
+    """Why a row cannot be used; details are in parentheses, so that reasons can be counted without them."""
 
 
 def load_rows(
@@ -45,11 +45,11 @@ def load_rows(
     """Read a data set: hub name, folder (saved by `datasets`, or with jsonl / json / parquet files), or such a file.
 
     Rows are {"conversations": [user, assistant]} with tagged thought and solution, or {"question" (or "prompt"),
-    "solution", "reasoning_trace" (optional)}; both may carry "system", the student's prompt. Texts are kept exactly as
-    they stand. `log` gets one line when rows were skipped.
+    "solution", "reasoning_trace" (optional)}; both may have "system", the student's system prompt. Texts are not
+    changed. `log` gets one line if rows were skipped.
 
     Raises:
-      UserError: nothing readable there, no usable row, or a bad row when `on_bad_row` is "stop".
+      UserError: `source` cannot be read, no row is usable, or there is a bad row when `on_bad_row` is "stop".
     """
     return LoadedRows(*read_rows(source, row_from, split=split, on_bad_row=on_bad_row, log=log))
 
@@ -63,12 +63,12 @@ def read_rows(
     log: Callable[[str], None] = _log.warning,
     needed: str = "rows with question and solution, or conversations with tagged thought and solution",
 ) -> tuple[tuple[Parsed, ...], tuple[tuple[int, str], ...]]:
-    """`load_rows` for rows of any kind: `parse` turns (number, raw row) into one, or raises BadRow.
+    """`load_rows` for rows of any kind: `parse` turns a row number and a raw row into a row, or raises BadRow.
 
     Args:
-      needed: what to give, for the message where no row can be used.
+      needed: what to give, for the error message if no row is usable.
     Returns:
-      The usable rows, and (row number, reason) of the others.
+      The usable rows, and (row number, reason) for each of the others.
     """
     rows, skipped = [], []
     for number, raw in read_source(source, split):
@@ -77,11 +77,11 @@ def read_rows(
         except BadRow as bad:
             if on_bad_row == "stop":
                 raise UserError(
-                    f"{source}, row {number}: {bad}: mend the row, or skip such rows with on_bad_row skip"
+                    f"{source}, row {number}: {bad}: fix the row, or skip such rows with on_bad_row skip"
                 ) from None
             skipped.append((number, str(bad)))
     if not rows:
-        reasons = "; ".join(f"row {number}: {reason}" for number, reason in skipped[:_SHOWN])
+        reasons = "; ".join(f"row {number}: {reason}" for number, reason in skipped[:_MAX_SHOWN])
         raise UserError(
             f"expected rows in {source} (split {split}), but none of {len(skipped)} can be used"
             + (f": {reasons}" if reasons else "")
@@ -97,14 +97,14 @@ def describe_skipped(skipped: list[tuple[int, str]] | tuple[tuple[int, str], ...
     counts = Counter(reason.partition(" (")[0] for _, reason in skipped)
     parts = []
     for reason, count in counts.most_common():
-        numbers = [str(number) for number, why in skipped if why.partition(" (")[0] == reason][:_SHOWN]
-        more = ", ..." if count > _SHOWN else ""
+        numbers = [str(number) for number, why in skipped if why.partition(" (")[0] == reason][:_MAX_SHOWN]
+        more = ", ..." if count > _MAX_SHOWN else ""
         parts.append(f"{count} x {reason} (row{'s' if count > 1 else ''} {', '.join(numbers)}{more})")
     return "; ".join(parts)
 
 
 def row_from(number: int, raw: object) -> Row:
-    """A raw row as `Row`; raises BadRow with the reason when it cannot be one."""
+    """Parse a raw row; raises BadRow with the reason if that is not possible."""
     if isinstance(raw, Unreadable):
         raise BadRow(raw.reason)
     if not isinstance(raw, Mapping):
@@ -127,7 +127,7 @@ def row_from(number: int, raw: object) -> Row:
 
 
 def _turns(conversations: object) -> tuple[str, str]:
-    """Texts of the user's and the assistant's turn."""
+    """The texts of the user's and the assistant's turn."""
     if not isinstance(conversations, list) or not all(isinstance(turn, Mapping) for turn in conversations):
         raise BadRow(f"conversations is not a list of turns (came {type(conversations).__name__})")
     turns = [_turn(turn) for turn in conversations]
@@ -138,31 +138,31 @@ def _turns(conversations: object) -> tuple[str, str]:
 
 
 def _turn(turn: Mapping) -> tuple[str, str]:
-    """Speaker and text, in the names of either common convention."""
+    """Speaker and text, from `from` and `value` or from `role` and `content`."""
     speaker = _required(turn, "from" if "from" in turn else "role")
     return speaker, _required(turn, "value" if "value" in turn else "content")
 
 
 def _tagged_parts(answer: str) -> tuple[str, str | None]:
-    """Solution and thought of a tagged answer, exactly as they stand between their tags, in either tag format."""
-    for tags in (BESPOKE, R1):
-        names = (tags.thought_start, tags.thought_end, tags.solution_start, tags.solution_end)
-        if any(name in answer for name in names):
+    """Solution and thought of a tagged answer in either tag format, unchanged."""
+    for tag_format in (BESPOKE, R1):
+        tags = (tag_format.thought_start, tag_format.thought_end, tag_format.solution_start, tag_format.solution_end)
+        if any(tag in answer for tag in tags):
             break
     else:
         raise BadRow("the assistant's turn has no tags")
-    missing = [name for name in names if name not in answer]
+    missing = [tag for tag in tags if tag not in answer]
     if missing:
         raise BadRow(f"the assistant's turn lacks a tag ({', '.join(missing)})")
-    places, place = [], 0
-    for name in names:
-        place = answer.find(name, place)
-        if place < 0:
-            raise BadRow(f"the tags are out of order (no {name} after the one before it)")
-        places.append((place, place + len(name)))
-        place += len(name)
-    (_, thought), (thought_end, _), (_, solution), (solution_end, _) = places
-    return answer[solution:solution_end], answer[thought:thought_end]
+    ranges, position = [], 0  # characters [start, end) of each tag
+    for tag in tags:
+        position = answer.find(tag, position)
+        if position < 0:
+            raise BadRow(f"the tags are out of order (no {tag} after the one before it)")
+        ranges.append((position, position + len(tag)))
+        position += len(tag)
+    (_, thought_start), (thought_end, _), (_, solution_start), (solution_end, _) = ranges
+    return answer[solution_start:solution_end], answer[thought_start:thought_end]
 
 
 def _required(raw: Mapping, column: str, *, name: str | None = None) -> str:
@@ -173,7 +173,7 @@ def _required(raw: Mapping, column: str, *, name: str | None = None) -> str:
 
 
 def optional_text(raw: Mapping, column: str) -> str | None:
-    """A column's text; None when it is missing or null. Raises BadRow when it is something else than text."""
+    """A column's text; None if it is missing or null. Raises BadRow if it is not text."""
     text = raw.get(column)
     if text is None:
         return None

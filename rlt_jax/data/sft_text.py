@@ -1,11 +1,11 @@
-"""Examples for supervised fine-tuning: token ids and which of them are trained.
+"""Examples for supervised fine-tuning: token ids, and which of them are trained on.
 
 Departures from the original:
 - The trained part is known from how the text is built, not searched for in the ids: the original finds nothing, and
-  trains on nothing, where the start tag's newlines merge with the trace's or the solution's end tag with the solution.
-- Prompt and answer are tokenised apart, as they are when the model writes the answer itself.
-- A row without a trace is refused (the original puts the solution in its place); a text that is too long is skipped,
-  not cut.
+  trains on nothing, where the start tag's newlines merge with the trace's, or the solution with its end tag.
+- Prompt and answer are tokenised separately, as when the model writes the answer itself.
+- A row without a trace is refused (the original uses the solution instead); a text that is too long is skipped, not
+  truncated.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from rlt_jax.data.chat_format import ChatFormat, student_sft_parts, teacher_sft_parts
-from rlt_jax.data.encoding import encode, encode_batch
+from rlt_jax.data.encoding import encode_batch
 from rlt_jax.errors import UserError
 from rlt_jax.types import Row
 
@@ -23,7 +23,7 @@ Target = Literal["teacher", "student"]
 
 
 class SftExample(NamedTuple):
-    """One text and the tokens whose loss counts."""
+    """Token ids of one text, and which of them count in the loss."""
 
     ids: np.ndarray  # i32[T] token ids
     trained: np.ndarray  # bool[T]
@@ -31,30 +31,20 @@ class SftExample(NamedTuple):
 
 @dataclass(frozen=True)
 class BuiltSftExamples:
-    """The examples of a run, and why the other rows gave none."""
+    """The examples of a run, and why the other rows were skipped."""
 
     examples: tuple[SftExample, ...]
     skipped: tuple[tuple[int, str], ...]  # (row number, reason)
 
 
-def sft_example(row: Row, chat: ChatFormat, target: Target) -> SftExample:
-    """The row as the teacher's or the student's chat.
-
-    Trained are, for the teacher, the tokens after the explanation's start tag and its two newlines (explanation, end
-    tag, end of turn); for the student everything after the assistant's header.
-
-    Raises:
-      UserError: the row has no trace.
-    """
-    prompt, answer = _parts(row, chat, target)
-    return _example(encode(chat.tokenizer, prompt), encode(chat.tokenizer, answer))
-
-
 def build_sft_examples(rows: Sequence[Row], chat: ChatFormat, *, target: Target, max_length: int) -> BuiltSftExamples:
-    """`sft_example` of every row that has a trace and at most `max_length` tokens.
+    """The teacher's or the student's chat for every row that has a trace and at most `max_length` tokens.
+
+    The trained tokens are, for the teacher, those after the explanation's start tag and its two newlines (explanation,
+    end tag, end of turn); for the student, those after the assistant's header.
 
     Raises:
-      UserError: no row gives an example.
+      UserError: there is no such row.
     """
     skipped = [(row.number, "no reasoning trace") for row in rows if row.reasoning_trace is None]
     usable = [row for row in rows if row.reasoning_trace is not None]
@@ -67,7 +57,7 @@ def build_sft_examples(rows: Sequence[Row], chat: ChatFormat, *, target: Target,
         if length > max_length:
             skipped.append((row.number, f"text is too long ({length} tokens, at most {max_length})"))
             continue
-        examples.append(_example(prompt, answer))
+        examples.append(SftExample(np.concatenate([prompt, answer]), np.arange(length) >= len(prompt)))
     if not examples:
         reasons = "; ".join(f"row {number}: {reason}" for number, reason in skipped[:5]) or "there are no rows"
         raise UserError(
@@ -83,7 +73,3 @@ def _parts(row: Row, chat: ChatFormat, target: Target) -> tuple[str, str]:
             return teacher_sft_parts(row, chat)
         case "student":
             return student_sft_parts(row, chat)
-
-
-def _example(prompt: np.ndarray, answer: np.ndarray) -> SftExample:
-    return SftExample(np.concatenate([prompt, answer]), np.arange(len(prompt) + len(answer)) >= len(prompt))

@@ -1,4 +1,4 @@
-"""Reads the raw rows of a data set: hub name, folder, or file, without judging them."""
+"""Read the raw rows of a data set (hub name, folder or file), without checking them."""
 
 import json
 import re
@@ -14,7 +14,7 @@ _KNOWN_SPLITS = frozenset({"train", "test", "validation", "valid", "val", "dev",
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Stands in for a row that could not even be parsed."""
+    """Stands for a row that could not be parsed."""
 
     reason: str
 
@@ -23,16 +23,16 @@ class Unreadable:
 
 
 def read_source(source: str, split: str) -> Iterator[tuple[int, object]]:
-    """(row number from 0, raw row) of every row; a line that is no JSON comes as `Unreadable`.
+    """Yield (row number from 0, raw row) for every row; `Unreadable` for a line that is not JSON.
 
-    In JSON-lines files the number counts lines, blank ones too, so that number + 1 is the line in an editor. Several
-    files of a folder are read in the order of their names, their numbers run on.
+    In JSON Lines files the number counts lines, including blank ones, so number + 1 is the line in an editor. Files of
+    a folder are read in the order of their names and numbered consecutively.
 
     Raises:
-      UserError: nothing readable at `source`, or it has no such split.
+      UserError: `source` cannot be read, or has no such split.
     """
     path = Path(source).expanduser()
-    if not source.strip():  # Path("") is the current folder
+    if not source.strip():  # Path("") would be the current folder
         raise UserError("expected a data set, but its name is empty: give a hub name, a folder, or a file")
     if path.is_dir():
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
@@ -79,7 +79,7 @@ def _read_saved(folder: Path, split: str) -> Iterator[tuple[int, object]]:
 
 
 def _files_of_split(folder: Path, split: str) -> list[Path]:
-    """The folder's files that carry the split in their name; all of them for "train" when none names any split."""
+    """The folder's files with the split in their name; for "train" all files if none has a split in its name."""
     files = sorted(file for file in folder.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
     if not files:
         raise UserError(f"expected {', '.join(_SUFFIXES)} files in {folder}, but there are none: check the folder")
@@ -89,7 +89,9 @@ def _files_of_split(folder: Path, split: str) -> list[Path]:
         chosen = files
     if not chosen:
         names = ", ".join(str(file.relative_to(folder)) for file in files[:5])
-        raise UserError(f"expected a file of split {split!r} in {folder}, but it holds {names}: name one so")
+        raise UserError(
+            f"expected a file of split {split!r} in {folder}, but it holds {names}: rename one, or choose another split"
+        )
     return chosen
 
 
@@ -97,10 +99,11 @@ def _read_files(files: list[Path]) -> Iterator[tuple[int, object]]:
     offset = 0
     for file in files:
         if file.suffix not in _SUFFIXES:
-            raise UserError(f"expected a file that ends in {', '.join(_SUFFIXES)}, but came {file}: convert it")
-        number, read = -1, _read_parquet if file.suffix == ".parquet" else _read_json
+            raise UserError(f"expected a file that ends in {', '.join(_SUFFIXES)}, came {file}: convert it")
+        number = -1
+        rows = _read_parquet(file) if file.suffix == ".parquet" else _read_json(file)
         try:
-            for number, raw in read(file):
+            for number, raw in rows:
                 yield offset + number, raw
         except OSError as error:
             raise UserError(f"expected to read rows from {file}, but: {error}: check the file") from None
@@ -118,17 +121,17 @@ def _read_parquet(file: Path) -> Iterator[tuple[int, object]]:
                 yield number, raw
                 number += 1
     except pyarrow.ArrowException as error:
-        raise UserError(f"expected a parquet file, but {file} is none: {error}: write it again") from None
+        raise UserError(f"expected a parquet file, but {file} is not one: {error}: write it again") from None
 
 
 def _read_json(file: Path) -> Iterator[tuple[int, object]]:
-    """JSON lines, or one JSON list of rows."""
+    """Rows of JSON Lines, or of a single JSON list."""
     with file.open("rb") as lines:
         if file.suffix == ".json" and lines.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             lines.seek(0)
             rows = _parse(lines.read())
             if not isinstance(rows, list):
-                raise UserError(f"expected a JSON list of rows in {file}, but: {rows}: mend the file")
+                raise UserError(f"expected a JSON list of rows in {file}, but: {rows}: fix the file")
             yield from enumerate(rows)
             return
         lines.seek(0)

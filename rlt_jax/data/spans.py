@@ -1,15 +1,15 @@
-"""Where thought and solution stand in the teacher's and the student's token sequences (RLT, arXiv 2506.08388).
+"""Spans of thought and solution in the teacher's and the student's token sequences (RLT, arXiv 2506.08388).
 
-Two ways in. `score_row_from_ids` (training) keeps the sampled ids: the student reads the very tokens the teacher
-wrote. `score_row_from_text` (explanations that exist as text) tokenises both whole texts and counts the tokens that lie
-wholly between the tags in both.
+There are two entry points. `score_row_from_ids` (training) keeps the sampled ids: the student reads exactly the tokens
+that the teacher wrote. `score_row_from_text` (existing explanations) tokenises both whole texts and counts the tokens
+that lie entirely between the tags in both.
 
-Departures from the original, which decodes, tokenises again and then searches the parts' token lists in the whole:
+Departures from the original, which decodes, tokenises again and then searches for the token lists of the parts:
 - Spans are found by position, not by search: its search finds a thought that repeats the question in the question.
-- A token that straddles a tag belongs to no span: where it merged, the original's search failed and it went on with
-  escaped tags, shifted spans, or empty ones (rewards of 3e36).
+- A token that straddles a tag belongs to no span: the original's search fails there, and it continues with escaped
+  tags, shifted spans, or empty ones (rewards of 3e36).
 - An empty thought, or one without a token of its own, counts as not matched.
-- An end-of-text token's text at the end of a completion is not part of the explanation.
+- The text of an end-of-text token at the end of a completion is not part of the explanation.
 """
 
 import numpy as np
@@ -32,31 +32,32 @@ from rlt_jax.types import Prompt, ScoreRow
 def score_row_from_ids(
     prompt: Prompt, completion_ids: np.ndarray, chat: ChatFormat, eos_ids: tuple[int, ...]
 ) -> ScoreRow:
-    """A sampled explanation, token for token.
+    """The spans of a sampled explanation, with its tokens unchanged.
 
-    The thought is the sampled tokens that end before the explanation's end tag (all of them up to EOS, and not matched,
-    when there is no end tag). A token that holds both thought and tag is left out, its thought text tokenised anew in
-    the student's sequence. The two newlines of both start tags belong to the prompts.
+    The thought is the sampled tokens that end before the explanation's end tag; without an end tag, all tokens before
+    EOS, and the row counts as not matched. A token that holds both thought and tag is left out; its part of the thought
+    is tokenised again in the student's sequence. The two newlines after both start tags belong to the prompts.
 
     Args:
       completion_ids: i32[N] sampled ids, with or without EOS.
     """
     completion_ids = np.asarray(completion_ids, np.int32)
     sampled = completion_ids[: _first_of(completion_ids, eos_ids)]
-    kept, lead, explanation, closed = _split_at_tag(chat, sampled)
-    prefix = np.concatenate([prompt.student_prefix_ids, sampled[:kept]])
-    closing = lead + student_closing_text(prompt.row.solution, chat)
+    length, remainder, explanation, closed = _split_at_tag(chat, sampled)
+    thought = sampled[:length]
+    prefix = np.concatenate([prompt.student_prefix_ids, thought])
+    closing = remainder + student_closing_text(prompt.row.solution, chat)
     closing_ids, offsets = encode_with_offsets(chat.tokenizer, closing)
     return ScoreRow(
         teacher_ids=np.concatenate([prompt.teacher_ids, completion_ids]),
-        teacher_thought=_positions(np.arange(kept) + len(prompt.teacher_ids)),
+        teacher_thought=_positions(np.arange(length) + len(prompt.teacher_ids)),
         student_ids=np.concatenate([prefix, closing_ids]),
-        student_thought=_positions(np.arange(kept) + len(prompt.student_prefix_ids)),
+        student_thought=_positions(np.arange(length) + len(prompt.student_prefix_ids)),
         solution=_positions(_inside(offsets, *_solution_range(closing, prompt.row.solution, chat)) + len(prefix)),
-        matched=closed and kept > 0,
+        matched=closed and length > 0,
         explanation=explanation,
-        copy_rate=copy_rate(sampled[:kept], prompt.solution_ids),
-        repeat_rate=repeat_rate(sampled[:kept]),
+        copy_rate=copy_rate(thought, prompt.solution_ids),
+        repeat_rate=repeat_rate(thought),
     )
 
 
@@ -69,11 +70,11 @@ def score_row_from_text(
     chat: ChatFormat,
     row_system: str | None = None,
 ) -> ScoreRow:
-    """An explanation that exists as text, tokenised inside the teacher's and the student's whole chat.
+    """The spans of an explanation given as text, which is tokenised within the teacher's and the student's whole chat.
 
-    The thought is what stands between the explanation's tags, newlines included; the tokens that count are those with
-    the same characters and the same id in both chats. Where the tags are not closed the end tag is appended, and if
-    that is not enough the start tag put before the completion: not matched.
+    The thought is the text between the explanation's tags, including newlines; the tokens that count are those with the
+    same characters and the same id in both chats. If the tags are not closed, the end tag is appended and, if that is
+    not enough, the start tag put before the completion; the row then counts as not matched.
     """
     tags = chat.tags
     head, padding, written = _split_prompt(teacher_prompt_text, tags)
@@ -84,21 +85,21 @@ def score_row_from_text(
 
     teacher_ids, teacher_offsets = encode_with_offsets(chat.tokenizer, head + written)
     opening = student_header_text(question, chat, row_system=row_system) + tags.thought_start
-    text = opening + thought + student_closing_text(solution, chat)
-    student_ids, student_offsets = encode_with_offsets(chat.tokenizer, text)
+    student_text = opening + thought + student_closing_text(solution, chat)
+    student_ids, student_offsets = encode_with_offsets(chat.tokenizer, student_text)
 
     teacher_thought, student_thought = np.empty((2, 0), np.int32)
     if explanation:
         teacher_thought, student_thought = _shared_tokens(
-            _tokens_of_range(teacher_ids, teacher_offsets, len(head) + begin, len(head) + end),
-            _tokens_of_range(student_ids, student_offsets, len(opening), len(opening) + len(thought)),
+            _tokens_in_range(teacher_ids, teacher_offsets, len(head) + begin, len(head) + end),
+            _tokens_in_range(student_ids, student_offsets, len(opening), len(opening) + len(thought)),
         )
     return ScoreRow(
         teacher_ids=teacher_ids,
         teacher_thought=teacher_thought,
         student_ids=student_ids,
         student_thought=student_thought,
-        solution=_positions(_inside(student_offsets, *_solution_range(text, solution, chat))),
+        solution=_positions(_inside(student_offsets, *_solution_range(student_text, solution, chat))),
         matched=closed and len(teacher_thought) > 0,
         explanation=explanation,
         copy_rate=copy_rate(teacher_ids[teacher_thought], encode(chat.tokenizer, solution)),
@@ -107,7 +108,7 @@ def score_row_from_text(
 
 
 def score_row_from_trace(prompt: Prompt, chat: ChatFormat) -> ScoreRow | None:
-    """The row's own reasoning trace as what a teacher sampled; None where it has none that a teacher could write."""
+    """The spans of the row's own trace, as if the teacher had sampled it; None if there is no trace it could write."""
     if prompt.row.reasoning_trace is None:
         return None
     try:
@@ -118,12 +119,12 @@ def score_row_from_trace(prompt: Prompt, chat: ChatFormat) -> ScoreRow | None:
 
 
 def explanation_to_completion(text: str, tags: Tags) -> str:
-    """A bare explanation as the completion of a teacher who closed its tags well.
+    """Turn a bare explanation into a teacher's completion with closed tags.
 
-    Tags the text is wrapped in are taken off; the end is padded with two newlines.
+    Tags around the text are removed; its end is padded with two newlines.
 
     Raises:
-      UserError: the text is empty, or holds the explanation's end tag, which would cut it short.
+      UserError: the text is empty, or contains the explanation's end tag, which would end it too early.
     """
     explanation = padded_thought(text).removeprefix(PADDING)
     if not explanation.strip():
@@ -137,26 +138,27 @@ def explanation_to_completion(text: str, tags: Tags) -> str:
 
 
 def _first_of(ids: np.ndarray, wanted: tuple[int, ...]) -> int:
-    hits = np.flatnonzero(np.isin(ids, wanted))
-    return int(hits[0]) if len(hits) else len(ids)
+    """Index of the first wanted id; len(ids) if there is none."""
+    found = np.flatnonzero(np.isin(ids, wanted))
+    return int(found[0]) if len(found) else len(ids)
 
 
 def _split_at_tag(chat: ChatFormat, sampled: np.ndarray) -> tuple[int, str, str, bool]:
-    """(tokens of the thought, text between their end and the tag, text before the tag, whether there is a tag)."""
+    """(number of thought tokens, text from their end to the tag, text before the tag, whether there is a tag)."""
     tokens_bytes = ids_to_bytes(chat.tokenizer, sampled)
     text = b"".join(tokens_bytes)
-    seam = text.find(chat.tags.explanation_end.encode())
-    if seam < 0:
+    tag = text.find(chat.tags.explanation_end.encode())
+    if tag < 0:
         return len(sampled), "", text.decode(errors="replace"), False
     ends = np.cumsum([0, *map(len, tokens_bytes)])  # ends[k]: where the first k tokens end, in bytes
-    kept = int(np.searchsorted(ends, seam, side="right")) - 1
-    while kept and _inside_character(text, ends[kept]):  # half a character cannot be tokenised anew
-        kept -= 1
-    return kept, text[ends[kept] : seam].decode(errors="replace"), text[:seam].decode(errors="replace"), True
+    length = int(np.searchsorted(ends, tag, side="right")) - 1
+    while length and _inside_character(text, ends[length]):  # half a character cannot be tokenised again
+        length -= 1
+    return length, text[ends[length] : tag].decode(errors="replace"), text[:tag].decode(errors="replace"), True
 
 
 def _inside_character(text: bytes, place: int) -> bool:
-    """Whether a UTF-8 character begins before `place` and goes on at it."""
+    """Whether `place` is inside a UTF-8 character: one begins before it and has not ended."""
     for back in range(1, min(place, 3) + 1):
         byte = text[place - back]
         if byte >= 0xC0:  # first byte of a character of 2, 3 or 4 bytes
@@ -169,49 +171,49 @@ def _inside_character(text: bytes, place: int) -> bool:
 
 def _split_prompt(prompt: str, tags: Tags) -> tuple[str, str, str]:
     """(text before the start tag at the prompt's end, whitespace after that tag, tag and whitespace)."""
-    bare = prompt.rstrip()
-    if not bare.endswith(tags.explanation_start):
+    stripped = prompt.rstrip()
+    if not stripped.endswith(tags.explanation_start):
         return prompt, "", ""
-    head = bare.removesuffix(tags.explanation_start)
-    return head, prompt[len(bare) :], prompt[len(head) :]
+    head = stripped.removesuffix(tags.explanation_start)
+    return head, prompt[len(stripped) :], prompt[len(head) :]
 
 
 def _close_tags(written: str, tags: Tags) -> tuple[str, int, int, bool]:
-    """(text with both tags, where the thought begins and ends in it, whether nothing had to be added)."""
+    """(text with both tags, start and end of the thought in it, whether both tags were there already)."""
     end_added = written + tags.explanation_end
     for text in (written, end_added, tags.explanation_start + end_added):
-        tag = text.find(tags.explanation_start)
-        begin = tag + len(tags.explanation_start)
+        start_tag = text.find(tags.explanation_start)
+        begin = start_tag + len(tags.explanation_start)
         end = text.find(tags.explanation_end, begin)
-        if tag >= 0 and end >= 0:
+        if start_tag >= 0 and end >= 0:
             return text, begin, end, text is written
     raise AssertionError("a text between both tags has both tags")
 
 
 def _solution_range(text: str, solution: str, chat: ChatFormat) -> tuple[int, int]:
-    """Characters [start, end) of the solution in a student's chat, or in its last part."""
+    """Characters [start, end) of the solution in the student's chat, or in its closing text."""
     end = len(text) - len(chat.tags.solution_end) - len(end_of_turn(chat.tokenizer))
     return end - len(solution), end
 
 
 def _inside(offsets: np.ndarray, begin: int, end: int) -> np.ndarray:
-    """i64[M] indices of the tokens that lie wholly in the characters [begin, end)."""
+    """i64[M] indices of the tokens that lie entirely in the characters [begin, end)."""
     return np.flatnonzero((offsets[:, 0] >= begin) & (offsets[:, 1] <= end))
 
 
-def _tokens_of_range(ids: np.ndarray, offsets: np.ndarray, begin: int, end: int) -> dict[tuple[int, ...], int]:
-    """Positions of the tokens wholly in [begin, end), in order, by (characters from begin, id, which of its kind).
+def _tokens_in_range(ids: np.ndarray, offsets: np.ndarray, begin: int, end: int) -> dict[tuple[int, ...], int]:
+    """Positions of the tokens entirely in [begin, end), in order, by (characters from begin, id, occurrence).
 
-    The last part of the key tells the tokens of one character apart, which all have that character's range.
+    The occurrence tells apart equal tokens of one character, which all have that character's range.
     """
-    found: dict[tuple[int, ...], int] = {}
+    positions: dict[tuple[int, ...], int] = {}
     for position in _inside(offsets, begin, end).tolist():
         first, last = (offsets[position] - begin).tolist()
-        key, count = (first, last, int(ids[position])), 0
-        while (*key, count) in found:
-            count += 1
-        found[*key, count] = position
-    return found
+        key, occurrence = (first, last, int(ids[position])), 0
+        while (*key, occurrence) in positions:
+            occurrence += 1
+        positions[*key, occurrence] = position
+    return positions
 
 
 def _shared_tokens(

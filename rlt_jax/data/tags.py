@@ -1,7 +1,7 @@
-"""The tags that set off thought, solution and explanation in a text.
+"""The tags around thought, solution and explanation in a text.
 
 Departures from the original:
-- One record of six tags instead of nine parallel columns per row: rows of one run share their tags.
+- One record of six tags instead of nine columns per row: all rows of a run share their tags.
 """
 
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from rlt_jax.types import TagFormat
 
 @dataclass(frozen=True)
 class Tags:
-    """Start and end tag of each part of a text."""
+    """The start and end tag of each part of a text."""
 
     thought_start: str  # the student's thinking
     thought_end: str
@@ -47,7 +47,7 @@ R1 = Tags(
 
 
 def tags_of(tag_format: TagFormat) -> Tags:
-    """The preset of that name."""
+    """The tags of a format."""
     match tag_format:
         case "bespoke":
             return BESPOKE

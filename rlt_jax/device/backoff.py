@@ -1,7 +1,7 @@
-"""When the GPU is too small: a pass takes fewer sequences, is done again, and the run remembers it.
+"""Out-of-memory backoff: a phase that runs out of GPU memory is retried with fewer sequences, and the run records it.
 
-Only the sequences of a forward or backward pass are lowered, and what it keeps for speed. Groups, batches and losses
-stay what they are: the results change by rounding alone.
+Only the sequences of a forward or backward pass and its saved activations are lowered. Groups, batches and losses stay
+the same, so results change only by rounding.
 """
 
 import json
@@ -20,32 +20,33 @@ from rlt_jax.errors import UserError
 log = logging.getLogger("rlt_jax")
 
 T = TypeVar("T")
-Pass = Literal["generate", "score", "update"]
+Phase = Literal["generate", "score", "update"]
 
-FILE = "backoff.json"  # in the run folder; there once something was lowered
+FILE = "backoff.json"  # in the run folder, once something was lowered
 SIGNS = ("resource_exhausted", "out of memory")  # in JAX's errors
-# All that JAX says where a library finds no memory for its handle. A broken installation says the same: ask the GPU.
+# What JAX says when a library finds no memory for its handle. A broken installation gives the same message: the free
+# memory of the GPU tells them apart.
 HANDLE_SIGNS = ("failed to initialize dnn", "failed to initialize blas")
-FULL_BYTES = 1e9  # of the GPU, free: with less, a handle or a kernel's code may find no room
+MIN_FREE_BYTES = 1e9  # of the GPU: with less, a handle or a kernel's code may find no room
 
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """Sequences of a pass, by phase, and whether the update keeps activations of layers that it could compute again."""
+    """Sequences per pass in each phase, and whether the update saves activations that it could recompute."""
 
-    generate: int  # of the native sampler; 0 where an engine decides
+    generate: int  # by the native sampler; 0 where a vLLM engine decides
     score: int
     update: int
     save_activations: bool = True
 
 
 class MemoryBackoff:
-    """The sizes that a run computes with: those of its configuration, until the GPU turns out too small for them.
+    """The batch sizes that a run uses: those of its configuration, lowered when the GPU turns out too small for them.
 
     Args:
-      configured: what the run was told to use.
-      folder: the run folder, where lowered sizes are found again.
-      exhausted: what to tell a user whose run does not fit with the smallest sizes either.
+      configured: the batch sizes of the configuration.
+      folder: the run folder, which records lowered sizes.
+      exhausted: advice for the user if the run does not fit even with the smallest sizes.
     """
 
     def __init__(self, configured: BatchSizes, folder: Path, *, exhausted: Callable[[], str]) -> None:
@@ -56,13 +57,13 @@ class MemoryBackoff:
             self.sizes = _smaller_of(configured, _read(self._file))
             if self.sizes != configured:
                 log.info(
-                    "%s: with the sizes that fitted before (%s); delete the file to try those of the configuration",
+                    "%s: using the batch sizes that fitted before (%s); delete the file to try the configured ones",
                     self._file,
                     _difference(configured, self.sizes),
                 )
 
-    def run(self, phase: Pass, call: Callable[[BatchSizes], T]) -> T:
-        """`call(sizes)`, again with lower sizes as long as the GPU's memory is too small for it.
+    def run(self, phase: Phase, call: Callable[[BatchSizes], T]) -> T:
+        """Return `call(sizes)`, retried with lower sizes for as long as it runs out of GPU memory.
 
         The call must leave nothing on the GPU when it raises.
 
@@ -76,30 +77,30 @@ class MemoryBackoff:
                 if not out_of_memory(error):
                     raise
                 reason = _reason(error)
-            # Out of the handler: until its end the error holds the failed call's arrays.
-            lower = _lowered(self.sizes, phase)
-            if lower is None:
+            # Outside the handler, because until its end the error holds the failed call's arrays.
+            lowered = _lower(self.sizes, phase)
+            if lowered is None:
                 raise UserError(
-                    f"the GPU's memory is too small: {phase} does not fit with one sequence at a time either "
+                    f"the GPU's memory is too small: {phase} does not fit even with one sequence at a time "
                     f"({reason})\n{self._exhausted()}"
                 )
             log.warning(
-                "%s: out of memory (%s); going on with less (%s), which %s remembers",
+                "%s: out of memory (%s); retrying with %s, as recorded in %s",
                 phase,
                 reason,
-                _difference(self.sizes, lower),
+                _difference(self.sizes, lowered),
                 self._file,
             )
-            self.sizes = lower
-            self._file.write_text(json.dumps(asdict(lower)) + "\n", encoding="utf-8")
+            self.sizes = lowered
+            self._file.write_text(json.dumps(asdict(lowered)) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def explain_out_of_memory(explain: Callable[[], str]) -> Iterator[None]:
-    """A UserError in place of JAX's own where the GPU's memory is too small and nothing could be lowered.
+    """Turn JAX's out-of-memory error into a UserError with advice, where there is nothing to lower.
 
     Args:
-      explain: what to tell the user.
+      explain: advice for the user.
     """
     try:
         yield
@@ -111,28 +112,28 @@ def explain_out_of_memory(explain: Callable[[], str]) -> Iterator[None]:
 
 
 def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
-    """Whether JAX failed for want of memory on the device."""
+    """Whether JAX failed because the device ran out of memory."""
     message = str(error)
-    return _says(message, SIGNS) or (_says(message, HANDLE_SIGNS) and _gpu_is_full())
+    return _contains(message, SIGNS) or (_contains(message, HANDLE_SIGNS) and _gpu_is_full())
 
 
-def _says(message: str, signs: tuple[str, ...]) -> bool:
+def _contains(message: str, signs: tuple[str, ...]) -> bool:
     return any(sign in message.lower() for sign in signs)
 
 
 def _gpu_is_full() -> bool:
     gpu = read_gpu()
-    return gpu is not None and gpu.total_bytes - gpu.used_bytes < FULL_BYTES
+    return gpu is not None and gpu.total_bytes - gpu.used_bytes < MIN_FREE_BYTES
 
 
 def _reason(error: jax.errors.JaxRuntimeError) -> str:
-    """The line of the error that says so."""
+    """The line of the error that mentions memory."""
     lines = str(error).splitlines()
-    return next((line.strip() for line in lines if _says(line, SIGNS)), lines[0])
+    return next((line.strip() for line in lines if _contains(line, SIGNS)), lines[0])
 
 
-def _lowered(sizes: BatchSizes, phase: Pass) -> BatchSizes | None:
-    """The next smaller sizes for a phase; None when there are none. What costs nothing but time goes first."""
+def _lower(sizes: BatchSizes, phase: Phase) -> BatchSizes | None:
+    """The next lower sizes for a phase, None if there are none. Saved activations go first, as they cost only time."""
     if phase == "update" and sizes.save_activations:
         return replace(sizes, save_activations=False)
     size = getattr(sizes, phase)
@@ -162,4 +163,4 @@ def _read(file: Path) -> BatchSizes:
     try:
         return BatchSizes(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{file}: expected the sizes that a run remembered, got {error}: delete the file") from None
+        raise UserError(f"{file}: expected the batch sizes that a run recorded, got {error}: delete the file") from None

@@ -1,4 +1,4 @@
-"""Measured memory against budget and plan, in words. Readings are those of `monitor.PeakMonitor`, GB of 1e9 bytes."""
+"""Compare measured memory with budget and plan. Readings are those of `device.monitor.PeakMonitor`, GB of 1e9 bytes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from rlt_jax.types import GB
 
 WARNING_SHARE = 0.9  # of the budget
-PEAK = "memory/peak_gpu_gb/"  # and the phase
+PEAK = "memory/peak_gpu_gb/"  # prefix of the phase in metric names
 
 
 class BudgetWatch:
-    """Warns when a phase comes near its budget: once for each phase, and again when it needs a GB more."""
+    """Warn when a phase comes near the budget: once per phase, and again when it needs another GB."""
 
     def __init__(self, budget_gb: float | None) -> None:
         """`budget_gb` None: never warns."""
@@ -25,13 +25,13 @@ class BudgetWatch:
             if peak > WARNING_SHARE * self._budget and peak > self._warned.get(phase, 0.0) + 1.0:
                 self._warned[phase] = peak
                 yield (
-                    f"{phase} took {peak:.1f} GB of the GPU, {peak / self._budget:.0%} of the budget of "
+                    f"{phase} took {peak:.1f} GB of GPU memory, {peak / self._budget:.0%} of the budget of "
                     f"{self._budget:g} GB"
                 )
 
 
 def plan_and_measured(planned: Mapping[Any, float], metrics: Mapping[str, float]) -> Iterator[str]:
-    """A line that compares the plan with the peaks among a step's metrics; nothing where nothing was measured.
+    """Yield a line that compares the plan with the peaks among a step's metrics; nothing if nothing was measured.
 
     Args:
       planned: phase -> bytes.

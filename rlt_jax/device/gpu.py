@@ -1,4 +1,4 @@
-"""The GPU as its driver describes it: name, size, what is in use, versions."""
+"""The GPU as its driver describes it: name, memory, memory in use, versions."""
 
 import os
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from rlt_jax.device.monitor import gpu_memory_reader, visible_gpus
 
 @dataclass(frozen=True)
 class Gpu:
-    """The NVIDIA GPU with the most memory of those that CUDA_VISIBLE_DEVICES allows."""
+    """The NVIDIA GPU with the most memory among those that CUDA_VISIBLE_DEVICES allows."""
 
     name: str
-    count: int  # GPUs that may be used
+    count: int  # of GPUs that may be used
     total_bytes: int
     used_bytes: int  # by all processes
-    driver: str  # its version, such as 580.95
-    cuda: tuple[int, int]  # newest CUDA (major, minor) that the driver runs
+    driver: str  # version, such as 580.95
+    cuda: tuple[int, int]  # newest CUDA version (major, minor) that the driver supports
 
 
 def read_gpu() -> Gpu | None:
-    """The GPU; None without one, its driver or the package nvidia-ml-py."""
+    """Read the GPU; None without a GPU, its driver or the package nvidia-ml-py."""
     if gpu_memory_reader() is None:  # starts NVML
         return None
     import pynvml
@@ -27,13 +27,13 @@ def read_gpu() -> Gpu | None:
     try:
         handles = visible_gpus(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
         memories = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
-        place = max(range(len(handles)), key=lambda i: memories[i].total)
+        largest = max(range(len(handles)), key=lambda i: memories[i].total)
         version = pynvml.nvmlSystemGetCudaDriverVersion_v2()
         return Gpu(
-            name=pynvml.nvmlDeviceGetName(handles[place]),
+            name=pynvml.nvmlDeviceGetName(handles[largest]),
             count=len(handles),
-            total_bytes=int(memories[place].total),
-            used_bytes=int(memories[place].used),
+            total_bytes=int(memories[largest].total),
+            used_bytes=int(memories[largest].used),
             driver=pynvml.nvmlSystemGetDriverVersion(),
             cuda=(version // 1000, version % 1000 // 10),
         )

@@ -1,4 +1,4 @@
-"""What JAX must be told before it starts, and what it can be asked: memory, compilation cache, compiled programs."""
+"""Set JAX up before it starts (memory, compilation cache), and count the programs it compiles."""
 
 import os
 from pathlib import Path
@@ -13,35 +13,35 @@ from rlt_jax.errors import UserError
 
 
 def share_gpu_memory() -> None:
-    """Let JAX return freed memory to the driver, so that others on the same GPU find it. Before JAX starts.
+    """Let JAX return freed memory to the driver, where other processes on the GPU can use it. Call before JAX starts.
 
-    JAX's own pool would take three quarters of the GPU at once, and would never give back what it has grown to.
+    JAX's default pool would take three quarters of the GPU at once, and would never give any of it back.
 
     Raises:
-      UserError: the environment says otherwise, or JAX started otherwise before.
+      UserError: the environment says otherwise, or JAX has started with other settings.
     """
     _set_before_jax({"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "XLA_PYTHON_CLIENT_ALLOCATOR": "platform"})
 
 
 def limit_pinned_memory(num_bytes: int) -> None:
-    """Let JAX's pool of pinned host memory hold `num_bytes` and take hardly more from the system. Before JAX starts.
+    """Let JAX's pool of pinned host memory hold `num_bytes`, and take little more than that. Call before JAX starts.
 
     Raises:
-      UserError: JAX started before with too small a pool, or the environment gives it one.
+      UserError: JAX has started with too small a pool, or the environment asks for one.
     """
     limit = pool_limit_gib(num_bytes)
-    given = os.environ.get(LIMIT_VARIABLE)
-    if given is not None and given.isdigit() and int(given) >= limit:
+    current = os.environ.get(LIMIT_VARIABLE)
+    if current is not None and current.isdigit() and int(current) >= limit:
         return
     _set_before_jax({LIMIT_VARIABLE: str(limit)})
 
 
 def _set_before_jax(variables: dict[str, str]) -> None:
     for name, value in variables.items():
-        given = os.environ.get(name)
-        if given is not None and given.lower() != value:
-            raise UserError(f"{name}={given} in the environment: this run needs {name}={value}: unset it, or set that")
-        if given is None and xla_bridge.backends_are_initialized():
+        current = os.environ.get(name)
+        if current is not None and current.lower() != value:
+            raise UserError(f"{name}={current} in the environment: this run needs {name}={value}: unset it or set that")
+        if current is None and xla_bridge.backends_are_initialized():
             raise UserError(
                 f"JAX has started without {name}={value}, which this run needs: set it in the environment, or call "
                 "rlt_jax before anything else that computes with JAX"
@@ -50,22 +50,22 @@ def _set_before_jax(variables: dict[str, str]) -> None:
 
 
 def prepare_memory(*, shared: bool, pinned_bytes: int) -> None:
-    """Set JAX's memory up for a run on a GPU, before JAX starts.
+    """Set up JAX's memory for a run on a GPU, before JAX starts.
 
-    JAX takes what it needs instead of three quarters of the GPU. Where others use the GPU in turn, what is freed
-    goes back to the driver; what is pinned fits its pool.
+    JAX then takes what it needs instead of three quarters of the GPU. Where other processes use the GPU in turn, freed
+    memory goes back to the driver; the pool of pinned memory is just large enough.
 
     Args:
-      shared: others use the GPU in turn.
-      pinned_bytes: that the run keeps in pinned host memory.
+      shared: other processes use the GPU in turn.
+      pinned_bytes: what the run keeps in pinned host memory.
     Raises:
-      UserError: as `share_gpu_memory` and `limit_pinned_memory`.
+      UserError: as in `share_gpu_memory` and `limit_pinned_memory`.
     """
     if gpu_memory_reader() is None:
         return
     if shared or pinned_bytes:
         share_gpu_memory()
-    else:  # as it is needed, so that NVML's peaks are the run's and another process finds the rest
+    else:  # take memory as needed, so that NVML's peaks are the run's own and other processes can use the rest
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if pinned_bytes:
         limit_pinned_memory(pinned_bytes)
@@ -75,12 +75,12 @@ def use_compilation_cache() -> None:
     """Keep compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/rlt_jax/xla."""
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "rlt_jax" / "xla"))
-    # all of them: the many small ones together take as long as a large one
+    # Cache all programs: the many small ones take as long together as a large one.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 class CompileCounter:
-    """Counts the programs JAX compiled (or fetched from the compilation cache) since the process started."""
+    """Count the programs that JAX has compiled, or fetched from the compilation cache, since this counter was made."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -1,7 +1,7 @@
-"""How much memory a run really takes: this process on the host, the whole GPU as its driver reports it.
+"""Measure the memory a run really takes: this process on the host, and the whole GPU as its driver reports it.
 
 The GPU's figure comes from NVML, not from an allocator: allocators leave out pools, contexts, CUDA graphs and other
-processes (a sampler of its own), all of which count against the GPU. Units are GB of 1e9 bytes.
+processes (such as vLLM's), all of which take GPU memory. Units are GB of 1e9 bytes.
 """
 
 import os
@@ -15,15 +15,15 @@ import psutil
 
 from rlt_jax.types import GB
 
-ReadGpuMemory = Callable[[], float | None]  # GB in use, None when the GPU cannot be read any more
+ReadGpuMemory = Callable[[], float | None]  # GB in use; None if the GPU can no longer be read
 
 
 def memory_metrics() -> dict[str, float]:
-    """Memory in use now.
+    """Read the memory in use now.
 
     Returns:
       `memory/host_gb`: resident memory of this process; `memory/gpu_gb`: used memory of the whole GPU (the fullest
-      one of those that CUDA_VISIBLE_DEVICES allows), absent without an NVIDIA GPU.
+      of those that CUDA_VISIBLE_DEVICES allows), absent without an NVIDIA GPU.
     """
     metrics = {"memory/host_gb": psutil.Process().memory_info().rss / GB}
     read = gpu_memory_reader()
@@ -33,9 +33,9 @@ def memory_metrics() -> dict[str, float]:
     return metrics
 
 
-@cache  # NVML is started once and stays open until the process ends
+@cache  # NVML is initialised once, and stays so until the process ends
 def gpu_memory_reader() -> ReadGpuMemory | None:
-    """A function that reads the GPU's used memory (GB); None without a GPU, a driver or the package nvidia-ml-py."""
+    """A function that reads the GPU's used memory, GB; None without a GPU, its driver or the package nvidia-ml-py."""
     try:
         import pynvml
     except ModuleNotFoundError:
@@ -58,7 +58,7 @@ def gpu_memory_reader() -> ReadGpuMemory | None:
 
 
 def visible_gpus(nvml: Any, visible: str | None) -> list[Any]:
-    """NVML handles of the GPUs that CUDA may use: NVML itself lists all of them."""
+    """NVML handles of the GPUs that CUDA may use; NVML itself lists all GPUs."""
     if visible is None:
         return [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
     handles = []
@@ -68,28 +68,28 @@ def visible_gpus(nvml: Any, visible: str | None) -> list[Any]:
         elif entry.isdigit():
             handles.append(nvml.nvmlDeviceGetHandleByIndex(int(entry)))
         else:
-            break  # as CUDA does: the first entry that names no GPU (-1) hides it and all after it
+            break  # like CUDA, ignore the first entry that names no GPU (-1) and all after it
     return handles
 
 
 class PeakMonitor:
-    """The highest use of the GPU in each phase, from a thread that reads it every 10 ms.
+    """The peak GPU memory of each phase, read by a thread every 10 ms.
 
         with PeakMonitor() as monitor:
             with monitor.phase("update"):
                 ...
             writer.write(step, monitor.metrics())
 
-    Without a GPU it starts no thread and reports nothing. A phase shorter than the interval is read at its two ends.
+    Without a GPU it starts no thread and reports nothing. Short phases are read at their start and end.
     """
 
     def __init__(self, *, interval: float = 0.01, read: ReadGpuMemory | None = None) -> None:
-        """`interval` in seconds; `read` in place of NVML's reader."""
+        """`interval` in seconds; `read` replaces NVML's reader."""
         self._interval = interval
         self._read = read if read is not None else gpu_memory_reader()
         self._phase: str | None = None
         self._peaks: dict[str, float] = {}
-        # reading and recording are one: a value read in one phase must not be written to the next
+        # Covers reading and recording together: a value read in one phase must not be recorded for the next.
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -109,10 +109,10 @@ class PeakMonitor:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count what is read inside the `with` for this phase.
+        """Record what is read inside the `with` for this phase.
 
         Raises:
-          RuntimeError: inside another phase.
+          RuntimeError: another phase is open.
         """
         if self._phase is not None:
             raise RuntimeError(f"phase {name!r} begins inside phase {self._phase!r}: phases of a step don't nest")
@@ -123,7 +123,7 @@ class PeakMonitor:
             self._switch(None)
 
     def metrics(self) -> dict[str, float]:
-        """`memory/peak_gpu_gb/PHASE` since the last reset."""
+        """`memory/peak_gpu_gb/PHASE`: the peaks since the last reset."""
         with self._lock:
             return {f"memory/peak_gpu_gb/{name}": peak for name, peak in self._peaks.items()}
 
@@ -134,12 +134,12 @@ class PeakMonitor:
 
     def _switch(self, name: str | None) -> None:
         with self._lock:
-            self._sample()  # the end of the phase before
+            self._record()  # at the end of the previous phase
             self._phase = name
-            self._sample()  # the start of this one
+            self._record()  # at the start of this one
 
-    def _sample(self) -> None:
-        """Read once for the current phase; the caller holds the lock."""
+    def _record(self) -> None:
+        """Read the GPU once for the current phase; the caller holds the lock."""
         if self._phase is None or self._read is None:
             return
         used = self._read()
@@ -149,4 +149,4 @@ class PeakMonitor:
     def _watch(self) -> None:
         while not self._stop.wait(self._interval):
             with self._lock:
-                self._sample()
+                self._record()

@@ -1,7 +1,7 @@
-"""GPU and pinned host memory: where parameter trees lie, and how they move.
+"""Device memory and pinned host memory: where parameter trees lie, and how they move.
 
-Pinned memory is slow to get (a second for a GB), and JAX never returns it to the system. So what goes to the host twice
-goes into the same buffers: whoever takes a tree off the host for good frees it there before it comes back.
+Pinned memory is slow to allocate (a second per GB), and JAX never returns it to the system. So a tree that goes to the
+host again must reuse its buffers: code that takes a tree off the host for good frees it there before it comes back.
 """
 
 from collections.abc import Iterator
@@ -15,23 +15,23 @@ Tree = TypeVar("Tree")
 
 
 def device_memory() -> SingleDeviceSharding:
-    """The memory of the device that computes; the main memory where that is a CPU."""
+    """The memory of the device that JAX computes on: main memory if that is a CPU."""
     return SingleDeviceSharding(jax.devices()[0])
 
 
 def pinned_host() -> SingleDeviceSharding:
-    """Host memory that the GPU copies from and to by itself."""
+    """Host memory that a GPU copies from and to directly."""
     return SingleDeviceSharding(jax.devices()[0], memory_kind="pinned_host")
 
 
 def free(tree: Any) -> None:
-    """Give a tree's memory back now, whoever still holds a name for it."""
+    """Free a tree's memory now, even if it is still referenced."""
     for leaf in jax.tree.leaves(tree):
         leaf.delete()
 
 
 def move_to_host(tree: Tree) -> Tree:
-    """The tree in pinned memory, leaf by leaf; the arrays that came in are freed."""
+    """Move a tree to pinned memory, leaf by leaf; the original arrays are freed."""
 
     def move(leaf: jax.Array) -> jax.Array:
         moved = jax.block_until_ready(jax.device_put(leaf, pinned_host()))
@@ -42,13 +42,13 @@ def move_to_host(tree: Tree) -> Tree:
 
 
 def on_host(tree: Any) -> bool:
-    """Whether a tree lies in pinned memory."""
+    """Whether a tree lies in pinned host memory."""
     return jax.tree.leaves(tree)[0].sharding.memory_kind == "pinned_host"
 
 
 @contextmanager
 def on_device(tree: Tree) -> Iterator[Tree]:
-    """The tree on the GPU: itself where it lies there, else a copy that is freed when the context ends."""
+    """The tree on the device: itself if it lies there, else a copy that is freed when the context ends."""
     if not on_host(tree):
         yield tree
         return

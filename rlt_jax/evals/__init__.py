@@ -1,1 +1,1 @@
-"""What a model's answers are worth: graded one by one, and summed up with intervals."""
+"""Grading of a model's answers, and their accuracy with confidence intervals."""

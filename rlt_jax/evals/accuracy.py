@@ -1,4 +1,4 @@
-"""How good a model is on a test set, and how sure that is: accuracy and pass@k with confidence intervals."""
+"""Accuracy and pass@k on a test set, with confidence intervals."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from rlt_jax.evals.intervals import bootstrap_interval, wilson_interval
 
 
 class PassRate(NamedTuple):
-    """A share of questions with its confidence interval of 95 %."""
+    """A share of questions with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -17,7 +17,7 @@ class PassRate(NamedTuple):
 
 
 def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
-    """Probability that at least one of k answers is right, without bias (Chen et al., arXiv 2107.03374, eq. 1).
+    """Unbiased probability that at least one of k answers is right (Chen et al., arXiv 2107.03374, eq. 1).
 
         pass@k = 1 − C(n − c, k) / C(n, k) = 1 − Π_{i = n − c + 1..n} (1 − k / i)      c of n samples right
 
@@ -30,14 +30,14 @@ def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
     n = correct.shape[1]
     if not 1 <= k <= n:
         raise ValueError(f"k={k}: expected 1 to {n}, the number of samples")
-    factor = {c: np.prod(1 - np.minimum(k / np.arange(n - c + 1, n + 1), 1)) for c in range(n + 1)}
-    return np.array([1.0 - factor[int(c)] for c in correct.sum(axis=1)])
+    all_wrong = {c: np.prod(1 - np.minimum(k / np.arange(n - c + 1, n + 1), 1)) for c in range(n + 1)}
+    return np.array([1.0 - all_wrong[int(c)] for c in correct.sum(axis=1)])
 
 
 def pass_rates(correct: np.ndarray, ks: Sequence[int]) -> dict[int, PassRate]:
     """Mean pass@k of a test set for each k; pass@1 is the accuracy.
 
-    Intervals: Wilson's for one sample a question, else the bootstrap over questions.
+    Intervals: Wilson's for one sample per question, else the bootstrap over questions.
 
     Args:
       correct: bool[Q, n].

@@ -1,6 +1,6 @@
-r"""What a model answered, and whether it is right: as mathematics, as text, or as the letter of an option.
+r"""Extract a model's answer and grade it: as mathematics, as text, or as the letter of an option.
 
-Mathematics is read and compared by math-verify (LaTeX, fractions, sets, intervals, units, ...): `1/2`, `0.5` and
+math-verify parses and compares mathematics (LaTeX, fractions, sets, intervals, units, ...): `1/2`, `0.5` and
 `$\frac{1}{2}$` are equal.
 """
 
@@ -13,16 +13,16 @@ import math_verify
 
 from rlt_jax.data import Tags
 
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # its warning that 5 s were not enough shows the whole text
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # its warning after a timeout of 5 s contains the whole text
 
-LONGEST_FORMULA = 300  # characters of a bare one; reading a whole page as one takes all of the 5 s
-DELIMITERS = ("$", r"\(", r"\[", r"\boxed", r"\begin")  # of LaTeX, without which math-verify sees numbers alone
-NUMBER = re.compile(r"(?:(?<![\w)])-)?\d+(?:,\d{3})*(?:\.\d+)?")  # the minus of 83-57 belongs to no number
+MAX_FORMULA_LENGTH = 300  # characters, without delimiters; parsing a whole page as a formula takes all of the 5 s
+DELIMITERS = ("$", r"\(", r"\[", r"\boxed", r"\begin")  # of LaTeX, without which math-verify finds only numbers
+NUMBER = re.compile(r"(?:(?<![\w)])-)?\d+(?:,\d{3})*(?:\.\d+)?")  # the minus in 83-57 is not a sign
 BOXED = re.compile(r"\\boxed\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
-WRAPPING = r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{\s*)?\(?\s*([A-Z])\s*\)?\s*\}?"  # B, (B), \text{B}, \mathrm{(B)}
-LETTER = [  # where a letter may stand as the answer, the surest first
-    re.compile(rf"\\boxed\s*\{{\s*{WRAPPING}\s*(?:[).:][^{{}}]*)?\}}"),
-    re.compile(rf"(?i:answer|option|choice)\W*(?:(?i:is)\W+)?(?:(?i:option|choice)\W+)?{WRAPPING}(?![\w'])"),
+ANY_LETTER = r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{\s*)?\(?\s*([A-Z])\s*\)?\s*\}?"  # B, (B), \text{B}, \mathrm{(B)}
+LETTER_PATTERNS = [  # where a letter can be the answer, the most certain first
+    re.compile(rf"\\boxed\s*\{{\s*{ANY_LETTER}\s*(?:[).:][^{{}}]*)?\}}"),
+    re.compile(rf"(?i:answer|option|choice)\W*(?:(?i:is)\W+)?(?:(?i:option|choice)\W+)?{ANY_LETTER}(?![\w'])"),
     re.compile(r"^\W*([A-Z])\W*$"),
     re.compile(r"^\W*([A-Z])[).:]\s"),
     re.compile(r"\(([A-Z])\)"),
@@ -30,29 +30,29 @@ LETTER = [  # where a letter may stand as the answer, the surest first
 
 
 class Graded(NamedTuple):
-    """An answer as it was understood; None: there is none."""
+    """The answer that was found (None: none), and whether it is right."""
 
     answer: str | None
     correct: bool
 
 
 def answer_text(completion: str, tags: Tags) -> str:
-    """Where the answer stands: between the last pair of solution tags if there is one, else anywhere."""
-    before, end, _ = completion.rpartition(tags.solution_end)
-    _, start, solution = before.rpartition(tags.solution_start)
-    return solution if start and end else completion
+    """The part of a completion to search: between the last pair of solution tags, or all of it if there is none."""
+    before, end_tag, _ = completion.rpartition(tags.solution_end)
+    _, start_tag, solution = before.rpartition(tags.solution_start)
+    return solution if start_tag and end_tag else completion
 
 
 def grade_math(text: str, expected: str) -> Graded:
-    """The last mathematical expression of `text`, boxed or after "the answer is" first, against `expected`."""
+    """Compare the expression in `text` that is boxed or after "the answer is", else the last one, with `expected`."""
     found = _parse_answer(text)
     correct = math_verify.verify(_parse_bare(expected), found)
     return Graded(_shown(found), correct)
 
 
 def grade_text(text: str, expected: str) -> Graded:
-    """Where a number is expected, the last number of `text` must be equal; else the words, but for case, blanks and
-    punctuation around them. What is boxed counts alone.
+    """If a number is expected, compare the last number in `text`; else all words, except for case, blanks and
+    punctuation around them. If something is boxed, only that counts.
     """
     boxed = BOXED.findall(text)
     text = boxed[-1] if boxed else text
@@ -65,24 +65,24 @@ def grade_text(text: str, expected: str) -> Graded:
 
 
 def grade_choice(text: str, expected: str, letters: str) -> Graded:
-    r"""The letter that `text` names: boxed, after "the answer is", alone, at the beginning (`B) ...`) or as `(B)`.
+    r"""Compare the letter in `text`: boxed, after "the answer is", alone, at the beginning (`B) ...`) or as `(B)`.
 
     Args:
       expected: the right letter.
-      letters: those of all options.
+      letters: the letters of all options.
     """
-    for pattern in LETTER:
-        named = [letter for letter in pattern.findall(text.strip()) if letter in letters]
-        if named:
-            return Graded(named[-1], named[-1] == expected)
+    for pattern in LETTER_PATTERNS:
+        found = [letter for letter in pattern.findall(text.strip()) if letter in letters]
+        if found:
+            return Graded(found[-1], found[-1] == expected)
     return Graded(None, False)
 
 
 def _parse_answer(text: str) -> list:
-    """What math-verify finds in an answer. A bare formula (`2x+3`) is read as a whole, prose is searched."""
+    """What math-verify finds in an answer. A bare formula (`2x+3`) is parsed as a whole, prose is searched."""
     if any(delimiter in text for delimiter in DELIMITERS):
         return math_verify.parse(text)
-    if len(text) > LONGEST_FORMULA:
+    if len(text) > MAX_FORMULA_LENGTH:
         return math_verify.parse(text)
     words = re.search(r"[A-Za-z]{3,}", re.sub(r"\\[A-Za-z]+", "", text))
     if words or "\n" in text.strip():
@@ -91,12 +91,12 @@ def _parse_answer(text: str) -> list:
 
 
 def _parse_bare(text: str) -> list:
-    """What math-verify makes of a text that is a formula as a whole."""
+    """What math-verify finds in a text that is a single formula."""
     return math_verify.parse(text if any(d in text for d in DELIMITERS) else rf"\boxed{{{text}}}")
 
 
 def _shown(found: list) -> str | None:
-    """The text of what math-verify found, which stands after its value."""
+    """The text of what math-verify found, which comes after its value."""
     return str(found[-1]) if found else None
 
 

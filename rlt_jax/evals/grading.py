@@ -1,15 +1,11 @@
-"""Answers of a model as graded lines, and what they add up to."""
+"""Graded answers as lines of a file, and their summary."""
 
 from typing import Any
 
 import numpy as np
 
 from rlt_jax.configs import EvaluateConfig
-from rlt_jax.data import (
-    ChatFormat,
-    Question,
-    ids_to_bytes,
-)
+from rlt_jax.data import ChatFormat, Question, ids_to_bytes
 from rlt_jax.evals.accuracy import pass_rates
 from rlt_jax.evals.answers import Graded, answer_text, grade_choice, grade_math, grade_text
 from rlt_jax.report.partial_file import PartialFile
@@ -19,8 +15,8 @@ from rlt_jax.types import Completion
 def answer_record(
     question: Question, sample: int, completion: Completion, config: EvaluateConfig, chat: ChatFormat
 ) -> dict[str, Any]:
-    """A line of the output."""
-    ids = completion.token_ids[:-1] if completion.finished else completion.token_ids  # without the end of text
+    """The line of the output for one sample of a question."""
+    ids = completion.token_ids[:-1] if completion.finished else completion.token_ids  # without EOS
     text = b"".join(ids_to_bytes(chat.tokenizer, ids)).decode(errors="replace")
     graded = grade(answer_text(text, chat.tags), question, config)
     return {
@@ -36,7 +32,7 @@ def answer_record(
 
 
 def grade(text: str, question: Question, config: EvaluateConfig) -> Graded:
-    """The answer in `text`, and whether it is the expected one."""
+    """Find the answer in `text` and compare it with the expected one."""
     if question.letters:
         return grade_choice(text, question.answer, question.letters)
     match config.answer_kind:
@@ -47,7 +43,7 @@ def grade(text: str, question: Question, config: EvaluateConfig) -> Graded:
 
 
 def summarise(config: EvaluateConfig, done: PartialFile) -> dict[str, Any]:
-    """Accuracy and pass@k with their intervals, shares of completions that ended and that held an answer, length."""
+    """Accuracy and pass@k with intervals, shares of finished completions and of those with an answer, mean length."""
     correct, finished, answered, tokens = [], [], [], []
     for chunk in done.read():
         for record in chunk.records:
@@ -68,7 +64,7 @@ def summarise(config: EvaluateConfig, done: PartialFile) -> dict[str, Any]:
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """The summary on one line."""
+    """Format a summary as one line."""
     rates = {
         "accuracy" if k == "1" else f"pass@{k}": "{value:.4f} [{low:.4f}, {high:.4f}]".format(**rate)
         for k, rate in summary["pass_at_k"].items()

@@ -4,15 +4,16 @@
     backward  head and last norm give dx_L;  l = L-1 .. 0: (dθ_l, dx_l) = vjp(layer_l at x_l)(dx_{l+1}), A_l += dθ_l;
               A_embedding[ids] += dx_0
 
-The fp32 accumulators A are donated and changed in place inside the loops, so they cost what they hold and no more.
+The fp32 accumulators A are donated and updated in place inside the loops, so they take no memory beyond their size.
 Recomputing a layer inside its vjp is the rematerialisation of Chen et al. (arXiv 1604.06174), written out.
 
-Where 16-bit weights lose precision, as under `jax.grad`: what flows between two operations, and each layer's gradient
-of one micro-batch, are rounded to the weights' type (products sum in fp32). The gradients of head and embedding are
-summed in fp32 over chunks and over the places of a token, and are not rounded; those of `jax.grad` are.
+With 16-bit weights, precision is lost where `jax.grad` also loses it: the values and gradients passed between
+operations, and each layer's gradient of one micro-batch, are rounded to the weights' type (products are summed in
+fp32). The gradients of head and embedding are summed in fp32, over chunks and over the occurrences of a token, and are
+not rounded; those of `jax.grad` are.
 
-The log-probs of tokens off the batch's mask are never computed: no loss reads them, and in long prompts they would cost
-as much of the head as the completions do.
+The log-probs of tokens off the batch's mask are never computed: no loss reads them, and for long prompts the head would
+spend as much time on them as on the completions.
 """
 
 from collections.abc import Callable
@@ -31,9 +32,9 @@ from rlt_jax.types import Array
 
 
 class MaskedBatch(Protocol):
-    """What a micro-batch must have; a loss may read more of it.
+    """Fields that every micro-batch has; a loss may read others.
 
-    One of packed rows also has `segments` i32[B, T], as in `Model.hidden`. None or no such field: rows are single.
+    A batch of packed rows also has `segments` i32[B, T] (see `Model.hidden`). None or no such field: one row each.
     """
 
     @property
@@ -62,19 +63,19 @@ def make_layerwise_accumulate(
 ) -> Callable[[Params, Params, Batch, float], tuple[Params, Aux]]:
     """A jitted `accumulate(params, accumulators, batch, weight)` -> (accumulators + weight·∇loss, aux).
 
-    The accumulators are donated. Compiles once for each shape of `batch`. Memory beside parameters and accumulators,
-    with B·T tokens and w bytes a weight: L·B·T·D·w for the layers' inputs, what else is saved, and about the larger of
-    one layer's backward pass and 4 + w bytes for each of min(chunk, B·T)·V logits.
+    The accumulators are donated. Compiles once for each shape of `batch`. Memory on top of parameters and accumulators,
+    with B·T tokens and w bytes per weight: L·B·T·D·w for the layers' inputs, the other saved activations, and about the
+    larger of one layer's backward pass and 4 + w bytes for each of min(chunk, B·T)·V logits.
 
     Args:
       loss_of_logps: (logps f32[B, T] nats, batch) -> (f32[] loss, aux). The log-prob at position t is that of the token
         at t; it is 0 off batch.mask and on the first token of a row or segment, which has no context.
       temperature: > 0, divides the logits.
-      chunk: >= 1, tokens whose logits exist at one time. Each chunk reads and writes the head's whole accumulator once.
-      saved_mlp: the last so many layers keep the MLP's gate and up projections from the forward pass, 2·inner·w bytes a
-        token and layer, and the backward pass does not compute them again.
-      saved_attention: the last so many layers keep their attention (queries, keys, values, output, and the softmax sums
-        where attention is a fused kernel; all B·H·T² probabilities where it is not) and do not compute it again.
+      chunk: >= 1, tokens whose logits exist at a time. Each chunk reads and writes the head's whole accumulator once.
+      saved_mlp: number of last layers that save the MLP's gate and up projections in the forward pass, 2·inner·w bytes
+        per token and layer, so that the backward pass does not recompute them.
+      saved_attention: number of last layers that save their attention and do not recompute it: queries, keys, values,
+        output, and the softmax sums if attention is a fused kernel, else all B·H·T² probabilities.
     Raises:
       ValueError: an argument outside its range.
     """
@@ -99,14 +100,14 @@ def make_layerwise_accumulate(
             mask = mask.astype(bool) & ~segment_starts(segments)
         context = model.context(params, ids, segments=segments)
         x, saved = _forward(model, params, model.embed(params, ids), context, ranges)
-        # Checkpointed: of its float32 arrays, none outlives the head's backward pass.
+        # Checkpointed, so that none of its float32 arrays is held during the head's backward pass.
         norm = jax.checkpoint(lambda norm_params, x: model.final_norm({"norm": norm_params}, x))
         hidden, norm_vjp = jax.vjp(norm, params["norm"], x)
 
         targets = _targets(ids, mask, chunk)
         logps, normalisers = _head_logps(model, params, hidden, targets, temperature)
         d_logps, aux = jax.grad(loss_of_logps, has_aux=True)(logps, batch)
-        # Here and not at every sum: gradients are linear in it.
+        # Scaled here, not at every sum: gradients are linear in it.
         d_logps *= weight
         d_hidden, head = _head_backward(
             model, params, model.head(accumulators), hidden, targets, normalisers, d_logps, temperature
@@ -133,14 +134,14 @@ def make_planned_accumulate(
     chunk: int,
     saved: Callable[[int, int], tuple[int, int]],
 ) -> Callable[[Params, Params, Batch, float], tuple[Params, Aux]]:
-    """`make_layerwise_accumulate`, in which each shape of a micro-batch keeps what it has room for.
+    """`make_layerwise_accumulate`, saving for each shape of a micro-batch the activations that fit.
 
     Args:
       saved: (sequences, tokens of each) -> (saved_attention, saved_mlp).
     """
 
     @cache
-    def saving(saved_attention: int, saved_mlp: int) -> Callable:
+    def layerwise(saved_attention: int, saved_mlp: int) -> Callable:
         return make_layerwise_accumulate(
             model,
             loss_of_logps,
@@ -151,18 +152,18 @@ def make_planned_accumulate(
         )
 
     def accumulate(params: Params, accumulators: Params, batch: Batch, weight: float) -> tuple[Params, Aux]:
-        return saving(*saved(*batch.ids.shape))(params, accumulators, batch, weight)
+        return layerwise(*saved(*batch.ids.shape))(params, accumulators, batch, weight)
 
     return accumulate
 
 
 def _compiler_options() -> dict[str, Any]:
-    """What is saved is decided here, by a plan of the whole GPU. XLA would recompute parts of it to stay below 80 %."""
+    """Keep what the plan of the whole GPU decided to save; XLA would recompute parts of it to stay below 80 %."""
     return {"xla_gpu_memory_limit_slop_factor": 140} if jax.default_backend() == "gpu" else {}
 
 
 class _LayerRange(NamedTuple):
-    """Neighbouring layers, start <= l < stop, that keep the same things."""
+    """Consecutive layers, start <= l < stop, that save the same activations."""
 
     start: int
     stop: int
@@ -171,23 +172,23 @@ class _LayerRange(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """What a layer's backward pass gets from its forward pass; None: to be computed again."""
+    """Activations saved for a layer's backward pass; None: recomputed."""
 
     x: jax.Array  # [B, T, D] its input
     attention: tuple[jax.Array, Callable] | None  # [B, T, H, hd] attention's output, and its pullback
     gate_and_up: tuple[jax.Array, jax.Array] | None  # [B, T, inner] each
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["places", "structure"])
+@partial(jax.tree_util.register_dataclass, data_fields=["arrays"], meta_fields=["indices", "structure"])
 @dataclass(frozen=True)
 class _Shared:
-    """A pytree that holds an array once however often it occurs: attention's output is also in its pullback.
+    """A pytree that stores each distinct array once: attention's output also occurs in its pullback.
 
-    Arrays that are there anyway for all layers, as the mask of packed rows in the pullback is, are not held at all.
+    Arrays of the context, which all layers share, such as the mask of packed rows in the pullback, are not stored.
     """
 
     arrays: list[jax.Array]
-    places: tuple[int, ...]  # of each leaf among those of all layers, then the arrays
+    indices: tuple[int, ...]  # of each leaf in [*leaves of the context, *arrays]
     structure: jax.tree_util.PyTreeDef
 
 
@@ -201,7 +202,7 @@ def _share(tree: Any, context: Context) -> _Shared:
 
 def _unshare(shared: _Shared, context: Context) -> Any:
     arrays = [*jax.tree.leaves(context), *shared.arrays]
-    return jax.tree.unflatten(shared.structure, [arrays[place] for place in shared.places])
+    return jax.tree.unflatten(shared.structure, [arrays[index] for index in shared.indices])
 
 
 def _layer_ranges(num_layers: int, *, saved_attention: int, saved_mlp: int) -> list[_LayerRange]:
@@ -228,9 +229,9 @@ def _forward(
 
     saved = []
     for layers in ranges:
-        # Over layer numbers, not over a part of the weights: that would be a copy of them.
-        numbers = jnp.arange(layers.start, layers.stop)
-        x, saved_of_range = lax.scan(partial(step, layers), x, numbers)
+        # Scan over layer indices, not over a slice of the weights, which would be a copy of them.
+        indices = jnp.arange(layers.start, layers.stop)
+        x, saved_of_range = lax.scan(partial(step, layers), x, indices)
         saved.append(saved_of_range)
     return x, saved
 
@@ -244,7 +245,7 @@ def _backward(
     context: Context,
     ranges: list[_LayerRange],
 ) -> tuple[jax.Array, Params]:
-    """The gradient [B, T, D] of the first layer's input, and the layers' accumulators with theirs added."""
+    """The gradient [B, T, D] of the first layer's input, and the accumulators with the layers' gradients added."""
 
     def step(
         layers: _LayerRange, saved_of_range: _Shared, n: jax.Array, carry: tuple[jax.Array, Params]
@@ -265,9 +266,9 @@ def _backward(
 def _layer_backward(
     model: Model, weights: Params, saved: _Saved, d_y: jax.Array, context: Context
 ) -> tuple[jax.Array, Params]:
-    """The gradients of a layer's input [B, T, D] and of its weights, from its output's [B, T, D].
+    """The gradients of a layer's input [B, T, D] and of its weights, from the gradient of its output [B, T, D].
 
-    One vjp for each stage. The compiler drops a stage's own output where a saved one replaces it or nobody reads it.
+    One vjp per stage. The compiler drops a stage's output if a saved one replaces it or nothing reads it.
     """
     qkv, project_vjp = jax.vjp(partial(model.project, context=context), weights, saved.x)
     if saved.attention is None:
@@ -289,11 +290,11 @@ def _layer_backward(
 
 
 class _Targets(NamedTuple):
-    """The tokens to score, by the flattened position b·T + t that predicts them, in chunks of C."""
+    """The tokens on the mask, by the flattened position b·T + t that predicts them, in chunks of C."""
 
     next_ids: jax.Array  # i32[B·T] the token that each position predicts
-    positions: jax.Array  # i32[P, C] those whose next token is on the mask, in order; filled up with B·T
-    num_chunks: jax.Array  # i32[] chunks that hold any
+    positions: jax.Array  # i32[P, C] those whose next token is on the mask, in order; padded with B·T
+    num_chunks: jax.Array  # i32[] chunks that are not all padding
 
 
 def _targets(ids: jax.Array, mask: jax.Array, chunk: int) -> _Targets:
@@ -335,7 +336,7 @@ def _head_backward(
     d_logps: jax.Array,
     temperature: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """The gradient [B, T, D] of hidden, and the head's accumulator f32[V, D] with its own added, both from
+    """The gradient [B, T, D] of hidden, and the head's accumulator f32[V, D] with its gradient added, both from
 
     d logits = (onehot(label) - softmax(logits / temperature)) · d logp / temperature.
     """
@@ -359,7 +360,7 @@ def _head_backward(
 
 
 def _shift_left(x: jax.Array) -> jax.Array:
-    """x[:, 1:] with a column of 0 behind it: what stands at a token, at the position that predicts the token."""
+    """x[:, 1:] followed by a column of 0: moves each token's value to the position that predicts the token."""
     return jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
 
 
@@ -380,6 +381,6 @@ def _add(accumulator: jax.Array, gradient: jax.Array) -> jax.Array:
 
 
 def _add_at(accumulator: jax.Array, index: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Slice, add and put back, which a loop does in place on what it carries (`.at[].add` would be a scatter)."""
+    """Slice, add and update, which a loop does in place on its carry (`.at[].add` would be a scatter)."""
     row = lax.dynamic_index_in_dim(accumulator, index, keepdims=False)
     return lax.dynamic_update_index_in_dim(accumulator, _add(row, gradient), index, 0)

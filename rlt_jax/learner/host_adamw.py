@@ -1,26 +1,26 @@
 """AdamW whose state lives in pinned host memory and visits the GPU shard by shard.
 
-The GPU keeps the weights and the accumulated gradients. The rest of a parameter (the low half of its fp32 master, both
-moments) stays on the host and comes over for the moment of its update:
+The GPU holds the weights and the accumulated gradients. The rest of a parameter (the low half of its fp32 master, both
+moments) stays on the host and is copied to the GPU only for its update:
 
     to the GPU        | 1 | 2 | 3 | 4 | ...
     update                 |   |   |   |
     back to the host       | 1 | 2 | 3 | ...
 
 A shard is a layer, or as many rows of the embedding or the head as have about a layer's parameters. Its state is three
-flat arrays, not three for each of a dozen leaves: few large copies. They come by `device_put`, which has streams of its
-own, and go back as the output of a program, whose copies have another: the bus is busy both ways at once. Were both
-part of one program, XLA would put them on one stream, one after the other.
+flat arrays, not three for each of a dozen leaves: few large copies. They arrive by `device_put`, which has its own
+streams, and return as the output of a program, whose copies use another stream, so that the bus is busy in both
+directions at once. If both were part of one program, XLA would put them on one stream, one after the other.
 
-Pinned memory is slow to get (a second for a GB) and JAX never returns it to the system, so each buffer is taken once,
-by `init_host_state` or by restoring a checkpoint. Later states are written over it: the program that returns a state
-is given the old one, donated, and XLA gives its output that memory. Weights change in place too, row by row, and a
-state on the GPU is updated where it came to lie.
+Pinned memory is slow to allocate (a second per GB) and JAX never returns it to the system, so each buffer is allocated
+once, by `init_host_state` or by restoring a checkpoint. Later states overwrite it: the program that returns a state
+gets the old one, donated, and XLA puts its output into that memory. Weights are updated in place too, row by row, and
+so is a state on the GPU.
 
-Departures from `update.make_apply`: none with float32 moments. On a CPU all results are bit-equal to its, unless rows
-are so short (below 16) that the compiler unrolls the two into different fused multiply-adds.
-"bfloat16" moments are rounded to nearest after each step. That is good for runs of some hundred steps; with beta2 =
-0.999 a second moment so rounded can grow but hardly fall, and is 6 % too large after 1000 steps of equal gradients.
+Departures from `optimizer.make_apply`: none with float32 moments. On a CPU all results are bit-equal, unless rows are
+so short (below 16) that the compiler unrolls the two into different fused multiply-adds.
+"bfloat16" moments are rounded to nearest after each step. That is fine for runs of a few hundred steps; with beta2 =
+0.999 a second moment rounded this way can grow but hardly shrink: it is 6 % too large after 1000 equal gradients.
 """
 
 import math
@@ -42,7 +42,7 @@ from rlt_jax.types import Dtype
 
 
 class HostShard(NamedTuple):
-    """State of a shard's N parameters: those of its leaves one after the other, each flattened."""
+    """State of a shard's N parameters: its leaves, each flattened, one after the other."""
 
     low: jax.Array | None  # u16[N] low halves of the masters; None when the weights are float32
     mu: jax.Array  # f32[N] or bf16[N] first moments
@@ -53,13 +53,13 @@ class HostState(NamedTuple):
     """State of the optimizer. Donated to `apply`: use only what it returns."""
 
     num_updates: jax.Array  # i32[], on the GPU
-    shards: tuple[HostShard, ...]  # as `cut_shards` of the parameters; in pinned host memory
+    shards: tuple[HostShard, ...]  # in the order of `cut_shards`, in pinned host memory
 
 
 class Shard(NamedTuple):
     """Rows start .. start + rows - 1 on axis 0 of some leaves of the parameter tree."""
 
-    leaves: tuple[int, ...]  # numbers, in the order of jax.tree.leaves
+    leaves: tuple[int, ...]  # indices, in the order of jax.tree.leaves
     start: int
     rows: int
 
@@ -68,28 +68,28 @@ HostApply = Callable[[Params, HostState, Params], tuple[Params, HostState, jax.A
 
 
 def cut_shards(params: Params) -> tuple[Shard, ...]:
-    """The shards of a parameter tree (of arrays or ShapeDtypeStructs); together they hold every parameter once.
+    """Cut a parameter tree (of arrays or ShapeDtypeStructs) into shards that together hold every parameter once.
 
-    Each layer of the leaves below "layers" is a shard. Any other leaf is one too, or is cut into as few as are no
-    larger than a layer, of equally many rows but for the last. Without "layers" nothing is cut.
+    Each layer of the leaves below "layers" is a shard. Any other leaf is one shard, or is cut into the fewest
+    that are no larger than a layer, all with equally many rows except the last. Without "layers" nothing is cut.
     """
     leaves, tree = jax.tree.flatten(params)
-    numbers = jax.tree.unflatten(tree, range(len(leaves)))
-    stacked = tuple(jax.tree.leaves(numbers.get("layers", {})))
+    indices = jax.tree.unflatten(tree, range(len(leaves)))
+    stacked = tuple(jax.tree.leaves(indices.get("layers", {})))
     shards = [Shard(stacked, layer, 1) for layer in range(leaves[stacked[0]].shape[0])] if stacked else []
     layer_size = sum(math.prod(leaves[i].shape[1:]) for i in stacked)
     for i in sorted(set(range(len(leaves))) - set(stacked)):
         length, row_size = leaves[i].shape[0], math.prod(leaves[i].shape[1:])
-        most = max(layer_size // row_size, 1) if stacked else length
-        rows = math.ceil(length / math.ceil(length / most))
+        max_rows = max(layer_size // row_size, 1) if stacked else length
+        rows = math.ceil(length / math.ceil(length / max_rows))
         shards += [Shard((i,), start, min(rows, length - start)) for start in range(0, length, rows)]
     return tuple(shards)
 
 
 def host_state_shapes(params: Params, *, moments: Dtype = "float32") -> HostState:
-    """The state of `params` (arrays or ShapeDtypeStructs) as ShapeDtypeStructs that know their place.
+    """The state of `params` (arrays or ShapeDtypeStructs) as ShapeDtypeStructs with shardings.
 
-    Restore a checkpoint like this, not like a state: two of them at once would need twice the pinned memory.
+    Restore a checkpoint into these, not into a state: two states at once would need twice the pinned memory.
 
     Raises:
       ValueError: the parameters are not all bfloat16 or all float32.
@@ -112,7 +112,7 @@ def host_state_shapes(params: Params, *, moments: Dtype = "float32") -> HostStat
 
 
 def init_host_state(params: Params, *, moments: Dtype = "float32") -> HostState:
-    """Fresh state around loaded weights, whose exact values are the first masters.
+    """Initial state for loaded weights, whose exact values are the first masters.
 
     Raises:
       ValueError: as `host_state_shapes`.
@@ -132,18 +132,18 @@ def make_host_apply(
 ) -> HostApply:
     """`apply(params, state, gradients)` -> (new params, new state, global gradient norm before clipping).
 
-    The step of `update.make_apply` with `update.make_optimizer`: clip to the global norm, then AdamW (Loshchilov &
-    Hutter, arXiv 1711.05101). `rate` is that function's schedule; the rest are its arguments.
+    The same step as `optimizer.make_apply` with `optimizer.make_optimizer`: clip to the global norm, then AdamW
+    (Loshchilov & Hutter, arXiv 1711.05101). `rate` is the schedule of `make_optimizer`, the rest are its arguments.
 
     Parameters (all bfloat16 or all float32) and state are donated. The gradients, of either type, are only read: free
-    them afterwards. On the GPU beside both: the state of 2 shards, and of one its weights and gradients. Compiles four
+    them afterwards. Extra memory on the GPU: the state of 2 shards, and the weights and gradients of one. Compiles four
     small programs for each shape of a shard.
     """
     adamw = optax.adamw(rate, b1=adam_beta1, b2=adam_beta2, eps=adam_epsilon, weight_decay=weight_decay)
     device, host = device_memory(), pinned_host()
 
-    # Every place is said. Otherwise JAX would mix up GPU and host where it pairs donated arrays with outputs, and
-    # would compile anew when arrays that were put on the GPU follow those that are there by default.
+    # All shardings are explicit. Otherwise JAX would confuse GPU and host when it pairs donated arrays with outputs,
+    # and would compile again when arrays that were put on the GPU follow those that are there by default.
     take_rows = jax.jit(_take_rows, static_argnums=0, in_shardings=device, out_shardings=device)
 
     @partial(jax.jit, in_shardings=device, out_shardings=device)
@@ -152,16 +152,16 @@ def make_host_apply(
 
     @partial(jax.jit, static_argnums=0, donate_argnums=(1, 3), in_shardings=device, out_shardings=device)
     def update(
-        alone: bool, weights: jax.Array, gradient: jax.Array, old: HostShard, count: jax.Array, norm: jax.Array
+        only_leaf: bool, weights: jax.Array, gradient: jax.Array, old: HostShard, count: jax.Array, norm: jax.Array
     ) -> tuple[jax.Array, HostShard, list[jax.Array]]:
-        """A shard's new weights and state, and something to be ignored."""
+        """A shard's new weights and state, and values to ignore."""
         gradient = gradient.astype(jnp.float32)
         gradient = lax.select(norm < max_grad_norm, gradient, gradient / norm * max_grad_norm)
         master = weights if old.low is None else join_master(weights, old.low)
         arrays = gradient, master, old.mu.astype(jnp.float32), old.nu.astype(jnp.float32)
-        # XLA rounds otherwise where 1 - beta^t divides a single array: it multiplies by the inverse. With a second one
-        # (of one parameter) a shard is rounded as it would be among the other leaves.
-        gradients, masters, mu, nu = ([x] if alone else [x, x[:1]] for x in arrays)
+        # XLA rounds differently where 1 - beta^t divides a single array: it multiplies by the inverse. With a second
+        # array (of one parameter), a shard is rounded as it would be among the other leaves.
+        gradients, masters, mu, nu = ([x] if only_leaf else [x, x[:1]] for x in arrays)
         state = optax.tree.set(adamw.init(masters), count=count, mu=mu, nu=nu)
         updates, state = adamw.update(gradients, state, masters)
         master, *ignored = optax.apply_updates(masters, updates)
@@ -173,49 +173,49 @@ def make_host_apply(
         jax.jit,
         static_argnums=0,
         donate_argnums=(1, 4),
-        keep_unused=True,  # `kept` is there for its memory
+        keep_unused=True,  # `old` is there for its memory
         in_shardings=(device, device, device, host, device),
         out_shardings=(device, host),
     )
     def store(
-        rows: int, leaves: list[jax.Array], weights: jax.Array, new: HostShard, kept: HostShard, start: np.int32
+        rows: int, leaves: list[jax.Array], weights: jax.Array, new: HostShard, old: HostShard, start: np.int32
     ) -> tuple[list[jax.Array], HostShard]:
-        """The leaves with new rows, and the new state on the host, over `kept`."""
+        """The leaves with new rows, and the new state on the host, over `old`."""
         return _with_rows(leaves, weights, start, rows), new
 
     def apply(params: Params, state: HostState, gradients: Params) -> tuple[Params, HostState, jax.Array]:
         chex.assert_trees_all_equal_shapes(params, gradients)
         norm, count = begin(gradients, state.num_updates)
         leaves, tree = jax.tree.flatten(params)
-        accumulators, kept = jax.tree.leaves(gradients), list(state.shards)
-        staged = jax.device_put(kept[0], device)
+        sums, shards = jax.tree.leaves(gradients), list(state.shards)
+        staged = jax.device_put(shards[0], device)
         for i, shard in enumerate(cut_shards(params)):
-            ours, start = [leaves[n] for n in shard.leaves], np.int32(shard.start)
-            weights = take_rows(shard.rows, ours, start)
-            gradient = take_rows(shard.rows, [accumulators[n] for n in shard.leaves], start)
-            # Three programs, since what AdamW's sums of products are fused with decides on a CPU how they are rounded.
+            shard_leaves, start = [leaves[n] for n in shard.leaves], np.int32(shard.start)
+            weights = take_rows(shard.rows, shard_leaves, start)
+            gradient = take_rows(shard.rows, [sums[n] for n in shard.leaves], start)
+            # Three programs, as on a CPU the rounding of AdamW's sums of products depends on what they are fused with.
             weights, new, ignored = update(len(leaves) == 1, weights, gradient, staged, state.num_updates, norm)
-            # The copy to the GPU starts here, no earlier and no later: the driver waits for all copies under way
-            # before it frees memory, as it does behind `update`, and where it manages memory by itself a program
-            # returns when it is done, as `store` does with its copy to the host. Between them the two overlap.
-            staged = jax.device_put(kept[i + 1], device) if i + 1 < len(kept) else None
-            ours, kept[i] = store(shard.rows, ours, weights, new, kept[i], start)
-            jax.block_until_ready((kept[i], staged))
+            # The copy to the GPU must start exactly here to overlap with the copy of `store` to the host. Not earlier:
+            # after `update` the driver frees memory, and first waits for all copies in flight. Not later: where the
+            # driver manages memory by itself, a program such as `store` returns only when it and its copy are done.
+            staged = jax.device_put(shards[i + 1], device) if i + 1 < len(shards) else None
+            shard_leaves, shards[i] = store(shard.rows, shard_leaves, weights, new, shards[i], start)
+            jax.block_until_ready((shards[i], staged))
             del weights, gradient, new, ignored
-            for n, leaf in zip(shard.leaves, ours):
+            for n, leaf in zip(shard.leaves, shard_leaves):
                 leaves[n] = leaf
-        return jax.tree.unflatten(tree, leaves), HostState(count, tuple(kept)), norm
+        return jax.tree.unflatten(tree, leaves), HostState(count, tuple(shards)), norm
 
     return apply
 
 
-@cache  # a jitted function compiles anew when it is made anew
+@cache  # jitting again would compile again
 def _make_zeros(shape: tuple[int, ...], dtype: jnp.dtype, sharding: jax.sharding.Sharding) -> Callable[[], jax.Array]:
     return jax.jit(partial(jnp.zeros, shape, dtype), out_shardings=sharding)
 
 
 def _sizes(leaves: Sequence[jax.Array | jax.ShapeDtypeStruct], rows: int) -> list[int]:
-    """How many parameters so many rows of each leaf have."""
+    """Number of parameters in `rows` rows of each leaf."""
     return [rows * math.prod(leaf.shape[1:]) for leaf in leaves]
 
 
@@ -225,7 +225,7 @@ def _take_rows(rows: int, leaves: list[jax.Array], start: np.int32) -> jax.Array
 
 
 def _with_rows(leaves: list[jax.Array], flat: jax.Array, start: np.int32, rows: int) -> list[jax.Array]:
-    """The leaves with `flat` in place of what `_take_rows` takes."""
+    """The leaves with `flat` in place of the rows that `_take_rows` reads."""
     parts = jnp.split(flat, np.cumsum(_sizes(leaves, rows))[:-1])
     return [
         lax.dynamic_update_slice_in_dim(leaf, part.reshape(rows, *leaf.shape[1:]), start, axis=0)

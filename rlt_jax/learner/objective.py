@@ -1,4 +1,4 @@
-"""What a micro-batch is trained on: its arrays, and a loss of their log-probs with diagnostics."""
+"""Training objectives: the loss of a micro-batch's log-probs, with diagnostics."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,14 +12,14 @@ from rlt_jax.types import Array, TrainBatch
 
 
 class Diagnostics(NamedTuple):
-    """Values beside a loss, f32[] by name."""
+    """Values reported with a loss, f32[] by name."""
 
     means: dict[str, jax.Array]  # averaged over the micro-batches of a step
-    maxima: dict[str, jax.Array]  # the largest of the micro-batches counts
+    maxima: dict[str, jax.Array]  # maxima over the micro-batches of a step
 
 
 def grpo_objective(config: LossConfig) -> Callable[[jax.Array, TrainBatch], tuple[jax.Array, Diagnostics]]:
-    """The `losses.grpo_loss` that a configuration asks for, of the policy's log-probs f32[B, T] and their TrainBatch.
+    """`losses.grpo_loss` with the settings of `config`, of the policy's log-probs f32[B, T] and their TrainBatch.
 
     On-policy: the old log-probs are the policy's own, held constant, so the ratio is 1 in value.
     """
@@ -49,7 +49,7 @@ def grpo_objective(config: LossConfig) -> Callable[[jax.Array, TrainBatch], tupl
 
 
 class SftBatch(NamedTuple):
-    """One micro-batch of supervised fine-tuning, right-padded to a bucket; T tokens hold one row, or several packed."""
+    """One micro-batch of supervised fine-tuning, right-padded to a bucket; a sequence is one row, or several packed."""
 
     ids: Array  # i32[B, T] token ids
     mask: Array  # bool[B, T] True on trained tokens

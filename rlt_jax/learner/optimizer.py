@@ -16,28 +16,28 @@ from rlt_jax.models import Params
 
 
 class Optimizer(NamedTuple):
-    """Functions of a TrainState; the same numbers wherever the state lies."""
+    """Functions of a TrainState; results do not depend on where the state is stored."""
 
-    init: Callable[[Params], TrainState]  # a fresh state around loaded weights, which it takes over
-    like: Callable[[Params], TrainState]  # shapes and places of a state, for a checkpoint to be restored into
+    init: Callable[[Params], TrainState]  # initial state for loaded weights, which it takes over
+    like: Callable[[Params], TrainState]  # shapes and shardings of a state, to restore a checkpoint into
     apply: Callable[[TrainState, Params], tuple[TrainState, jax.Array]]
     """(state, gradients) -> (new state, global gradient norm f32[] before clipping). The state is donated."""
-    learning_rate: optax.Schedule  # of a step, counted from 0
+    learning_rate: optax.Schedule  # by step, counted from 0
 
 
 def open_optimizer(config: OptimizerConfig, memory: MemoryConfig, *, learning_rate: float, max_steps: int) -> Optimizer:
-    """The optimizer that a configuration asks for.
+    """Build the optimizer that the configuration describes.
 
     Args:
       learning_rate: peak rate.
-      max_steps: steps of the whole run, which the schedule is stretched over.
+      max_steps: steps of the whole run, over which the schedule extends.
     """
     settings = asdict(config)
     transformation, rate = make_optimizer(learning_rate=learning_rate, max_steps=max_steps, **settings)
     if memory.optimizer == "device":
 
         def init(params: Params) -> TrainState:
-            # committed to the GPU as a restored state is, or a resumed run would compile everything anew
+            # committed to the device as a restored state is; else a resumed run would compile everything again
             return jax.device_put(init_state(params, transformation), device_memory())
 
         def like(params: Params) -> TrainState:
@@ -79,7 +79,7 @@ def make_optimizer(
     lr_scheduler: Literal["constant", "cosine", "linear"],
     warmup_ratio: float,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Global-norm clip, then AdamW (Loshchilov & Hutter, arXiv 1711.05101). Returns it with its learning-rate schedule.
+    """Global-norm clip, then AdamW (Loshchilov & Hutter, arXiv 1711.05101), and its learning-rate schedule.
 
     Args:
       lr_scheduler: "constant", "linear" (to 0) or "cosine" (to 0), each after a linear warm-up from 0.
@@ -95,7 +95,7 @@ def make_optimizer(
             main = optax.linear_schedule(learning_rate, 0.0, decay)
         case "cosine":
             main = optax.cosine_decay_schedule(learning_rate, decay)
-    # step s of the warm-up has (s + 1) / (warmup + 1) of the rate: the first step is not thrown away on a rate of 0
+    # step s of the warm-up has (s + 1) / (warmup + 1) of the rate: the first step is not wasted on a rate of 0
     rate = optax.join_schedules([lambda s: learning_rate * (s + 1) / (warmup + 1), main], [warmup]) if warmup else main
     adamw = optax.adamw(rate, b1=adam_beta1, b2=adam_beta2, eps=adam_epsilon, weight_decay=weight_decay)
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), adamw), rate

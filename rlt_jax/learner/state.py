@@ -1,7 +1,7 @@
-"""What a gradient step changes: weights, whose fp32 masters are kept exactly, and the optimizer's state.
+"""What a gradient step changes: weights, whose fp32 masters are exact, and the optimizer's state.
 
 bf16 weights at lr 1e-6 would not move at all under AdamW (an update is far below half an ulp), so the fp32 master is
-kept as the bf16 weight itself (the nearest one) plus the master's low 16 bits beside the moments.
+stored as the bf16 weight itself (the nearest one) plus the master's low 16 bits, which are stored with the moments.
 """
 
 from typing import Any, NamedTuple
@@ -14,10 +14,10 @@ from rlt_jax.models import Params
 
 
 class TrainState(NamedTuple):
-    """What a gradient step changes. Donated to `apply_gradients`: use only what it returns."""
+    """What a gradient step changes. Donated to `Optimizer.apply`: use only what it returns."""
 
     params: Params  # fp32 or bf16; bf16 leaves are the fp32 masters, rounded to nearest
-    low: Params | None  # u16 low halves of the masters; None in place of the tree when opt_state has them or none exist
+    low: Params | None  # u16 low halves of the masters; None if opt_state has them or params are fp32
     opt_state: Any  # optax's, or host_adamw.HostState
 
 
@@ -33,14 +33,14 @@ def split_master(master: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def join_master(high: jax.Array, low: jax.Array) -> jax.Array:
-    """(bf16, u16) -> the f32 that `split_master` took apart: a low half of 0x8000 or more was rounded up."""
+    """(bf16, u16) -> the f32 that `split_master` split: a low half of 0x8000 or more was rounded up."""
     rounded_up = (low >= 0x8000).astype(jnp.uint32)
     bits = jax.lax.bitcast_convert_type(high, jnp.uint16).astype(jnp.uint32) - rounded_up
     return jax.lax.bitcast_convert_type((bits << 16) | low.astype(jnp.uint32), jnp.float32)
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """Fresh state around loaded weights, whose exact values are the first masters."""
+    """Initial state for loaded weights, whose exact values are the first masters."""
     if jax.tree.leaves(params)[0].dtype == jnp.float32:
         return TrainState(params, None, optimizer.init(params))
     low = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.uint16), params)

@@ -1,4 +1,4 @@
-"""One gradient step: micro-batches, their gradients summed over the step, and the reference that follows the policy."""
+"""Parts of a gradient step: micro-batches, their gradients summed over the step, the sync of the reference."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -16,8 +16,8 @@ from rlt_jax.losses import mix_reference
 from rlt_jax.models import Model, Params
 from rlt_jax.types import Dtype, TrainBatch
 
-Batch = Any
-Accumulate = Callable[[Params, Params, Batch, float], tuple[Params, Diagnostics]]
+MicroBatch = Any  # TrainBatch or SftBatch
+Accumulate = Callable[[Params, Params, MicroBatch, float], tuple[Params, Diagnostics]]
 
 
 def grpo_batches(
@@ -29,14 +29,14 @@ def grpo_batches(
     *,
     batch_size: int,
 ) -> Iterator[tuple[TrainBatch, float]]:
-    """Micro-batches of a step, of like length: (TrainBatch, its weight in the step's mean over rows).
+    """Micro-batches of a step, each of similar lengths: (TrainBatch, its weight in the step's mean over rows).
 
     Args:
       ids: i32[T_i] prompt + completion each; the last completion_lengths[i] tokens are the completion.
       ref_logps: f32[T_i] nats each.
-      sampler_logps: f32[completion_lengths[i]] nats each, under the distribution the completions were drawn from.
+      sampler_logps: f32[completion_lengths[i]] nats each, under the distribution the completions were sampled from.
       advantages: f32[B].
-      batch_size: rows of a micro-batch. Rows that only fill one up have an empty mask and count nothing.
+      batch_size: rows of a micro-batch. Padding rows have an empty mask and contribute nothing.
     """
     for indices, length in length_batches([len(row) for row in ids], batch_size):
         pad = partial(pad_rows, length=length, num_rows=batch_size)
@@ -57,8 +57,8 @@ def sft_batches(
     """Micro-batches of (ids i32[T_i], trained bool[T_i]) examples: (SftBatch, its share of the trained tokens).
 
     Args:
-      batch_size: sequences of a micro-batch, at most.
-      packed_length: let examples share sequences, as `sequence_batches` says. Changes the sums by rounding alone.
+      batch_size: sequences per micro-batch, at most.
+      packed_length: let examples share sequences (see `sequence_batches`). Changes the sums only by rounding.
     """
     ids, trained = [ids for ids, _ in examples], [trained for _, trained in examples]
     lengths = [len(row) for row in ids]
@@ -81,20 +81,20 @@ def make_sum_gradients(
     dtype: Dtype,
     saved: Callable[[int, int], tuple[int, int]],
 ) -> SumGradients:
-    """`sums(params, batches, save_activations=True)`: `sum_gradients` of an objective, compiled once for each shape.
+    """Make `sums(params, batches, save_activations=True)`: `sum_gradients` of an objective, compiled once per shape.
 
     Args:
       objective: of the log-probs of a micro-batch, from `learner.objective`.
       temperature, chunk: as `make_layerwise_accumulate`.
       dtype: of the sums.
       saved: (sequences, tokens of each) -> layers whose attention, and whose MLP, a micro-batch saves for its backward
-        pass. Without `save_activations` none is saved, and all is computed again.
+        pass. Without `save_activations` none is saved, and all are recomputed.
     """
     make = partial(make_planned_accumulate, model, objective, temperature=temperature, chunk=chunk)
     saving, recomputing = make(saved=saved), make(saved=lambda batch, tokens: (0, 0))
 
     def sums(
-        params: Params, batches: Iterable[tuple[Batch, float]], *, save_activations: bool = True
+        params: Params, batches: Iterable[tuple[MicroBatch, float]], *, save_activations: bool = True
     ) -> tuple[Params, dict[str, jax.Array]]:
         return sum_gradients(saving if save_activations else recomputing, params, batches, dtype=dtype)
 
@@ -104,16 +104,16 @@ def make_sum_gradients(
 def sum_gradients(
     accumulate: Accumulate,
     params: Params,
-    batches: Iterable[tuple[Batch, float]],
+    batches: Iterable[tuple[MicroBatch, float]],
     *,
     dtype: Dtype = "float32",
 ) -> tuple[Params, dict[str, jax.Array]]:
-    """Gradient and diagnostics of a whole step, both over all its micro-batches and still on the device.
+    """Gradients and diagnostics of a whole step, over all its micro-batches; both stay on the device.
 
     Args:
       dtype: of the sums.
     Raises:
-      jax.errors.JaxRuntimeError: the device's memory is too small; the sums are freed before.
+      jax.errors.JaxRuntimeError: the device ran out of memory; the sums have been freed.
     """
     gradients = zero_gradients(params, dtype=dtype)
     totals: dict[str, jax.Array] = {}
@@ -122,7 +122,7 @@ def sum_gradients(
             gradients, (means, maxima) = accumulate(params, gradients, batch, weight)
             totals |= {name: totals.get(name, jnp.zeros(())) + weight * value for name, value in means.items()}
             totals |= {name: jnp.maximum(totals.get(name, value), value) for name, value in maxima.items()}
-        jax.block_until_ready(gradients)  # a lack of memory shows here, where the step can still be done again
+        jax.block_until_ready(gradients)  # running out of memory shows here, where the step can still be retried
     except jax.errors.JaxRuntimeError:
         free(gradients)
         raise
@@ -131,22 +131,22 @@ def sum_gradients(
 
 @partial(jax.jit, static_argnames="dtype")
 def zero_gradients(params: Params, *, dtype: Dtype = "float32") -> Params:
-    """Gradient sums of the parameters' shapes."""
+    """Gradient sums of 0, in the parameters' shapes."""
     return jax.tree.map(lambda p: jnp.zeros(p.shape, dtype), params)
 
 
 def make_reference_sync() -> Callable[[Params, Params, float], Params]:
-    """`sync(reference, policy, alpha)` -> the reference, moved by `mix_reference` and back where it was.
+    """`sync(reference, policy, alpha)` -> the reference after `mix_reference`, in the memory where it was.
 
-    The old one is donated. One in pinned host memory visits the GPU, which must have room for it.
+    The old reference is donated. One in pinned host memory is copied to the GPU, which must have room for it, and back.
     """
     mix = jax.jit(mix_reference, donate_argnums=0)
 
     def sync(reference: Params, policy: Params, alpha: float) -> Params:
         if not on_host(reference):
             return mix(reference, policy, alpha)
-        visiting = jax.block_until_ready(jax.device_put(reference, device_memory()))
+        on_gpu = jax.block_until_ready(jax.device_put(reference, device_memory()))
         free(reference)
-        return move_to_host(mix(visiting, policy, alpha))
+        return move_to_host(mix(on_gpu, policy, alpha))
 
     return sync

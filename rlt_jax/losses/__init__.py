@@ -1,7 +1,7 @@
-"""Objectives and rewards as pure functions of arrays: nothing here knows a model, a tokeniser or a config.
+"""Objectives and rewards as pure functions of arrays, independent of models, tokenizers and configs.
 
-Log-probs are natural logs (nats). An array of log-probs is aligned with its tokens: slot t holds the log-prob of
-token t. What stands in a slot that its mask switches off changes nothing, be it NaN.
+Log-probs are natural logs (nats). Arrays of log-probs are aligned with their tokens: slot t holds the log-prob of
+token t. Values in masked-out slots change nothing, even if they are NaN.
 """
 
 from rlt_jax.losses.component_names import ORIGINAL_NAMES

@@ -1,6 +1,6 @@
-"""The reward's components beside the names that the original system logs them under.
+"""The reward's components, and the names under which the original system logs them.
 
-The `*_score/*` ones exist for the reductions in use only.
+The `*_score/*` components exist only for the reductions in use.
 """
 
 from typing import get_args

@@ -1,9 +1,9 @@
 """Group-relative policy optimisation: completion mask, advantages, loss.
 
 Departures from the original:
-- A group whose rewards are all equal gets advantages of exactly 0; there, float32 rounding can leave tiny ones.
-- With `lengths`, the padding of a completion without EOS is masked; there, it is trained on.
-- `token_weights` (importance weights of the sampler's mismatch) do not exist there; None leaves them out.
+- A group of equal rewards gets advantages of exactly 0; in the original, float32 rounding can leave tiny ones.
+- With `lengths`, the padding of a completion without EOS is masked; the original trains on it.
+- `token_weights` (importance weights against the sampler's mismatch) do not exist in the original; None omits them.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,13 @@ def completion_mask(
 ) -> jax.Array:
     """True on the tokens of each completion up to and including its first EOS.
 
+    For padded completions from elsewhere. Training knows the length of each: see `learner.step.grpo_batches`.
+
     Args:
       completion_ids: i32[B, T] right-padded completions.
-      eos_id: the id, or several, any of which ends a completion.
-      lengths: i32[B] tokens really sampled, EOS included; nothing beyond is True. None: a row without EOS is all True,
-        its padding included, as in the original.
+      eos_id: one id, or several, any of which ends a completion.
+      lengths: i32[B] number of tokens sampled, including EOS; nothing after them is True. None: a row without EOS is
+        all True, including its padding, as in the original.
     Returns:
       bool[B, T].
     """
@@ -42,14 +44,14 @@ def completion_mask(
 
 
 def group_advantages(rewards: jax.Array, num_generations: int, *, eps: float = 1e-4) -> jax.Array:
-    """Rewards normalised inside their group (DeepSeekMath, arXiv 2402.03300, sec. 4.1.2):
+    """Normalise rewards within each group (DeepSeekMath, arXiv 2402.03300, sec. 4.1.2):
 
         A_i = (r_i - mean(group)) / (std(group) + eps),   std unbiased (n - 1)
 
     Args:
-      rewards: f32[B]; the completions of one prompt stand in a row, num_generations of them.
-      num_generations: size of a group, divides B. A group of 1 has nothing to compare with: its advantage is 0.
-      eps: in the reward's unit; keeps a group of nearly equal rewards finite.
+      rewards: f32[B]; the num_generations completions of a prompt are consecutive.
+      num_generations: group size; must divide B. In a group of 1 the advantage is 0: there is nothing to compare with.
+      eps: in the reward's unit; keeps the advantages of nearly equal rewards finite.
     Returns:
       f32[B]; exactly 0 in a group whose rewards are all equal.
     Raises:
@@ -89,21 +91,21 @@ def grpo_loss(
         ratio = exp(logp - old_logp),   k3 = exp(ref - logp) - (ref - logp) - 1
 
     The outer mean runs over all B rows: a row without any mask contributes 0 and counts in B, so that micro-batches of
-    equal size average to the full batch. The gradient flows through `logps` alone; the other arrays are constants.
+    equal size average to the full batch. The gradient flows only through `logps`; the other arrays are constants.
 
     Args:
       logps: f32[B, T] nats, log-probs of the tokens under the policy.
-      old_logps: f32[B, T] nats, under the policy that the ratio starts from. On-policy: the policy's own (ratio 1 in
+      old_logps: f32[B, T] nats, under the policy in the ratio's denominator. On-policy: the policy's own (ratio 1 in
         value); the sampler's log-probs belong in `token_weights`.
       ref_logps: f32[B, T] nats, under the reference.
       advantages: f32[B].
       mask: bool[B, T], True on completion tokens up to and including EOS.
       beta: weight of the KL term.
       token_weights: f32[B, T], truncated importance weights (`importance_weights`), or None for 1. They
-        correct the policy term for tokens drawn by a slightly different sampler. The KL term is not weighted: it holds
-        the policy near the reference on every token, down-weighted ones too.
+        correct the policy term for tokens sampled from a slightly different distribution. The KL term is not weighted:
+        it holds the policy near the reference on every token, down-weighted ones too.
     Returns:
-      f32[] loss, and f32[] diagnostics: `kl` (nats per token, averaged as the loss is), `policy_loss` (the loss without
+      f32[] loss, and f32[] diagnostics: `kl` (nats per token, averaged like the loss), `policy_loss` (the loss without
       its KL term) and `ratio` (mean over all masked tokens).
     """
     logps, mask = at_least_f32(logps), jnp.asarray(mask).astype(bool)
@@ -115,15 +117,15 @@ def grpo_loss(
     chex.assert_equal_shape([logps, old_logps, ref_logps, mask, weights])
     chex.assert_equal_shape_prefix([logps, advantages], 1)
 
-    def keep(x: jax.Array) -> jax.Array:
+    def zero_pads(x: jax.Array) -> jax.Array:
         # Before exp and before every product: a pad's inf or NaN must not reach the gradient, where 0 * inf is NaN.
         return jnp.where(mask, x, 0.0)
 
-    logps = keep(logps)
-    ratio = jnp.exp(logps - keep(old_logps))
-    gain = keep(weights) * ratio * keep(advantages[:, None])
-    kl = kl_estimate(logps, keep(ref_logps), kind="k3")
-    policy_loss = -jnp.mean(masked_mean(gain, mask, axis=1))
+    logps = zero_pads(logps)
+    ratio = jnp.exp(logps - zero_pads(old_logps))
+    surrogate = zero_pads(weights) * ratio * zero_pads(advantages[:, None])
+    kl = kl_estimate(logps, zero_pads(ref_logps), kind="k3")
+    policy_loss = -jnp.mean(masked_mean(surrogate, mask, axis=1))
     mean_kl = jnp.mean(masked_mean(kl, mask, axis=1))
     aux = {"kl": mean_kl, "policy_loss": policy_loss, "ratio": masked_mean(ratio, mask)}
     return policy_loss + beta * mean_kl, jax.lax.stop_gradient(aux)

@@ -1,4 +1,4 @@
-"""Truncated importance weights: the sampler's distribution is never quite the one that is trained.
+"""Truncated importance weights: the sampler's distribution is never exactly the trained policy's.
 
 (IMPALA, arXiv 1802.01561, sec. 4.1, truncates ratios of a behaviour policy in the same way.)
 """
@@ -20,7 +20,7 @@ def importance_weights(
     correction: Literal["none", "token", "sequence"],
     cap: jax.typing.ArrayLike,
 ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, jax.Array]]:
-    """Weights of the policy term of each token, and how far sampler and policy are apart.
+    """Importance weights of the policy term per token, and statistics of the mismatch of sampler and policy.
 
         ratio_t = exp(logp_t - sampler_logp_t)
         none: 1      token: min(ratio_t, cap)      sequence: min(prod_{t in mask} ratio_t, cap), the same for all tokens
@@ -28,10 +28,11 @@ def importance_weights(
     No gradient flows through the weights.
 
     Args:
-      logps: f32[B, T] nats, log-probs of the tokens under the policy that is trained, before its update.
-      sampler_logps: f32[B, T] nats, under the distribution that they were drawn from.
-      mask: bool[B, T], True on completion tokens; what stands elsewhere is not read.
-      cap: largest weight, above 0.
+      logps: f32[B, T] nats, log-probs of the tokens under the trained policy before its update.
+      sampler_logps: f32[B, T] nats, under the distribution they were sampled from.
+      mask: bool[B, T], True on completion tokens; other slots are not read.
+      correction: which of the formulas above.
+      cap: > 0, the largest weight.
     Returns:
       f32[B, T] weights, 0 off the mask; f32[] means over rows of each row's mean over its tokens: `sampler_logp_diff`
       (absolute, nats), `importance_ratio`, `importance_capped` (share of tokens whose weight was cut); and f32[] maxima

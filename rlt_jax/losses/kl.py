@@ -23,7 +23,7 @@ def kl_estimate(logps: jax.Array, ref_logps: jax.Array, *, kind: KLKind) -> jax.
       ref_logps: f32[...] nats, the same tokens under the reference.
       kind: which estimate.
     Returns:
-      f32[...] nats per token; the gradient flows through both arguments. k3 overflows to inf where d > 88.
+      f32[...] nats per token; gradients flow through both arguments. k3 overflows to inf where d > 88.
     Raises:
       ValueError: an unknown kind.
     """

@@ -2,7 +2,7 @@
 
 Departures from the original:
 - Always float32; the original returns bf16 log-probs for bf16 logits, 0.03 nats off at -8.
-- `linear_token_logprobs` has no counterpart there: float32 logits of one 8k row over 152k words alone take 5 GB.
+- `linear_token_logprobs` has no counterpart there: float32 logits of one 8k row and 152k words take 5 GB.
 """
 
 import chex
@@ -18,7 +18,7 @@ def token_logprobs(logits: jax.Array, labels: jax.Array, *, temperature: jax.typ
 
     Args:
       logits: [..., V] any float dtype; computed in float32.
-      labels: i32[...] token ids in [0, V), aligned with the logits: no shift happens here.
+      labels: i32[...] token ids in [0, V), aligned with the logits: no shift is applied.
       temperature: > 0, divides the logits.
     Returns:
       f32[...] nats.
@@ -37,7 +37,7 @@ def linear_token_logprobs(
     temperature: jax.typing.ArrayLike = 1.0,
     chunk: int = 1024,
 ) -> jax.Array:
-    """token_logprobs(hidden @ head.T, labels), without ever holding the logits of more than `chunk` tokens.
+    """token_logprobs(hidden @ head.T, labels), never holding the logits of more than `chunk` tokens.
 
     The backward pass recomputes each chunk's logits. Products of bf16 arrays accumulate in float32, and so does the
     head's gradient over the chunks; the logits' gradient is rounded to the dtype of hidden and head before its two
@@ -46,7 +46,7 @@ def linear_token_logprobs(
     Args:
       hidden: [..., D] float, after the final norm ([B, T, D] in a model).
       head: [V, D] float, the output head, (out, in).
-      labels: i32[...] token ids in [0, V), aligned with hidden: no shift happens here.
+      labels: i32[...] token ids in [0, V), aligned with hidden: no shift is applied.
       temperature: > 0, divides the logits.
       chunk: >= 1, tokens of the flattened batch per step; memory grows with chunk * V floats.
     Returns:
@@ -99,7 +99,7 @@ def _scan_backward(residuals, d_logps):
     """
     hidden, head, labels, temperature, normalisers = residuals
     common = jnp.promote_types(hidden.dtype, head.dtype)
-    accumulator = jnp.promote_types(common, jnp.float32)
+    sum_dtype = jnp.promote_types(common, jnp.float32)
 
     def step(d_head, chunk_arrays):
         h, label, normaliser, d_logp = chunk_arrays
@@ -110,7 +110,7 @@ def _scan_backward(residuals, d_logps):
         d_head += _dot(d_logits, h.astype(common), contract=(0, 0))
         return d_head, d_h.astype(hidden.dtype)
 
-    d_head, d_hidden = lax.scan(step, jnp.zeros(head.shape, accumulator), (hidden, labels, normalisers, d_logps))
+    d_head, d_hidden = lax.scan(step, jnp.zeros(head.shape, sum_dtype), (hidden, labels, normalisers, d_logps))
     return d_hidden, d_head.astype(head.dtype), None, None
 
 

@@ -8,7 +8,7 @@ from rlt_jax.losses._arrays import at_least_f32, masked_mean
 
 
 def sft_loss(logps: jax.Array, mask: jax.Array) -> jax.Array:
-    """Negative log-likelihood of the trained tokens, every token of the batch with equal weight:
+    """Mean negative log-likelihood of the trained tokens, all tokens of the batch weighted equally:
 
         L = - sum_{i,t} mask_it * logp_it / sum_{i,t} mask_it
 

@@ -1,10 +1,10 @@
-"""The reward of an explanation: how much it helps the student, less how far it is from the student's own thinking.
+"""The reward of an explanation: how much it helps the student, minus how far it is from the student's own thinking.
 
 Departures from the original:
-- A row with an empty thought counts as not matched, and every KL statistic of it is -not_matched_penalty; there, the
-  penalty is left out, raw statistics are NaN, and without the teacher term an empty thought is rewarded.
-- A row with an empty solution has not_matched_penalty for every log-prob statistic; there, rewards of 3e36 come out.
-- Log-probs are held within 1e6 nats and exponents within 60, so that no reward overflows; text comes near neither.
+- A row with an empty thought counts as not matched, and all its KL statistics are -not_matched_penalty; the original
+  leaves out the penalty, its raw statistics are NaN, and without the teacher term it rewards an empty thought.
+- A row with an empty solution has not_matched_penalty for every log-prob statistic; the original's reward is 3e36.
+- Log-probs are clipped to +-1e6 nats and exponents to 60, so that no reward overflows; real text comes near neither.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,12 +21,12 @@ from rlt_jax.losses.component_names import REDUCTIONS
 from rlt_jax.losses.kl import kl_estimate
 from rlt_jax.types import Normalization, Reduction
 
-_LARGEST_LOGP = 1e6  # nats; brings -inf back into arithmetic
+_LARGEST_LOGP = 1e6  # nats; stands in for -inf, which would spoil sums and products
 _LARGEST_EXPONENT = 60.0  # nats; exp(60) = 1e26 leaves room for coefficients and for sums over the longest spans
 
 
 class TeacherReward(NamedTuple):
-    """What `teacher_reward` returns: a pytree."""
+    """Result of `teacher_reward`, a pytree."""
 
     reward: jax.Array  # f32[B]
     components: dict[str, jax.Array]  # name -> f32[B]
@@ -35,9 +35,9 @@ class TeacherReward(NamedTuple):
 class _Term(NamedTuple):
     """One weighted sum of reductions over a span."""
 
-    raw: dict[Reduction, jax.Array]  # reduction -> f32[B], of the tokens as they are, all seven
-    scores: dict[Reduction, jax.Array]  # reduction -> f32[B], normalised and clipped, those in use
-    token_mean: jax.Array  # f32[B] mean of the normalised and clipped tokens
+    raw: dict[Reduction, jax.Array]  # reduction -> f32[B] of the unprocessed tokens, all seven
+    scores: dict[Reduction, jax.Array]  # reduction -> f32[B] of the processed tokens, those in use
+    token_mean: jax.Array  # f32[B] mean of the processed (normalised and clipped) tokens
     weighted: jax.Array  # f32[B] sum_j coefficient_j * score_j
 
 
@@ -72,7 +72,7 @@ def teacher_reward(
     solution, -not_matched_penalty for a thought, which then also counts as not matched (the penalty is added once).
 
     Reductions: mean, sum, min, max, median (the lower one of an even count), first_quartile and last_quartile (linear
-    interpolation). One coefficient serves all reductions of its term; several go one to each.
+    interpolation). A single coefficient applies to all reductions of its term; several apply one to each.
 
     Under jit every keyword is static: give tuples, not lists.
 
@@ -82,7 +82,7 @@ def teacher_reward(
       student_thought_logps: f32[B, K] nats, student's log-probs of the thought's tokens, the solution not in context.
       teacher_thought_logps: f32[B, K] nats, teacher's log-probs of the same tokens, the solution in context.
       thought_mask: bool[B, K], True on those tokens.
-      matched: bool[B], the explanation's tags were closed.
+      matched: bool[B], True: the explanation's tags were closed.
       answer_log_prob_coeff, kl_penalty_reward_coeff: a and k, reward per nat.
       reduction_log_prob, reduction_kl: one name or several.
       normalize_log_prob, normalize_kl: None, "exp" or "exp_norm".
@@ -91,14 +91,15 @@ def teacher_reward(
       include_teacher_think_entropy: False replaces the KL by the student's surprisal -log p_s, never in k3 form.
       not_matched_penalty: reward of a row that is not matched.
     Returns:
-      `.reward` f32[B], finite whatever stands outside the masks (a NaN inside them is a bug upstream and shows as NaN).
-      `.components`, f32[B] each (ORIGINAL_NAMES says what the original calls them; R is a reduction):
-        solution_logp/R, thought_kl/R, thought_surprisal/R: of the tokens as they are, all seven R;
-        solution_logp_score/R, thought_kl_score/R, thought_surprisal_score/R: normalised and clipped, the R in use;
-        thought_kl_token_mean, thought_surprisal_token_mean: mean of the normalised and clipped tokens;
+      `.reward` f32[B], finite whatever masked-out slots hold (NaN inside the masks is a bug upstream and shows as NaN).
+      `.components`, f32[B] each (ORIGINAL_NAMES has the original's names; R is a reduction):
+        solution_logp/R, thought_kl/R, thought_surprisal/R: of the unprocessed tokens, all seven R;
+        solution_logp_score/R, thought_kl_score/R, thought_surprisal_score/R: of the processed (normalised and clipped)
+          tokens, the R in use;
+        thought_kl_token_mean, thought_surprisal_token_mean: mean of the processed tokens;
         thought_kl_score_mean, thought_surprisal_score_mean: mean over the R in use;
         solution_logp_reward, kl_reward, surprisal_reward, match_reward: the terms of the sum above;
-        total_with_kl, total_with_surprisal: the sums, one of which include_teacher_think_entropy makes the reward.
+        total_with_kl, total_with_surprisal: the sums; include_teacher_think_entropy selects which is the reward.
     Raises:
       ValueError: unknown reduction or normalisation, no reduction, or coefficients that do not match the reductions.
     """
@@ -198,7 +199,7 @@ def _reduce(tokens: jax.Array, mask: jax.Array, reduction: Reduction, empty: flo
     """f32[B, K] -> f32[B] over the masked tokens; `empty` for a row without any."""
     count = jnp.sum(mask, axis=1)
     last = jnp.maximum(count - 1, 0)
-    in_order = jnp.sort(jnp.where(mask, tokens, jnp.inf), axis=1)  # masked-out tokens behind all others
+    in_order = jnp.sort(jnp.where(mask, tokens, jnp.inf), axis=1)  # masked-out tokens last
 
     def at(index: jax.Array) -> jax.Array:
         return jnp.take_along_axis(in_order, index[:, None], axis=1)[:, 0]
@@ -224,20 +225,21 @@ def _reduce(tokens: jax.Array, mask: jax.Array, reduction: Reduction, empty: flo
             value = quantile(0.25)
         case "last_quartile":
             value = quantile(0.75)
-    value = jnp.where(jnp.any(jnp.isnan(tokens), axis=1, where=mask), jnp.nan, value)  # sort would hide it
+    value = jnp.where(jnp.any(jnp.isnan(tokens), axis=1, where=mask), jnp.nan, value)  # sorting would hide it
     return jnp.where(count > 0, value, empty)
 
 
 def _as_reductions(name: str, reductions: Reduction | Sequence[Reduction]) -> tuple[Reduction, ...]:
-    several = (reductions,) if isinstance(reductions, str) else tuple(reductions)
-    if not several:
+    names = (reductions,) if isinstance(reductions, str) else tuple(reductions)
+    if not names:
         raise ValueError(
-            f"{name} is empty: expected one or more of {', '.join(REDUCTIONS)}; coefficient 0 drops a term"
+            f"{name} is empty: expected one or more of {', '.join(REDUCTIONS)}; "
+            "to drop a term, set its coefficient to 0"
         )
-    for reduction in several:
+    for reduction in names:
         if reduction not in REDUCTIONS:
             raise ValueError(f"{name}={reductions!r}: {reduction!r} is none of {', '.join(REDUCTIONS)}")
-    return several
+    return names
 
 
 def _as_coefficients(

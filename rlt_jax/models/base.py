@@ -1,10 +1,10 @@
-"""`Model`: the pure functions of a parameter tree that the rest of the code calls, whatever family the model is of.
+"""`Model`: the pure functions of a parameter tree that the rest of the code calls, for all families of models.
 
-Parameters are a plain nested dict named as in a checkpoint without its "model." prefix; the leaves below "layers" carry
-all layers on axis 0 and are scanned.
+Parameters are a plain nested dict, named as in a checkpoint without its "model." prefix; the leaves below "layers"
+stack all layers on axis 0, for a scan.
 
 Departures from the Hugging Face implementation:
-- Logits are accumulated and returned in float32 also for bfloat16 weights, since log-probs are taken from them.
+- Logits are accumulated and returned in float32 even for bfloat16 weights, since log-probs are computed from them.
 - RoPE is computed in float32 and rounded once: three roundings in bfloat16 made log-probs a tenth noisier.
 - Positions count real tokens when a mask is given; RoPE is relative, so left padding changes rounding only.
 """
@@ -26,16 +26,16 @@ Params = dict[str, Any]  # nested dict of arrays
 
 
 class Context(NamedTuple):
-    """What every layer needs besides its input: the rotation of each position, and which keys a query may see."""
+    """What every layer needs besides its input: the rotation of each position, and which keys a query attends to."""
 
     cos: jax.Array  # f32[B or 1, T, 1, hd]
     sin: jax.Array  # f32[B or 1, T, 1, hd]
-    key_mask: jax.Array | None  # bool[B, 1, 1, T] True = real; None = the causal mask alone
-    bias: jax.Array | None = None  # [B, 1, T, T] added to the scores: 0 inside a segment, NEVER across
+    key_mask: jax.Array | None  # bool[B, 1, 1, T], True = real token; None = only the causal mask
+    bias: jax.Array | None = None  # [B, 1, T, T] added to the scores: 0 inside a segment, MASKED across segments
 
 
 class Cache(NamedTuple):
-    """Rotated keys and values of all layers, by position."""
+    """Rotated keys, and values, of all layers, by position."""
 
     keys: jax.Array  # [L, B, S, KH, hd]
     values: jax.Array  # [L, B, S, KH, hd]
@@ -43,9 +43,9 @@ class Cache(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """Pure functions of a parameter tree: build with `build_model`, pass as a static argument or close over it.
+    """Pure functions of a parameter tree: make it with `build_model`, pass it as a static argument or close over it.
 
-    Two models of equal configuration are equal, so that a jitted function compiles once for both.
+    Models with equal configurations are equal, so a jitted function compiles once for both.
     """
 
     config: ModelConfig
@@ -67,10 +67,10 @@ class Model:
         attention_mask: jax.Array | None = None,
         segments: jax.Array | None = None,
     ) -> Context:
-        """What the layers need for a full forward over ids i32[B, T]; attention_mask and segments as in `hidden`."""
+        """What the layers need for a forward pass over ids i32[B, T]; attention_mask and segments as in `hidden`."""
         if segments is not None:
             if attention_mask is not None:
-                raise ValueError("attention_mask and segments: expected one of them, padding is segment 0")
+                raise ValueError("attention_mask and segments: expected one of them, as padding is segment 0")
             chex.assert_equal_shape([ids, segments])
             dtype = params["embed_tokens"]["weight"].dtype
             return Context(*rotation(self.config, segment_positions(segments)), None, segment_bias(segments, dtype))
@@ -82,7 +82,7 @@ class Model:
         return Context(*rotation(self.config, positions), real[:, None, None, :])
 
     def layer(self, layer_params: Params, x: jax.Array, context: Context) -> jax.Array:
-        """One layer, [B, T, D] -> [B, T, D]; layer_params is a layer's slice of params["layers"], without axis 0."""
+        """One layer, [B, T, D] -> [B, T, D]; layer_params is the layer's slice of params["layers"], without axis 0."""
         attended = self.attend(*self.project(layer_params, x, context), context)
         x = self.add_attention(layer_params, x, attended)
         return self.add_mlp(layer_params, x, *self.gate_and_up(layer_params, x))
@@ -110,11 +110,11 @@ class Model:
         return nnx.merge(self.layer_graphdef, layer_params).add_mlp(x, gate, up)
 
     def final_norm(self, params: Params, x: jax.Array) -> jax.Array:
-        """The norm after the last layer, [B, T, D] -> [B, T, D]; reads params["norm"] alone."""
+        """The norm after the last layer, [B, T, D] -> [B, T, D]; reads only params["norm"]."""
         return nnx.merge(self.norm_graphdef, params["norm"])(x)
 
     def head(self, params: Params) -> jax.Array:
-        """Output weights [V, D]: the embedding when tied."""
+        """Output weights [V, D], which are the embedding if tied."""
         return params["embed_tokens" if self.config.tie_word_embeddings else "lm_head"]["weight"]
 
     def unembed(self, params: Params, hidden: jax.Array) -> jax.Array:
@@ -130,15 +130,15 @@ class Model:
         attention_mask: jax.Array | None = None,
         segments: jax.Array | None = None,
     ) -> jax.Array:
-        """Hidden states after the final norm, [B, T, D] in the parameters' type.
+        """Hidden states after the final norm, [B, T, D] in the parameters' dtype; arbitrary but finite where padded.
 
         Args:
           ids: i32[B, T] token ids.
-          attention_mask: bool or int [B, T], nonzero = real token, pads on either side. None: rows are right-padded,
-            and the causal mask alone keeps pads out of real tokens' sight (fastest: cuDNN on a GPU in 16 bits).
-          segments: i32[B, T], packed rows: neighbours of equal number are one text, whose positions begin at 0 and
-            whose tokens see each other alone; 0 = padding. The mask takes B·T² numbers in the parameters' type.
-        Positions of padding hold finite junk.
+          attention_mask: bool or int [B, T], nonzero = real token, padding on either side. None: rows are right-padded,
+            and the causal mask alone hides pads from real tokens (fastest: cuDNN on a GPU in 16 bits).
+          segments: i32[B, T] for packed rows: adjacent tokens with the same number are one text, whose positions start
+            at 0 and whose tokens attend only to each other; 0 = padding. The mask takes B·T² numbers in the
+            parameters' dtype.
         Raises:
           ValueError: attention_mask and segments are both given.
         """
@@ -157,7 +157,7 @@ class Model:
         return self.unembed(params, self.hidden(params, input_ids, attention_mask=attention_mask))
 
     def init_cache(self, params: Params, batch: int, length: int) -> Cache:
-        """An empty cache for `batch` rows of up to `length` positions, in the parameters' type."""
+        """An empty cache for `batch` rows of up to `length` positions, in the parameters' dtype."""
         config = self.config
         shape = (config.num_hidden_layers, batch, length, config.num_key_value_heads, config.head_dim)
         dtype = params["embed_tokens"]["weight"].dtype
@@ -167,7 +167,7 @@ class Model:
     def prefill(self, params: Params, ids: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Read right-padded prompts into positions 0 .. P-1 of the cache.
 
-        What pads leave behind a row's end is never seen: `decode` overwrites a position before it attends to it.
+        What pads leave after a row's end is never used: `decode` overwrites a position before attending to it.
 
         Args:
           ids: i32[B, P], P at most the cache's length.
@@ -179,7 +179,7 @@ class Model:
         chex.assert_axis_dimension_gteq(cache.keys, 2, ids.shape[1])
         context = self.context(params, ids)
 
-        # The cache is carried, not scanned over: then the loop updates it in place.
+        # The cache is carried, not scanned over, so that the loop updates it in place.
         def step(carry: tuple[jax.Array, Cache], scanned: tuple[Params, jax.Array]):
             x, cache = carry
             layer_params, index = scanned
@@ -192,16 +192,16 @@ class Model:
             )
             return (layer.finish(x, attend(q, k, v, None, causal=True)), cache), None
 
-        (x, cache), _ = jax.lax.scan(step, (self.embed(params, ids), cache), self._numbered(params))
+        (x, cache), _ = jax.lax.scan(step, (self.embed(params, ids), cache), self._indexed_layers(params))
         return self.final_norm(params, x), cache
 
     @partial(jax.jit, static_argnames="self")
     def decode(
         self, params: Params, token_ids: jax.Array, positions: jax.Array, cache: Cache
     ) -> tuple[jax.Array, Cache]:
-        """Read one token per row: row b's goes to positions[b] and attends to positions <= positions[b].
+        """Read one token per row: row b's goes to position positions[b], and attends to positions up to that.
 
-        A position at or beyond the cache's length is written nowhere (a finished row may idle there).
+        A position at or beyond the cache's length is not written (a finished row may stay there).
 
         Args:
           token_ids, positions: i32[B].
@@ -212,7 +212,7 @@ class Model:
         chex.assert_axis_dimension(cache.keys, 1, token_ids.shape[0])
         cos, sin = rotation(self.config, positions[:, None])
         rows = jnp.arange(token_ids.shape[0])
-        seen = jnp.arange(cache.keys.shape[2]) <= positions[:, None, None, None]  # bool[B, 1, 1, S]
+        visible = jnp.arange(cache.keys.shape[2]) <= positions[:, None, None, None]  # bool[B, 1, 1, S]
 
         def step(carry: tuple[jax.Array, Cache], scanned: tuple[Params, jax.Array]):
             x, cache = carry
@@ -223,35 +223,35 @@ class Model:
                 cache.keys.at[index, rows, positions].set(k[:, 0]),
                 cache.values.at[index, rows, positions].set(v[:, 0]),
             )
-            attended = attend(q, cache.keys[index], cache.values[index], seen, causal=False)
+            attended = attend(q, cache.keys[index], cache.values[index], visible, causal=False)
             return (layer.finish(x, attended), cache), None
 
         x = self.embed(params, token_ids[:, None])
-        (x, cache), _ = jax.lax.scan(step, (x, cache), self._numbered(params))
+        (x, cache), _ = jax.lax.scan(step, (x, cache), self._indexed_layers(params))
         return self.unembed(params, self.final_norm(params, x)[:, 0]), cache
 
-    def _numbered(self, params: Params) -> tuple[Params, jax.Array]:
+    def _indexed_layers(self, params: Params) -> tuple[Params, jax.Array]:
         return params["layers"], jnp.arange(self.config.num_hidden_layers)
 
 
 def build_model(config: ModelConfig) -> Model:
-    """The model of a configuration, without parameters."""
+    """Build the model of a configuration, without parameters."""
     _, layer_graphdef, norm_graphdef = _abstract(config, jnp.dtype(jnp.float32))
     return Model(config, layer_graphdef, norm_graphdef)
 
 
 def random_params(config: ModelConfig, seed: int, dtype: jnp.dtype) -> Params:
-    """Fresh parameters: normal(0, initializer_range) matrices, zero biases, norms of one."""
-    return _draw(config, dtype, jax.random.key(seed))
+    """Random parameters: normal(0, initializer_range) matrices, zero biases, norms of one."""
+    return _init_params(config, dtype, jax.random.key(seed))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _draw(config: ModelConfig, dtype: jnp.dtype, key: jax.Array) -> Params:
+def _init_params(config: ModelConfig, dtype: jnp.dtype, key: jax.Array) -> Params:
     return nnx.to_pure_dict(nnx.state(Decoder(config, dtype, nnx.Rngs(key)), nnx.Param))
 
 
 @lru_cache(maxsize=32)
 def _abstract(config: ModelConfig, dtype: jnp.dtype) -> tuple[Params, nnx.GraphDef, nnx.GraphDef]:
-    """The parameter tree's shapes, and the graph definitions of a layer and of the last norm."""
-    qwen = nnx.eval_shape(lambda: Decoder(config, dtype, nnx.Rngs(0)))
-    return nnx.to_pure_dict(nnx.state(qwen, nnx.Param)), nnx.graphdef(qwen.layers), nnx.graphdef(qwen.norm)
+    """The parameter tree's shapes, and the graph definitions of a layer and of the final norm."""
+    decoder = nnx.eval_shape(lambda: Decoder(config, dtype, nnx.Rngs(0)))
+    return nnx.to_pure_dict(nnx.state(decoder, nnx.Param)), nnx.graphdef(decoder.layers), nnx.graphdef(decoder.norm)

@@ -1,6 +1,6 @@
-"""Architecture of a model, read from and written back to a Hugging Face `config.json`.
+"""The architecture of a model, read from a Hugging Face `config.json` and written back to one.
 
-What the modules in `decoder.py` do not do is refused here, by name, instead of being computed differently.
+Features that `decoder.py` does not implement are refused here, by name, instead of being computed differently.
 """
 
 import json
@@ -24,7 +24,7 @@ _REQUIRED = (
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What decides the parameters' shapes and the computation. BatchSizes count elements."""
+    """Everything that decides the parameters' shapes and the computation. Sizes are in elements."""
 
     model_type: str  # a key of FAMILIES
     vocab_size: int
@@ -34,17 +34,17 @@ class ModelConfig:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    max_position_embeddings: int = 32768  # tokens the model was made for
+    max_position_embeddings: int = 32768  # tokens that the model supports
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
-    attention_bias: bool = False  # biases of the attention, where the family leaves that open
-    initializer_range: float = 0.02  # standard deviation of fresh weights
-    source: str = field(default="{}", compare=False, repr=False)  # JSON text of the file, for the keys not read here
+    attention_bias: bool = False  # of the projections, where the family leaves that open
+    initializer_range: float = 0.02  # standard deviation of random weights
+    source: str = field(default="{}", compare=False, repr=False)  # the file's JSON, for the keys that are not read here
 
     @property
     def family(self) -> Family:
-        """The family that the model is of."""
+        """The family that the model belongs to."""
         return FAMILIES[self.model_type]
 
     @property
@@ -63,11 +63,11 @@ class ModelConfig:
         return self.family.qk_norm
 
     def to_json(self, dtype: str) -> dict[str, Any]:
-        """The contents of a `config.json`: the file this came from, all its keys kept, with what differs now set.
+        """The contents of a `config.json`: those of the file that was read, updated where this configuration differs.
 
         Args:
-          dtype: name of the stored weights' type, such as "bfloat16"; written under the key of either transformers
-            generation (`torch_dtype` up to 4, `dtype` from 5).
+          dtype: of the stored weights, such as "bfloat16"; written under the keys of both transformers generations
+            (`torch_dtype` up to 4, `dtype` from 5).
         """
         values = json.loads(self.source)
         if not values or parse_config(values, "source") != self:
@@ -95,7 +95,7 @@ class ModelConfig:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """The configuration in `folder/config.json`.
+    """Read the configuration in `folder/config.json`.
 
     Raises:
       UserError: the file is missing, not JSON, incomplete, or asks for something unsupported.
@@ -105,7 +105,7 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def parse_config(values: dict[str, Any], where: str) -> ModelConfig:
-    """A Hugging Face configuration's keys as a ModelConfig; `where` names the file in errors.
+    """Turn a Hugging Face configuration into a ModelConfig; `where` names the file in errors.
 
     Raises:
       UserError: a key is missing or malformed, or asks for something unsupported (named in the message).
@@ -117,7 +117,7 @@ def parse_config(values: dict[str, Any], where: str) -> ModelConfig:
     _refuse_unsupported(values, where)
     missing = [name for name in _REQUIRED if name not in values]
     if missing:
-        raise UserError(f"{where}: expected the keys {', '.join(missing)}, which are missing: restore them")
+        raise UserError(f"{where}: expected the keys {', '.join(missing)}, which are missing: add them")
     sizes = {name: values[name] for name in _REQUIRED}
     if sizes["num_key_value_heads"] is None:
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
@@ -139,7 +139,7 @@ def parse_config(values: dict[str, Any], where: str) -> ModelConfig:
             )
     if not isinstance(head_dim, int) or head_dim < 2 or head_dim % 2:
         raise UserError(f"{where}: expected head_dim to be a positive even integer, got {head_dim!r}: correct it")
-    rope = {**values, **(values.get("rope_parameters") or {})}  # transformers from 5 on nests it
+    rope = {**values, **(values.get("rope_parameters") or {})}  # nested since transformers 5
     return ModelConfig(
         model_type=model_type,
         **sizes,
@@ -155,7 +155,7 @@ def parse_config(values: dict[str, Any], where: str) -> ModelConfig:
 
 
 def known_config(name: str) -> ModelConfig | None:
-    """The architecture of a public model, by its hub name in any case; None: not in the tables of the families."""
+    """The architecture of a public model by its hub name, in any case; None if it is not in the families' tables."""
     for family in FAMILIES.values():
         if values := family.known.get(name.lower()):
             return parse_config(dict(values), name)
@@ -163,10 +163,10 @@ def known_config(name: str) -> ModelConfig | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read the JSON object in a file.
 
     Raises:
-      UserError: the file is missing, is not JSON, or holds something else than an object.
+      UserError: the file is missing, is not JSON, or does not hold an object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -181,7 +181,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _refuse_unsupported(values: dict[str, Any], where: str) -> None:
-    """Names every feature of a configuration that would change the numbers and is not implemented."""
+    """Refuse a configuration with features that change the numbers but are not implemented, naming all of them."""
     found = []
     if values.get("use_sliding_window"):
         found.append("use_sliding_window=true (every layer attends to all earlier tokens)")
@@ -207,7 +207,7 @@ def _refuse_unsupported(values: dict[str, Any], where: str) -> None:
     if values.get("quantization_config") is not None:
         found.append("quantization_config (only bfloat16, float16 and float32 weights)")
     if found:
-        raise UserError(f"{where} asks for what is not supported: {'; '.join(found)}: use another model or set it off")
+        raise UserError(f"{where} asks for what is not supported: {'; '.join(found)}: use another model or turn it off")
 
 
 def _size(value: object, name: str, where: str) -> int:

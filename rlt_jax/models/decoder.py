@@ -16,7 +16,7 @@ from rlt_jax.models.config import ModelConfig
 
 
 class Embed(nnx.Module):
-    """Token table [V, D]."""
+    """Token embedding [V, D]."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.weight = _normal(config, (config.vocab_size, config.hidden_size), dtype, rngs)
@@ -39,7 +39,7 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """w · x / sqrt(mean(x²) + ε), in float32, rounded to x's type before the product with w, as Hugging Face does."""
+    """w · x / sqrt(mean(x²) + ε) in float32, rounded to x's dtype before the product with w, as in Hugging Face."""
 
     def __init__(self, config: ModelConfig, size: int, dtype: jnp.dtype):
         self.weight = nnx.Param(jnp.ones(size, dtype))
@@ -96,12 +96,12 @@ class MLP(nnx.Module):
         return self.gate_proj(x), self.up_proj(x)
 
     def down(self, gate: jax.Array, up: jax.Array) -> jax.Array:
-        """The rest, [B, T, D]."""
+        """The MLP's output [B, T, D] from its inner projections."""
         return self.down_proj(jax.nn.silu(gate) * up)
 
 
 class Layer(nnx.Module):
-    """One decoder layer in stages: a cache can stand between projecting and attending, kept arrays between any two."""
+    """One decoder layer in stages: a cache fits between projecting and attending, saved activations between any two."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.input_layernorm = RMSNorm(config, config.hidden_size, dtype)
@@ -132,7 +132,7 @@ class Layer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """The whole model; `layers` holds every layer's weights on a leading axis."""
+    """The whole model; `layers` stacks the weights of all layers on a leading axis."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
         @nnx.split_rngs(splits=config.num_hidden_layers)
@@ -153,6 +153,6 @@ def _normal(config: ModelConfig, shape: tuple[int, ...], dtype: jnp.dtype, rngs:
 
 def matmul(x: jax.Array, weight: jax.Array, preferred: DTypeLike | None = None) -> jax.Array:
     """x [..., in] times weightᵀ, weight [out, in]."""
-    # A GPU multiplies float32 in TF32 (10-bit mantissa) unless told otherwise.
+    # By default, a GPU multiplies float32 in TF32 (10-bit mantissa).
     precision = jax.lax.Precision.HIGHEST if weight.dtype == jnp.float32 else None
     return jnp.einsum("...i,oi->...o", x, weight, precision=precision, preferred_element_type=preferred)

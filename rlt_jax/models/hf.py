@@ -1,7 +1,7 @@
-"""Hugging Face folders: config.json, safetensors (one file or shards with an index), tokenizer files; in and out.
+"""Load and save Hugging Face folders: config.json, safetensors (one file, or shards with an index), tokenizer files.
 
-One table (`name_table`) ties the parameter tree to the checkpoint's tensor names; loading, saving and weight sync read
-it. Nothing is transposed and no random weight is allocated.
+One table (`name_table`) maps the parameter tree to the checkpoint's tensor names; loading, saving and weight sync use
+it. Nothing is transposed, and no random weights are allocated.
 """
 
 import json
@@ -28,10 +28,10 @@ from rlt_jax.errors import UserError
 from rlt_jax.models.base import Model, Params, build_model, random_params
 from rlt_jax.models.config import ModelConfig, read_config, read_json
 
-# The hub's client reports every retry twice; what it ends with is raised, and says more.
+# The hub's client logs every retry twice; the error that it finally raises says more.
 logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
 
-_STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # safetensors' names and ours
+_STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}  # safetensors' name -> ours
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -43,7 +43,7 @@ _TOKENIZER_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
     "chat_template.json",
-    "generation_config.json",  # not the tokenizer's, but it holds the ids that end a generation
+    "generation_config.json",  # not the tokenizer's, but it has the EOS ids
 )
 
 
@@ -51,13 +51,13 @@ class Leaf(NamedTuple):
     """One array of the parameter tree and the checkpoint tensors it holds."""
 
     path: tuple[str, ...]  # keys into the tree
-    names: tuple[str, ...]  # Hugging Face names: one a layer below "layers", else a single one
+    names: tuple[str, ...]  # Hugging Face names: one per layer below "layers", else a single one
     shape: tuple[int, ...]  # of one tensor
-    stacked: bool  # whether the array carries the layers on axis 0
+    stacked: bool  # whether the array stacks the layers on axis 0
 
 
 def name_table(model: Model) -> tuple[Leaf, ...]:
-    """The one correspondence between the parameter tree and Hugging Face tensor names."""
+    """The mapping between the parameter tree and Hugging Face tensor names."""
     table = []
     for keys, leaf in jax.tree_util.tree_leaves_with_path(model.shapes("float32")):
         path = tuple(key.key for key in keys)
@@ -72,17 +72,17 @@ def name_table(model: Model) -> tuple[Leaf, ...]:
 
 
 def named_tensors(model: Model, params: Params) -> Iterator[tuple[str, jax.Array | np.ndarray]]:
-    """Every tensor under its Hugging Face name, [out, in] as in a checkpoint; layers are sliced as they are asked for.
+    """Every tensor with its Hugging Face name, [out, in] as in a checkpoint; layers are sliced lazily.
 
     Args:
-      params: any tree of the parameters' shapes, of jax or numpy arrays.
+      params: any tree of the parameters' shapes, with jax or numpy arrays.
     """
     for name, array, index in placed_tensors(model, params):
         yield name, array if index is None else _slice(array, index)
 
 
 def placed_tensors(model: Model, params: Params) -> Iterator[tuple[str, jax.Array | np.ndarray, int | None]]:
-    """Every tensor as (Hugging Face name, the leaf that holds it, its row on axis 0 of the leaf or None for all)."""
+    """Every tensor as (Hugging Face name, the leaf that holds it, its index on axis 0 or None for the whole leaf)."""
     for leaf in name_table(model):
         array = _get(params, leaf.path)
         for index, name in enumerate(leaf.names):
@@ -90,10 +90,10 @@ def placed_tensors(model: Model, params: Params) -> Iterator[tuple[str, jax.Arra
 
 
 def checkpoint_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the parameters in a model folder (or hub model), as its safetensors files say.
+    """Read name -> shape of the parameters in a model folder (or hub model) from its safetensors files.
 
     Raises:
-      UserError: no such folder or model, or damaged files.
+      UserError: there is no such folder or model, or files are damaged.
     """
     folder = resolve_folder(path)
     config = read_config(folder)
@@ -108,15 +108,16 @@ def checkpoint_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
 def load_model(path: str | Path, *, dtype: str = "auto") -> tuple[Model, Params]:
     """Load a Hugging Face folder, or a hub model by name, straight into device arrays.
 
-    Host memory beyond the parameters: one shard's pages and one tensor.
+    Besides the parameters, it takes host memory for one shard's pages and one tensor.
 
     Args:
       path: a local folder, or a name such as "Qwen/Qwen2.5-7B-Instruct" to fetch.
-      dtype: "float32", "bfloat16", or "auto" for the type that most of the stored weights have.
+      dtype: "float32", "bfloat16", or "auto" for the dtype of most stored weights.
     Returns:
-      The model and its parameters, a nested dict (tree: see `base.py`).
+      The model and its parameters, a nested dict (see `base.py`).
     Raises:
-      UserError: no such folder or model; a broken or unsupported config; missing, extra, misshaped or damaged weights.
+      UserError: there is no such folder or model; its config is broken or unsupported; weights are missing, extra,
+        misshaped or damaged.
     """
     folder = resolve_folder(path)
     model = build_model(read_config(folder))
@@ -134,23 +135,23 @@ def save_model(
     tokenizer_from: str | Path | None = None,
     max_shard_size: int = 5_000_000_000,
 ) -> None:
-    """Write a folder that `load_model` and transformers read, whole or not at all.
+    """Write a folder that `load_model` and transformers read, completely or not at all.
 
-    It is written beside `path` and renamed; an older model at `path` is replaced.
+    It is written next to `path` and then renamed; an older model at `path` is replaced.
 
     Args:
-      params: any tree of the parameters' shapes (gradients too), jax or numpy, bfloat16, float16 or float32.
+      params: any tree of the parameters' shapes (also gradients) in bfloat16, float16 or float32, jax or numpy.
       tokenizer_from: folder (or hub name) whose tokenizer files and generation_config.json are copied byte for byte.
-      max_shard_size: bytes; a bigger model is split into shards with an index.
+      max_shard_size: bytes; a larger model is split into shards with an index.
     Raises:
-      UserError: `path` holds something else than a model, cannot be written, or `tokenizer_from` has no tokenizer.
+      UserError: `path` holds something other than a model or cannot be written, or `tokenizer_from` has no tokenizer.
     """
     chex.assert_trees_all_equal_shapes(params, model.shapes("float32"))
     target = Path(path).resolve()
     _check_replaceable(target)
     tokenizer_files = [] if tokenizer_from is None else _tokenizer_files(resolve_folder(tokenizer_from))
     fresh, old = (target.parent / f".{target.name}.{word}-{os.getpid()}" for word in ("writing", "replaced"))
-    shutil.rmtree(fresh, ignore_errors=True)  # of a killed process that had our number
+    shutil.rmtree(fresh, ignore_errors=True)  # left by a killed process with the same id
     try:
         fresh.mkdir(parents=True)
         _write_weights(fresh, model, params, max_shard_size)
@@ -173,11 +174,11 @@ def save_model(
 
 
 def init_model(config: ModelConfig | str | Path, seed: int, *, dtype: str = "float32") -> tuple[Model, Params]:
-    """A model with random weights: normal(0, initializer_range) matrices, zero biases, norms of one.
+    """Make a model with random weights: normal(0, initializer_range) matrices, zero biases, norms of one.
 
     Args:
       config: a ModelConfig, or a folder (or hub name) with a config.json.
-      seed: of the draw.
+      seed: of the random weights.
       dtype: "float32" or "bfloat16".
     """
     if not isinstance(config, ModelConfig):
@@ -186,7 +187,7 @@ def init_model(config: ModelConfig | str | Path, seed: int, *, dtype: str = "flo
 
 
 def resolve_folder(path: str | Path) -> Path:
-    """A local folder for `path`: itself when it is one, else the hub's model of that name, downloaded or cached.
+    """Find a local folder for `path`: itself if it is one, else the hub's model of that name, downloaded or cached.
 
     Raises:
       UserError: neither exists, or the hub cannot be reached.
@@ -224,7 +225,7 @@ class _Stored(NamedTuple):
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder; with an index, those it names."""
+    """A folder's safetensors files: those its index names, if there is one."""
     index = folder / _INDEX
     if not index.exists():
         if (folder / _WEIGHTS).exists():
@@ -245,7 +246,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _read_header(file: Path) -> dict[str, _Stored]:
-    """Names, types and shapes of a safetensors file's tensors; no data is read."""
+    """Read names, dtypes and shapes of a safetensors file's tensors, but no data."""
     try:
         with safe_open(file, framework="numpy") as handle:
             slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118  not a dict
@@ -257,7 +258,7 @@ def _read_header(file: Path) -> dict[str, _Stored]:
 
 
 def _check_tensors(model: Model, folder: Path, shards: dict[Path, dict[str, _Stored]]) -> None:
-    """Refuses a checkpoint whose tensors are not exactly the model's, naming all that differ."""
+    """Refuse a checkpoint whose tensors are not exactly the model's, naming all that differ."""
     count = Counter(name for header in shards.values() for name in header)
     stored = {name: tensor for header in shards.values() for name, tensor in header.items()}
     expected = {name: leaf.shape for leaf in name_table(model) for name in leaf.names}
@@ -282,20 +283,20 @@ def _check_tensors(model: Model, folder: Path, shards: dict[Path, dict[str, _Sto
 
 
 def _ignorable(config: ModelConfig, name: str) -> bool:
-    """Tensors that a checkpoint may hold beside the parameters: old RoPE buffers, the copy of a tied head."""
+    """Whether a checkpoint may hold this tensor besides the parameters: an old RoPE buffer, the copy of a tied head."""
     return name.endswith(".rotary_emb.inv_freq") or (config.tie_word_embeddings and name == "lm_head.weight")
 
 
 def _read_tensors(model: Model, shards: dict[Path, dict[str, _Stored]], dtype: jnp.dtype) -> Params:
-    """The parameter tree, filled shard by shard: only one shard is mapped, only one tensor is copied at a time."""
+    """Fill the parameter tree shard by shard, mapping one shard and copying one tensor at a time."""
     params = jax.tree.map(lambda _: None, model.shapes(dtype))
-    places = {name: (leaf, index) for leaf in name_table(model) for index, name in enumerate(leaf.names)}
+    leaves = {name: (leaf, index) for leaf in name_table(model) for index, name in enumerate(leaf.names)}
     for file, header in shards.items():
         with safe_open(file, framework="numpy") as handle:
             for name in header:
-                if name not in places:
+                if name not in leaves:
                     continue
-                leaf, index = places[name]
+                leaf, index = leaves[name]
                 parent = _get(params, leaf.path[:-1])
                 tensor, array = handle.get_tensor(name), parent[leaf.path[-1]]
                 if not leaf.stacked:
@@ -304,7 +305,7 @@ def _read_tensors(model: Model, shards: dict[Path, dict[str, _Stored]], dtype: j
                     if array is None:
                         array = jnp.zeros((len(leaf.names), *leaf.shape), dtype)
                     array = _put(array, tensor, index)
-                # Wait: queued copies would keep their tensors in host memory.
+                # Wait, because queued copies would keep their tensors in host memory.
                 parent[leaf.path[-1]] = array.block_until_ready()
     if model.config.tie_word_embeddings:
         _check_tied_head(model, params, shards)
@@ -312,7 +313,7 @@ def _read_tensors(model: Model, shards: dict[Path, dict[str, _Stored]], dtype: j
 
 
 def _check_tied_head(model: Model, params: Params, shards: dict[Path, dict[str, _Stored]]) -> None:
-    """Refuses a head of its own under a config that ties it: one of the two must be wrong."""
+    """Refuse a head that differs from the embedding under a config that ties them: one of the two must be wrong."""
     for file, header in shards.items():
         if "lm_head.weight" in header:
             with safe_open(file, framework="numpy") as handle:
@@ -326,13 +327,13 @@ def _check_tied_head(model: Model, params: Params, shards: dict[Path, dict[str, 
 
 @partial(jax.jit, donate_argnums=0)
 def _put(stacked: jax.Array, tensor: jax.Array, index: jax.Array) -> jax.Array:
-    """Write one layer's tensor into its place, in place."""
+    """Write one layer's tensor to its index of the stacked array, in place."""
     return jax.lax.dynamic_update_index_in_dim(stacked, tensor.astype(stacked.dtype), index, 0)
 
 
 @partial(jax.jit, static_argnums=1)
 def _cast(tensor: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """A device array of its own (on a CPU, device arrays may otherwise be views of the host's)."""
+    """Copy to a new device array (on a CPU, it could otherwise be a view of the host array)."""
     return jnp.copy(tensor.astype(dtype))
 
 
@@ -360,7 +361,7 @@ def _dtype(dtype: str) -> jnp.dtype:
 
 
 def _check_replaceable(target: Path) -> None:
-    """Refuses to replace a file, or a folder that holds anything which a model's folder does not."""
+    """Refuse to replace a file, or a folder that holds anything a model's folder does not."""
     if not target.exists():
         return
     if not target.is_dir():
@@ -392,7 +393,7 @@ def _most_common_dtype(params: Params) -> str:
 
 
 def _write_weights(folder: Path, model: Model, params: Params, max_shard_size: int) -> None:
-    """model.safetensors, or shards of at most max_shard_size bytes (one tensor may exceed it) with their index."""
+    """Write model.safetensors, or shards of at most max_shard_size bytes (one tensor may exceed it) and their index."""
     shards: list[dict[str, jax.ShapeDtypeStruct]] = [{}]
     total = filled = 0
     for leaf in name_table(model):
@@ -423,12 +424,12 @@ def _write_safetensors(
     header: dict[str, jax.ShapeDtypeStruct],
     tensors: Iterator[tuple[str, jax.Array | np.ndarray]],
 ) -> None:
-    """Write the next len(header) tensors, one at a time: the library's own writer wants a whole shard in host memory.
+    """Write the next len(header) tensors one at a time; the library's own writer needs a whole shard in host memory.
 
-    The format: u64 length of the header, the header as JSON, the tensors' bytes (little endian, row-major).
+    Format: u64 length of the header, the header as JSON, the tensors' bytes (little-endian, row-major).
     """
     codes = {name: code for code, name in _STORED.items()}
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}  # transformers insists on it
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}  # required by transformers
     offset = 0
     for name, tensor in header.items():
         end = offset + int(np.prod(tensor.shape)) * tensor.dtype.itemsize
@@ -439,7 +440,7 @@ def _write_safetensors(
     with file.open("wb") as out:
         out.write(len(text).to_bytes(8, "little"))
         out.write(text)
-        for _, (_, array) in zip(header, tensors):  # header first: at its end zip takes no tensor of the next shard
+        for _, (_, array) in zip(header, tensors):  # header first: zip must not take the next shard's tensor
             out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
@@ -452,4 +453,4 @@ def _get(tree: Params, path: tuple[str, ...]):
 def _slice(array: jax.Array | np.ndarray, index: int) -> jax.Array | np.ndarray:
     if isinstance(array, np.ndarray):
         return array[index]
-    return jax.lax.dynamic_index_in_dim(array, index, keepdims=False)  # array[index] compiles anew for every index
+    return jax.lax.dynamic_index_in_dim(array, index, keepdims=False)  # array[index] would compile for every index

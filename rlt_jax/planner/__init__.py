@@ -1,1 +1,1 @@
-"""What a run needs of GPU and host, whether it fits, what to lower; before anything is loaded."""
+"""Plan a run's GPU and host memory before anything is loaded: what it needs, whether it fits, what to lower."""

@@ -1,13 +1,13 @@
-"""What fits: how many activations a run can save, how long its sequences can be, how large its micro-batches."""
+"""What fits: how many layers' activations can be saved, how long sequences and how large micro-batches can be."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from rlt_jax.planner.ledger import Ledger, make_ledger, saved_attention_bytes, saved_mlp_bytes, vllm_has_room
+from rlt_jax.planner.ledger import Ledger, make_ledger, saved_attention_bytes, saved_mlp_bytes, vllm_missing_bytes
 from rlt_jax.planner.shapes import ModelShape, RunShape
 
 SAVED_RESERVE = 0.5e9
-"""Left free of the planned memory by `saved_layers`: about what the formulas of the update were wrong by."""
+"""Bytes of the planned memory that `saved_layers` leaves free: about the error of the update's formulas."""
 
 
 def saved_layers(
@@ -20,22 +20,24 @@ def saved_layers(
     saved_attention: int | None = None,
     saved_mlp: int | None = None,
 ) -> tuple[int, int]:
-    """(saved_attention, saved_mlp): of how many last layers a micro-batch may keep them.
+    """Find how many of the last layers can have their activations saved.
 
-    The most that fits; attention first, which saves more time for each byte. What `run` itself keeps does not count.
+    Attention goes first, because it saves more time per byte. What `run` itself saves is ignored.
 
     Args:
-      planned_bytes: most of the GPU that the update may take.
+      planned_bytes: most GPU memory that the update may take.
       batch, tokens: of the micro-batch, padded.
-      saved_attention, saved_mlp: layers that are decided already, and kept whether they fit or not; None: to be found.
+      saved_attention, saved_mlp: counts that are fixed already, used whether they fit or not; None: to be found.
+    Returns:
+      (saved_attention, saved_mlp), layers.
     """
-    decided = [None if count is None else min(count, shape.layers) for count in (saved_attention, saved_mlp)]
+    fixed = [None if count is None else min(count, shape.layers) for count in (saved_attention, saved_mlp)]
     plain = replace(run, micro_batch=batch, teacher_tokens=tokens, saved_attention=0, saved_mlp=0)
     sizes = saved_attention_bytes(shape, plain), saved_mlp_bytes(shape, plain)
     room = planned_bytes - SAVED_RESERVE - make_ledger(shape, plain).phase("update").gpu_bytes
-    room -= sum(size * (count or 0) for size, count in zip(sizes, decided))
+    room -= sum(size * (count or 0) for size, count in zip(sizes, fixed))
     counts = []
-    for size, count in zip(sizes, decided):
+    for size, count in zip(sizes, fixed):
         if count is None:
             count = min(max(int(room // size), 0), shape.layers)
             room -= count * size
@@ -44,16 +46,18 @@ def saved_layers(
 
 
 def longest_sequence(shape: ModelShape, run: RunShape, gpu_bytes: float, *, extra_tokens: int = 0) -> int:
-    """Most tokens of a prompt and its completion with which the run fits on the GPU, nothing being kept.
+    """Find the longest prompt with its completion that fits on the GPU without saved activations; 0: none fits.
 
-    Padding is not counted: a trainer that pads to buckets can use the largest bucket that is not longer. 0: none fits.
+    Padding is not counted: a trainer that pads to buckets can use the largest bucket that is not longer.
 
     Args:
-      extra_tokens: of the student's sequence beyond the teacher's.
+      extra_tokens: by which the student's sequence is longer than the teacher's.
+    Returns:
+      Tokens.
     """
 
     def fits(tokens: int) -> bool:
-        at = replace(
+        candidate = replace(
             run,
             teacher_tokens=tokens,
             student_tokens=tokens + extra_tokens,
@@ -62,27 +66,27 @@ def longest_sequence(shape: ModelShape, run: RunShape, gpu_bytes: float, *, extr
             saved_attention=0,
             saved_mlp=0,
         )
-        return fits_gpu(make_ledger(shape, at), gpu_bytes)
+        return fits_gpu(make_ledger(shape, candidate), gpu_bytes)
 
-    return _most(fits)
+    return _largest(fits)
 
 
 def largest_micro_batch(shape: ModelShape, run: RunShape, gpu_bytes: float) -> int:
-    """Most sequences of a micro-batch with which the run fits on the GPU, nothing being kept; 0: not even one."""
+    """Find the most sequences a micro-batch can have on the GPU without saved activations; 0: not even one fits."""
 
     def fits(batch: int) -> bool:
         return fits_gpu(make_ledger(shape, replace(run, micro_batch=batch, saved_attention=0, saved_mlp=0)), gpu_bytes)
 
-    return _most(fits)
+    return _largest(fits)
 
 
-def fits_gpu(plan: Ledger, gpu_bytes: float) -> bool:
-    """Whether no phase needs more of the GPU, and a vLLM engine's share holds at least one whole sequence."""
-    return plan.gpu_peak.gpu_bytes <= gpu_bytes and vllm_has_room(plan.shape, plan.run)
+def fits_gpu(ledger: Ledger, gpu_bytes: float) -> bool:
+    """Whether no phase needs more GPU memory than this, and a vLLM engine's share holds at least one whole sequence."""
+    return ledger.gpu_peak.gpu_bytes <= gpu_bytes and vllm_missing_bytes(ledger.shape, ledger.run) == 0
 
 
-def _most(fits: Callable[[int], bool]) -> int:
-    """The largest number for which `fits`, which holds up to some number and not beyond; 0 if not even for 1."""
+def _largest(fits: Callable[[int], bool]) -> int:
+    """Find the largest number that fits, where all smaller ones fit and no larger one does; 0 if not even 1 fits."""
     if not fits(1):
         return 0
     low, high = 1, 2

@@ -1,6 +1,6 @@
-"""What a run's programs take as temporaries, from the programs themselves: compiled from shapes, nothing allocated.
+"""Measure the temporaries of a run's programs by compiling them from shapes; nothing is allocated.
 
-The compiler's own figure for the backend that JAX runs on; on a GPU it knows its kernels, which a formula does not.
+The figures are the compiler's own for the backend that JAX runs on; unlike a formula, it knows the GPU's kernels.
 """
 
 from functools import partial
@@ -21,22 +21,22 @@ from rlt_jax.types import TrainBatch
 def compiled_temporaries(
     config: TrainConfig, run: RunShape, teacher: ModelConfig, student: ModelConfig
 ) -> dict[PhaseName, float]:
-    """Phase -> bytes of its program's temporaries, for `memory.ledger.make_ledger`.
+    """Phase -> bytes of its program's temporaries, for `planner.ledger.make_ledger`.
 
-    The programs are those of the trainer at the run's longest sequences; compiling them takes minutes for a large model
-    on a GPU, and seconds from the compilation cache.
+    The programs are the trainer's, at the run's longest sequences. Compiling them takes minutes for a large model on a
+    GPU, and seconds if they are in the compilation cache.
 
     Args:
-      run: of `config`; its layers to keep are what the update is compiled with.
+      run: of `config`; the update is compiled with its saved activations.
     """
-    policy, reader = build_model(teacher), build_model(student)
-    score = partial(_score_bytes, dtype=config.dtype, batch=run.score_batch, chunk=run.logprob_chunk)
-    by_teacher = score(policy, tokens=run.teacher_tokens)
+    teacher_model, student_model = build_model(teacher), build_model(student)
+    score_bytes = partial(_score_bytes, dtype=config.dtype, batch=run.score_batch, chunk=run.logprob_chunk)
+    teacher_bytes = score_bytes(teacher_model, tokens=run.teacher_tokens)
     return {
-        "score teacher": by_teacher,
-        "score student": score(reader, tokens=run.student_tokens),
-        "score reference": by_teacher,
-        "update": _update_bytes(config, run, policy),
+        "score teacher": teacher_bytes,
+        "score student": score_bytes(student_model, tokens=run.student_tokens),
+        "score reference": teacher_bytes,
+        "update": _update_bytes(config, run, teacher_model),
     }
 
 
@@ -48,7 +48,7 @@ def _score_bytes(model: Model, *, dtype: str, batch: int, tokens: int, chunk: in
 
 
 def _update_bytes(config: TrainConfig, run: RunShape, model: Model) -> int:
-    accumulate: Any = make_layerwise_accumulate(  # jitted, which its type does not say
+    accumulate: Any = make_layerwise_accumulate(  # Any: its type does not say that it is jitted
         model,
         grpo_objective(config.loss),
         temperature=config.policy_temperature,
@@ -56,13 +56,13 @@ def _update_bytes(config: TrainConfig, run: RunShape, model: Model) -> int:
         saved_mlp=run.saved_mlp,
         saved_attention=run.saved_attention,
     )
-    row = (run.micro_batch, run.teacher_tokens)
+    shape = (run.micro_batch, run.teacher_tokens)
     batch = TrainBatch(
-        ids=jax.ShapeDtypeStruct(row, "int32"),
-        mask=jax.ShapeDtypeStruct(row, "bool"),
-        ref_logps=jax.ShapeDtypeStruct(row, "float32"),
-        sampler_logps=jax.ShapeDtypeStruct(row, "float32"),
-        advantages=jax.ShapeDtypeStruct(row[:1], "float32"),
+        ids=jax.ShapeDtypeStruct(shape, "int32"),
+        mask=jax.ShapeDtypeStruct(shape, "bool"),
+        ref_logps=jax.ShapeDtypeStruct(shape, "float32"),
+        sampler_logps=jax.ShapeDtypeStruct(shape, "float32"),
+        advantages=jax.ShapeDtypeStruct(shape[:1], "float32"),
     )
     return _temporaries(accumulate.lower(model.shapes(config.dtype), model.shapes(config.memory.gradients), batch, 1.0))
 

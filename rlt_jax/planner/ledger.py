@@ -1,13 +1,13 @@
-"""Who holds how much of the GPU and of the host in each phase of a step, as arithmetic: no device, no JAX.
+"""How much GPU and host memory each owner holds in each phase of a step, by arithmetic: no device, no JAX.
 
-    peak = max over phases of  Σ owners resident in it
+    peak = max over phases of  Σ owners resident in that phase
 
-Two tables, `_GPU` and `_HOST`, say who is resident when; `_gpu_sizes` and `_host_sizes` say how large each is. What
-follows from shapes is exact (parameters, gradients, optimizer state, key-value cache) or a formula (activations);
-what does not is a constant below, with where it comes from. BatchSizes are bytes, a GB is 1e9 of them.
+Two tables, `_GPU_OWNERS` and `_HOST_OWNERS`, list which owners are resident when; `_gpu_sizes` and `_host_sizes` give
+their sizes. What follows from shapes is exact (parameters, gradients, optimizer state, key-value cache) or a formula
+(activations); everything else is a constant below, with its source. Sizes are in bytes; a GB is 1e9 bytes.
 
-The temporaries of a program are the part that a compiler decides. Their formulas were fitted to one model (Qwen2.5-7B,
-bfloat16, cuDNN attention, JAX 0.11); a program compiled for the GPU knows its own, which `make_ledger` takes instead.
+The compiler decides how large a program's temporaries are. Their formulas were fitted to one model (Qwen2.5-7B,
+bfloat16, cuDNN attention, JAX 0.11); `make_ledger` takes the figures of programs compiled for the GPU instead.
 """
 
 import math
@@ -15,47 +15,46 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from rlt_jax.device.pinned import host_bytes, pool_limit_gib
+from rlt_jax.device.pinned import GIB, host_bytes, pool_limit_gib
 from rlt_jax.planner.shapes import ModelShape, RunShape
 from rlt_jax.types import Dtype
 
-_GIB = 2**30
-
-# Constants. "Measured" are NVML readings on one H100 80 GB (CUDA 13, JAX 0.11.2, vLLM 0.26.0), 2026-11-25, in
-# docs/benchmarks.md; an estimate is marked so in every ledger that holds it.
+# Constants. "Measured": read by NVML on one H100 80 GB (CUDA 13, JAX 0.11.2, vLLM 0.26.0), 2026-11-25; see
+# docs/benchmarks.md. Ledgers mark the estimates as such.
 
 TRAINER_CONTEXT = 1.2e9
-"""CUDA context, loaded kernels and library workspaces of the trainer's process. Measured: 1.19 to 1.28 GB beside the
-weights, gradients and temporaries of a 7B model; 1.37 on an H200."""
+"""CUDA context, loaded kernels and library workspaces of the trainer's process. Measured: 1.19 to 1.28 GB on top of
+the weights, gradients and temporaries of a 7B model; 1.37 on an H200."""
 VLLM_ASLEEP = 1.5e9
-"""What a vLLM process keeps while it sleeps (level 2): context, CUDA graphs, workspaces. Measured: 1.2 GB in the phases
-of a whole step, 1.5 by vLLM's own account; 1.70 to 1.92 on an H200."""
+"""What a vLLM process holds while it sleeps (level 2): context, CUDA graphs, workspaces. Measured: 1.2 GB in the phases
+of a whole step, 1.5 as vLLM reports it; 1.70 to 1.92 on an H200."""
 VLLM_WORKSPACE = 1.0e9
-"""Context, CUDA graphs and library workspaces that vLLM takes off its share. With it the formula gives a 7B engine on
-46.75 GB room for 501,777 tokens; measured: 498,128."""
+"""Context, CUDA graphs and library workspaces that vLLM takes out of its share. With it the formula gives a 7B engine
+with 46.75 GB room for 501,777 tokens; measured: 498,128."""
 VLLM_PREFILL_TOKENS = 16384
-"""Prompt tokens vLLM computes together, whose activations it takes off its share. Its default on GPUs of 70 GiB and
-more; on an A100 and on smaller ones it is half as much, and the cache larger."""
+"""Prompt tokens that vLLM computes together; their activations come out of its share. Its default on GPUs of 70 GiB and
+more; on an A100 and on smaller GPUs it is half as much, and the cache larger."""
 PREFILL_TOKENS = 32768
-"""Prompt tokens the native sampler computes together: its default."""
+"""Prompt tokens that the native sampler computes together: the default of `NativeSampler`."""
 POOL_GROWTH = 3
-"""Most that the pool of pinned memory takes from the system, times what is in use, below its limit: a region twice as
-large as all before it, for a buffer that did not fit. Near its limit, as with a 7B model, it takes the limit."""
+"""Below its limit, the pool of pinned memory takes at most this many times what is in use: a buffer that did not fit
+gets a region twice as large as all before it. Near its limit, as with a 7B model, the pool takes the limit."""
 TRAINER_PROCESS = 4.0e9
-"""Host memory of the trainer beside pinned memory: libraries, JAX, tokenizer, data. Estimate: it and VLLM_PROCESSES are
-7.8 GB together in a run that took 88.3 GB of the host with a pool of 80.5 GB."""
+"""The trainer's host memory apart from pinned memory: libraries, JAX, tokenizer, data. Estimate: it and VLLM_PROCESSES
+are 7.8 GB together in a run that took 88.3 GB of the host with a pool of 80.5 GB."""
 VLLM_PROCESSES = 6.0e9
-"""Host memory of vLLM's two processes. Estimate, as TRAINER_PROCESS."""
+"""Host memory of vLLM's two processes. Estimated like TRAINER_PROCESS."""
 CHECKPOINT_COPY = 4.0e9
-"""Host memory for arrays on their way into a checkpoint: as many as are written at one time. Estimate."""
+"""Host memory for the arrays that are being written to a checkpoint at one time (`runs.checkpoint.COPIES_GB`).
+Estimate."""
 EXPORT_SHARD = 5.0e9
-"""Host memory for one shard of the exported model: `models.save_model`'s default."""
+"""Host memory for one shard of the exported model: the default of `models.save_model`."""
 
-# Activations of one layer that exist together, as numbers a token of each of its widths (inner, D, H·hd, KH·hd).
-# Backward: fitted to peaks of 64.2 GB (batch 3, 12,288 tokens) and 62.3 GB (1, 32,768).
+# Activations of one layer that exist at the same time: how many of each width (inner, D, H·hd, KH·hd) for each token.
+# Backward: fitted to peaks of 64.2 GB (batch 3, 12,288 tokens) and 62.3 GB (batch 1, 32,768 tokens).
 _BACKWARD_WIDTHS = (5, 4, 2, 4)
-# Forward: fitted to 21.0 GB of scoring 3 sequences of 12,288 tokens (one H100, 2026-11-25), which it gives to 0.1 %.
-_FORWARD_WIDTHS = (2, 3, 1, 2)  # gate, up; input, normalised, sum; queries, overwritten by the output; keys, values
+# Forward: fitted to 21.0 GB for scoring 3 sequences of 12,288 tokens (one H100, 2026-11-25), matched to 0.1 %.
+_FORWARD_WIDTHS = (2, 3, 1, 2)  # gate, up; input, normalised, sum; queries (reused for the output); keys, values
 
 Source = Literal["exact", "formula", "measured", "estimate", "compiled"]
 PhaseName = Literal[
@@ -80,12 +79,12 @@ STEP_PHASES: dict[PhaseName, str] = {
     "move reference": "update",
     "sync": "sync",
 }
-"""Phase of the ledger -> phase of a step, as the trainer times and watches it. The others lie outside the steps."""
+"""Phase of the ledger -> phase of a step, as the trainer times and monitors it. The others lie outside the steps."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What one owner holds in one phase."""
+    """What one owner holds in one phase of the ledger."""
 
     owner: str
     size: float  # bytes
@@ -93,8 +92,8 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Phase:
-    """Everything that is resident in one phase."""
+class PhaseMemory:
+    """Everything resident in one phase."""
 
     name: PhaseName
     gpu: tuple[Entry, ...]
@@ -102,49 +101,49 @@ class Phase:
 
     @property
     def gpu_bytes(self) -> float:
-        """All of it on the GPU."""
+        """GPU memory, all owners together."""
         return sum(entry.size for entry in self.gpu)
 
     @property
     def host_bytes(self) -> float:
-        """All of it on the host."""
+        """Host memory, all owners together."""
         return sum(entry.size for entry in self.host)
 
 
 @dataclass(frozen=True)
 class Ledger:
-    """The plan of a run's memory: its phases, in the order of a step."""
+    """A run's memory plan: its phases, in the order of a step."""
 
     shape: ModelShape
     run: RunShape
-    phases: tuple[Phase, ...]
+    phases: tuple[PhaseMemory, ...]
 
-    def phase(self, name: PhaseName) -> Phase:
-        """The phase of that name."""
+    def phase(self, name: PhaseName) -> PhaseMemory:
+        """The phase with this name."""
         return next(phase for phase in self.phases if phase.name == name)
 
     @property
-    def gpu_peak(self) -> Phase:
-        """The phase that needs most of the GPU."""
+    def gpu_peak(self) -> PhaseMemory:
+        """The phase that needs the most GPU memory."""
         return max(self.phases, key=lambda phase: phase.gpu_bytes)
 
     @property
-    def host_peak(self) -> Phase:
-        """The phase that needs most of the host."""
+    def host_peak(self) -> PhaseMemory:
+        """The phase that needs the most host memory."""
         return max(self.phases, key=lambda phase: phase.host_bytes)
 
     @property
     def pinned_bytes(self) -> int:
-        """Pinned host memory in use throughout; `pinned.pool_limit_gib` of it is the pool's limit."""
+        """Pinned host memory in use throughout; `device.pinned.pool_limit_gib` turns it into the pool's limit."""
         return pinned_bytes(self.shape, self.run)
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Of one checkpoint on disk, uncompressed: weights and reference, optimizer state."""
+        """Size of a checkpoint on disk, uncompressed: weights, reference and optimizer state."""
         return checkpoint_bytes(self.shape, self.run)
 
     def step_peaks(self) -> dict[str, float]:
-        """Most bytes of the GPU in each phase of a step, to compare with what a monitor reads."""
+        """Peak GPU bytes in each phase of a step, to compare with `device.monitor.PeakMonitor`."""
         peaks: dict[str, float] = {}
         for phase in self.phases:
             if phase.name in STEP_PHASES:
@@ -153,11 +152,11 @@ class Ledger:
         return peaks
 
 
-# Who is resident when. Owners of size 0 drop out: the native sampler's with vLLM, and the other way round.
+# Which owners are resident when. Owners of size 0 drop out: those of the native sampler with vLLM, and vice versa.
 
 _GPU_ALWAYS = ("trainer's context", "teacher", "optimizer state", "student", "reference")
 
-_GPU: dict[PhaseName, tuple[str, ...]] = {
+_GPU_OWNERS: dict[PhaseName, tuple[str, ...]] = {
     "load": ("vLLM asleep", "frozen model on its way"),
     "generate": ("vLLM awake", "key-value cache", "decoding"),
     "score teacher": ("vLLM asleep", "teacher's forward pass"),
@@ -166,7 +165,7 @@ _GPU: dict[PhaseName, tuple[str, ...]] = {
     "update": ("vLLM asleep", "gradients", "activations", "saved attention", "saved MLP", "backward pass"),
     "optimizer": ("vLLM asleep", "gradients", "optimizer state in flight", "float32 masters"),
     "move reference": ("vLLM asleep", "visiting reference"),
-    "sync": ("vLLM awake",),  # at its end; the staging buffer is gone before the cache is there, and smaller
+    "sync": ("vLLM awake",),  # at its end; the staging buffer is smaller than the cache, and freed before it exists
     "save": ("vLLM asleep",),
 }
 
@@ -179,7 +178,7 @@ _HOST_ALWAYS = (
     "slack of the pinned pool",
 )
 
-_HOST: dict[PhaseName, tuple[str, ...]] = {
+_HOST_OWNERS: dict[PhaseName, tuple[str, ...]] = {
     "load": ("tensor on its way",),
     "generate": (),
     "score teacher": (),
@@ -198,110 +197,110 @@ _TEMPORARIES: dict[PhaseName, tuple[str, ...]] = {
     "score reference": ("reference's forward pass",),
     "update": ("activations", "saved attention", "saved MLP", "backward pass"),
 }
-"""Phase -> the owners that its compiled program's temporaries are, all together."""
+"""Phase -> the owners that the temporaries of its compiled program replace."""
 
 
 def make_ledger(shape: ModelShape, run: RunShape, compiled: Mapping[PhaseName, float] | None = None) -> Ledger:
-    """The ledger of a run.
+    """Compute the ledger of a run.
 
     Args:
-      shape: of the teacher; the reference has the same.
-      compiled: phase -> bytes of temporaries of its program as compiled for the GPU, in place of the formulas'. For
-        "update" they hold the layers' inputs and all that is kept.
+      shape: of the teacher, and so of the reference.
+      compiled: phase -> bytes of temporaries of its program as compiled for the GPU, to replace the formulas'. Those of
+        "update" include the layers' inputs and all saved activations.
     """
-    card_sizes, host_sizes = _gpu_sizes(shape, run), _host_sizes(shape, run)
+    gpu_sizes, host_sizes = _gpu_sizes(shape, run), _host_sizes(shape, run)
     phases = []
-    for name in _GPU:
-        gpu = [_entry(owner, card_sizes) for owner in (*_GPU_ALWAYS, *_GPU[name])]
+    for name in _GPU_OWNERS:
+        gpu = [_entry(owner, gpu_sizes) for owner in (*_GPU_ALWAYS, *_GPU_OWNERS[name])]
         if compiled is not None and name in compiled:
             gpu = [entry for entry in gpu if entry.owner not in _TEMPORARIES[name]]
             gpu.append(Entry("temporaries of the program", compiled[name], "compiled"))
-        host = [_entry(owner, host_sizes) for owner in (*_HOST_ALWAYS, *_HOST[name])]
-        phases.append(Phase(name, *(tuple(entry for entry in side if entry.size) for side in (gpu, host))))
+        host = [_entry(owner, host_sizes) for owner in (*_HOST_ALWAYS, *_HOST_OWNERS[name])]
+        phases.append(PhaseMemory(name, *(tuple(entry for entry in side if entry.size) for side in (gpu, host))))
     return Ledger(shape, run, tuple(phases))
 
 
 def forward_bytes(shape: ModelShape, run: RunShape, *, batch: int, tokens: int) -> float:
-    """Temporaries of a forward pass that returns log-probs: the larger of one layer's and one chunk of logits."""
-    size, count = run.weight_bytes, batch * tokens
-    layer = size * (shape.layer_parameters + count * _widths(shape, _FORWARD_WIDTHS))
-    head = 4 * min(run.logprob_chunk, count) * shape.vocab + 2 * size * count * shape.hidden
+    """Temporaries of a forward pass that returns log-probs: one layer's or a chunk of logits, whichever is larger."""
+    bytes_each, count = run.weight_bytes, batch * tokens
+    layer = bytes_each * (shape.layer_parameters + count * _numbers_per_token(shape, _FORWARD_WIDTHS))
+    head = 4 * min(run.logprob_chunk, count) * shape.vocab + 2 * bytes_each * count * shape.hidden
     return max(layer + (0 if run.fused_attention else 2 * 4 * batch * shape.heads * tokens**2), head)
 
 
 def backward_bytes(shape: ModelShape, run: RunShape, *, batch: int, tokens: int) -> float:
-    """Temporaries of a backward pass beside what its forward pass left: the larger of one layer's and the head's.
+    """Temporaries of a backward pass, on top of what its forward pass saved: one layer's or the head's, if larger.
 
-    One layer: a copy of its weights, its gradient, its activations and theirs. Head: a chunk of logits and their
-    gradient, the hidden states and theirs, and the head's gradient, float32, before it is added (where the compiler
-    adds in place it is not there; it does not on a CPU).
+    One layer: a copy of its weights and their gradient, its activations and their gradients. Head: a chunk of logits
+    and their gradient, the hidden states and theirs, and the head's float32 gradient before it is added to the sum (not
+    there where the compiler adds in place, which it does not on a CPU).
     """
-    size, count = run.weight_bytes, batch * tokens
-    layer = size * (2 * shape.layer_parameters + count * _widths(shape, _BACKWARD_WIDTHS))
-    head = (4 + size) * min(run.logprob_chunk, count) * shape.vocab
-    head += 2 * size * count * shape.hidden + 4 * shape.embedding_parameters
+    bytes_each, count = run.weight_bytes, batch * tokens
+    layer = bytes_each * (2 * shape.layer_parameters + count * _numbers_per_token(shape, _BACKWARD_WIDTHS))
+    head = (4 + bytes_each) * min(run.logprob_chunk, count) * shape.vocab
+    head += 2 * bytes_each * count * shape.hidden + 4 * shape.embedding_parameters
     return max(layer + (0 if run.fused_attention else 3 * 4 * batch * shape.heads * tokens**2), head)
 
 
 def state_in_flight_bytes(shape: ModelShape, run: RunShape) -> float:
-    """On the GPU while the optimizer's state streams through it: that of 2 shards; of one, weights and gradient."""
+    """On the GPU while the optimizer state streams through it: the state of 2 shards, weights and gradient of one."""
     state = host_bytes(1, run.moments, master_in_weights=run.weight_bytes == 4)
     return shape.layer_parameters * (2 * state + run.weight_bytes + 4)
 
 
 def state_bytes(shape: ModelShape, run: RunShape) -> int:
-    """The optimizer's state, wherever it is."""
+    """The optimizer state, on the GPU or on the host."""
     moments: Dtype = run.moments if run.optimizer_on_host else "float32"
     return host_bytes(shape.parameters, moments, master_in_weights=run.weight_bytes == 4)
 
 
 def pinned_bytes(shape: ModelShape, run: RunShape) -> int:
-    """Pinned host memory in use throughout: optimizer state, student and reference, as far as they live there."""
+    """Pinned host memory in use throughout: whichever of optimizer state, student and reference live there."""
     state = state_bytes(shape, run) if run.optimizer_on_host else 0
-    frozen = run.weight_bytes * (run.student.parameters + shape.parameters) if run.frozen_on_host else 0
-    return state + frozen
+    frozen_models = run.weight_bytes * (run.student.parameters + shape.parameters) if run.frozen_on_host else 0
+    return state + frozen_models
 
 
 def checkpoint_bytes(shape: ModelShape, run: RunShape) -> int:
-    """Of one checkpoint, uncompressed: weights and reference, optimizer state."""
+    """Size of a checkpoint on disk, uncompressed: weights, reference and optimizer state."""
     return 2 * run.weight_bytes * shape.parameters + state_bytes(shape, run)
 
 
 def vllm_overhead_bytes(shape: ModelShape, run: RunShape) -> float:
-    """What a vLLM engine takes off its share beside weights: workspaces, activations of a batch of prompt tokens."""
-    return VLLM_WORKSPACE + run.weight_bytes * VLLM_PREFILL_TOKENS * _widths(shape, _FORWARD_WIDTHS)
+    """What a vLLM engine takes out of its share besides weights: workspaces, activations of one batch of prompts."""
+    return VLLM_WORKSPACE + run.weight_bytes * VLLM_PREFILL_TOKENS * _numbers_per_token(shape, _FORWARD_WIDTHS)
 
 
-def vllm_least_bytes(shape: ModelShape, run: RunShape) -> int:
-    """The smallest share that a vLLM engine can work with: weights, overhead and one whole sequence."""
+def vllm_min_bytes(shape: ModelShape, run: RunShape) -> int:
+    """The smallest share a vLLM engine can work with: weights, overhead and one whole sequence."""
     sequence = run.sequence_tokens * shape.cache_bytes(run.weight_bytes)
     return math.ceil(run.weight_bytes * shape.parameters + vllm_overhead_bytes(shape, run) + sequence)
 
 
 def vllm_cache_tokens(shape: ModelShape, run: RunShape) -> int:
-    """Tokens whose keys and values a vLLM engine can hold in its share of the GPU."""
+    """How many tokens' keys and values fit in a vLLM engine's share of the GPU."""
     room = run.vllm_bytes - run.weight_bytes * shape.parameters - vllm_overhead_bytes(shape, run)
     return max(int(room // shape.cache_bytes(run.weight_bytes)), 0)
 
 
 def vllm_sequences(shape: ModelShape, run: RunShape) -> tuple[int, int]:
-    """Sequences of full length that fit in a vLLM engine's cache together: (each with its own prompt, prompts shared).
+    """How many full-length sequences a vLLM engine's cache holds at once: (each with its own prompt, prompts shared).
 
     The completions of a question share the cache of their prompt, so each costs completion + prompt / generations.
     """
     tokens = vllm_cache_tokens(shape, run)
-    shared = run.completion_tokens + run.prompt_tokens / run.generations
-    own, together = tokens // run.sequence_tokens, int(tokens // shared)
-    return min(own, run.completions), min(together, run.completions)
+    tokens_each = run.completion_tokens + run.prompt_tokens / run.generations
+    own, shared = tokens // run.sequence_tokens, int(tokens // tokens_each)
+    return min(own, run.completions), min(shared, run.completions)
 
 
-def vllm_has_room(shape: ModelShape, run: RunShape) -> bool:
-    """Whether a vLLM engine's cache holds one sequence of full length; true without an engine."""
-    return run.sampler == "native" or vllm_cache_tokens(shape, run) >= run.sequence_tokens
+def vllm_missing_bytes(shape: ModelShape, run: RunShape) -> int:
+    """Bytes that a vLLM engine's share lacks for weights and one full-length sequence; 0 if it is large enough."""
+    return 0 if run.sampler == "native" else max(vllm_min_bytes(shape, run) - run.vllm_bytes, 0)
 
 
 def _gpu_sizes(shape: ModelShape, run: RunShape) -> dict[str, tuple[float, Source]]:
-    """Owner on the GPU -> (bytes, where the figure comes from)."""
+    """Owner on the GPU -> (bytes, source of the figure)."""
     size = run.weight_bytes
     weights, student = size * shape.parameters, size * run.student.parameters
     engine = run.sampler != "native"
@@ -332,16 +331,16 @@ def _gpu_sizes(shape: ModelShape, run: RunShape) -> dict[str, tuple[float, Sourc
         "saved MLP": (run.saved_mlp * saved_mlp_bytes(shape, run), "exact"),
         "backward pass": (backward_bytes(shape, run, batch=run.micro_batch, tokens=run.teacher_tokens), "formula"),
         "optimizer state in flight": (state_in_flight_bytes(shape, run) if run.optimizer_on_host else 0, "formula"),
-        # What a CPU's program takes with float32 weights; a leaf's master need not outlive its update.
+        # What the program takes on a CPU with float32 weights; a leaf's master need not outlive its update.
         "float32 masters": (0 if run.optimizer_on_host else 4 * shape.parameters, "estimate"),
     }
 
 
 def _host_sizes(shape: ModelShape, run: RunShape) -> dict[str, tuple[float, Source]]:
-    """Owner on the host -> (bytes, where the figure comes from)."""
+    """Owner on the host -> (bytes, source of the figure)."""
     size = run.weight_bytes
     weights, pinned = size * shape.parameters, pinned_bytes(shape, run)
-    slack = min(pool_limit_gib(pinned) * _GIB, POOL_GROWTH * pinned) - pinned
+    slack = min(pool_limit_gib(pinned) * GIB, POOL_GROWTH * pinned) - pinned
     return {
         "trainer's process": (TRAINER_PROCESS, "estimate"),
         "vLLM's processes": (VLLM_PROCESSES if run.sampler == "vllm" else 0, "estimate"),
@@ -349,7 +348,7 @@ def _host_sizes(shape: ModelShape, run: RunShape) -> dict[str, tuple[float, Sour
         "pinned student": (size * run.student.parameters if run.frozen_on_host else 0, "exact"),
         "pinned reference": (weights if run.frozen_on_host else 0, "exact"),
         "slack of the pinned pool": (slack, "formula"),
-        "tensor on its way": (2 * size * shape.embedding_parameters, "formula"),  # as stored, and in the run's type
+        "tensor on its way": (2 * size * shape.embedding_parameters, "formula"),  # as stored and in the run's dtype
         "weights for the server": (2 * weights if run.sampler == "vllm-server" else 0, "formula"),  # arrays and file
         "copies for a checkpoint or export": (
             max(min(CHECKPOINT_COPY, checkpoint_bytes(shape, run)), min(EXPORT_SHARD, weights)),
@@ -364,27 +363,27 @@ def _entry(owner: str, sizes: Mapping[str, tuple[float, Source]]) -> Entry:
 
 
 def _native_bytes(shape: ModelShape, run: RunShape) -> tuple[float, float]:
-    """The native sampler's key-value cache, with the shorter one beside it while it grows; what decoding needs more."""
-    rows, size = min(run.native_batch, run.completions), run.weight_bytes
-    cache = rows * run.teacher_tokens * shape.cache_bytes(size)
-    prompts = max(PREFILL_TOKENS, run.prompt_tokens)
-    prefill = size * (shape.layer_parameters + prompts * _widths(shape, _FORWARD_WIDTHS))
-    step = 3 * 4 * rows * shape.vocab + 2 * cache / shape.layers  # logits, and one layer's keys and values
-    return 1.5 * cache, max(min(prefill, size * rows * run.prompt_tokens * _widths(shape, _FORWARD_WIDTHS)), step)
+    """The native sampler's key-value cache, with the shorter one it grows from; what decoding needs on top."""
+    batch, bytes_each = min(run.native_batch, run.completions), run.weight_bytes
+    cache = batch * run.teacher_tokens * shape.cache_bytes(bytes_each)
+    token_bytes = bytes_each * _numbers_per_token(shape, _FORWARD_WIDTHS)
+    prefill = bytes_each * shape.layer_parameters + max(PREFILL_TOKENS, run.prompt_tokens) * token_bytes
+    step = 3 * 4 * batch * shape.vocab + 2 * cache / shape.layers  # logits, and one layer's keys and values
+    return 1.5 * cache, max(min(prefill, batch * run.prompt_tokens * token_bytes), step)
 
 
-def _widths(shape: ModelShape, counts: tuple[int, int, int, int]) -> int:
-    """Numbers a token: so many of each width of a layer."""
+def _numbers_per_token(shape: ModelShape, counts: tuple[int, int, int, int]) -> int:
+    """Numbers per token, given how many activations there are of each width."""
     return sum(n * width for n, width in zip(counts, (shape.inner, shape.hidden, shape.queries, shape.keys)))
 
 
 def saved_attention_bytes(shape: ModelShape, run: RunShape) -> float:
-    """Of one layer: queries, keys, values and output, and the softmax sums, or all probabilities without a kernel."""
+    """Saved for one layer: queries, keys, values, output and the softmax sums (all probabilities without a kernel)."""
     tokens = run.micro_batch * run.teacher_tokens
-    rows = 4 * shape.heads * (1 if run.fused_attention else run.teacher_tokens)
-    return tokens * (run.weight_bytes * 2 * (shape.queries + shape.keys) + rows)
+    softmax = 4 * shape.heads * (1 if run.fused_attention else run.teacher_tokens)
+    return tokens * (run.weight_bytes * 2 * (shape.queries + shape.keys) + softmax)
 
 
 def saved_mlp_bytes(shape: ModelShape, run: RunShape) -> float:
-    """Of one layer: gate and up projections."""
+    """Saved for one layer: gate and up projections."""
     return 2 * run.weight_bytes * run.micro_batch * run.teacher_tokens * shape.inner

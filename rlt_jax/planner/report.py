@@ -1,4 +1,4 @@
-"""Everything that a plan says of a run on this machine."""
+"""A run's plan on this machine: its ledger, what fits, what to lower, and the checks of the machine."""
 
 import sys
 from dataclasses import dataclass
@@ -9,59 +9,71 @@ from rlt_jax.configs import TrainConfig
 from rlt_jax.device.gpu import Gpu, read_gpu
 from rlt_jax.device.jax_setup import share_gpu_memory, use_compilation_cache
 from rlt_jax.models import ModelConfig
-from rlt_jax.planner.advice import Lowering, what_to_lower
+from rlt_jax.planner.advice import Suggestion, suggest
 from rlt_jax.planner.ledger import Ledger, PhaseName
 from rlt_jax.planner.preflight import Check, preflight
-from rlt_jax.planner.run_plan import Found, find_model, largest_batch, longest_context, plan, planned_bytes, shortfalls
+from rlt_jax.planner.run_plan import (
+    FoundModel,
+    find_model,
+    largest_batch,
+    longest_context,
+    plan,
+    planned_bytes,
+    shortfalls,
+)
 from rlt_jax.types import GB
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the command says, in bytes."""
+    """Everything that `rlt_jax.plan` reports; sizes in bytes."""
 
     config: TrainConfig
-    teacher: Found
-    student: Found
+    teacher: FoundModel
+    student: FoundModel
     ledger: Ledger
     gpu: Gpu | None
     gpu_bytes: float | None  # what the run may take; None: not known
     host_bytes: float | None
     shortfalls: list[str]
-    longest: int | None
-    largest: int | None
-    lowerings: list[Lowering]
+    longest_context: int | None  # tokens
+    largest_micro_batch: int | None  # sequences
+    suggestions: list[Suggestion]
     checks: list[Check]
 
     @property
+    def failed_checks(self) -> list[Check]:
+        """The checks that say that the plan does not hold on this machine."""
+        return [check for check in self.checks if check.status == "problem" and check.concerns_plan]
+
+    @property
     def fits(self) -> bool:
-        """Whether the ledger fits, and no check says that it does not hold here."""
-        failed = any(check.status == "problem" and check.concerns_plan for check in self.checks)
-        return not self.shortfalls and not failed
+        """Whether the ledger fits, and this machine can hold to it."""
+        return not self.shortfalls and not self.failed_checks
 
 
 def make_report(config: TrainConfig, *, compile_programs: bool) -> Report:
     """Plan a run on this machine.
 
     Raises:
-      UserError: a model's architecture cannot be found out.
+      UserError: a model's architecture cannot be found.
     """
     teacher, student = find_model(config.teacher), find_model(config.student)
     gpu = read_gpu()
     bounds = [planned_bytes(config), None if gpu is None else float(gpu.total_bytes)]
     gpu_bytes = min((bound for bound in bounds if bound is not None), default=None)
     host_bytes = None if config.host_gb is None else config.host_gb * GB
-    if host_bytes is None and gpu is not None:  # without a GPU the run's machine is another one
+    if host_bytes is None and gpu is not None:  # without a GPU the run will be on another machine
         host_bytes = psutil.virtual_memory().total
     total = None if gpu is None else gpu.total_bytes
-    formulas = ledger = plan(config, teacher=teacher.config, student=student.config, gpu_bytes=total)
+    by_formula = ledger = plan(config, teacher=teacher.config, student=student.config, gpu_bytes=total)
     if gpu is not None and compile_programs:
         compiled = _compile(config, ledger, teacher.config, student.config)
         ledger = plan(config, teacher=teacher.config, student=student.config, gpu_bytes=total, compiled=compiled)
     missing = shortfalls(ledger, gpu_bytes=gpu_bytes, host_bytes=host_bytes)
-    # What else could run is known by formula alone: where the compiler takes more than that, so much less is there.
-    more = max(ours.gpu_bytes - formula.gpu_bytes for ours, formula in zip(ledger.phases, formulas.phases))
-    room = None if gpu_bytes is None else gpu_bytes - max(more, 0.0)
+    # Other lengths and batches are planned by formula alone: what the compiler needs beyond that is not theirs to use.
+    beyond = max(ours.gpu_bytes - formula.gpu_bytes for ours, formula in zip(ledger.phases, by_formula.phases))
+    room = None if gpu_bytes is None else gpu_bytes - max(beyond, 0.0)
     return Report(
         config=config,
         teacher=teacher,
@@ -71,11 +83,11 @@ def make_report(config: TrainConfig, *, compile_programs: bool) -> Report:
         gpu_bytes=gpu_bytes,
         host_bytes=host_bytes,
         shortfalls=missing,
-        longest=None
+        longest_context=None
         if room is None
         else longest_context(ledger, room, positions=teacher.config.max_position_embeddings),
-        largest=None if room is None else largest_batch(ledger, room),
-        lowerings=what_to_lower(config, teacher.config, student.config, gpu_bytes=room, host_bytes=host_bytes)
+        largest_micro_batch=None if room is None else largest_batch(ledger, room),
+        suggestions=suggest(config, teacher.config, student.config, gpu_bytes=room, host_bytes=host_bytes)
         if missing
         else [],
         checks=preflight(config, ledger, gpu=gpu, host_bytes=host_bytes),
@@ -85,7 +97,7 @@ def make_report(config: TrainConfig, *, compile_programs: bool) -> Report:
 def _compile(
     config: TrainConfig, ledger: Ledger, teacher: ModelConfig, student: ModelConfig
 ) -> dict[PhaseName, float] | None:
-    """The temporaries of the run's programs on the GPU; None where JAX does not see one."""
+    """Compile the run's programs for the GPU and return their temporaries; None where JAX does not see a GPU."""
     share_gpu_memory()
     import jax
 

@@ -1,7 +1,7 @@
-"""The memory plan of a training run: its configuration and models as the ledger's shapes, what fits, what to lower.
+"""The memory plan of a training run: turn its configuration and models into a ledger, and say what does not fit.
 
-Nothing is downloaded but a config.json, and no device is touched. Lengths are worst cases: every prompt and completion
-as long as the run allows, padded to its bucket.
+Nothing but a config.json is downloaded, and no device is touched. Lengths are worst cases: every prompt and completion
+is as long as the run allows, padded to its bucket.
 """
 
 import logging
@@ -17,6 +17,7 @@ from rlt_jax.batching import bucket_length
 from rlt_jax.configs import TrainConfig
 from rlt_jax.errors import UserError
 from rlt_jax.models import ModelConfig, read_config, resolve_folder
+from rlt_jax.models.attention import flash_supports
 from rlt_jax.models.config import known_config
 from rlt_jax.planner.capacity import largest_micro_batch, longest_sequence, saved_layers
 from rlt_jax.planner.ledger import (
@@ -24,65 +25,67 @@ from rlt_jax.planner.ledger import (
     PhaseName,
     make_ledger,
     vllm_cache_tokens,
-    vllm_least_bytes,
+    vllm_min_bytes,
+    vllm_missing_bytes,
     vllm_sequences,
 )
 from rlt_jax.planner.shapes import ModelShape, RunShape
-from rlt_jax.types import GB
+from rlt_jax.types import GB, Dtype
 
 log = logging.getLogger("rlt_jax")
 
 STUDENT_EXTRA_TOKENS = 256
-"""Longest that a student's sequence is beyond the teacher's: its system prompt and tags may be longer."""
-_SHOWN = 4  # phases in one message
+"""Most tokens by which a student's sequence exceeds the teacher's: its system prompt and tags may be longer."""
+_MAX_SHOWN = 4  # phases in one message
 
 
-class Found(NamedTuple):
-    """A model's architecture, and where it was read."""
+class FoundModel(NamedTuple):
+    """A model's architecture, and where it was found."""
 
     config: ModelConfig
     source: str  # "its folder", "the hub's cache", "known", "the hub"
 
 
-def find_model(path: str) -> Found:
-    """The architecture of a model before its weights are downloaded.
+def find_model(path: str) -> FoundModel:
+    """Find a model's architecture before its weights are downloaded.
 
-    From its folder, the hub's cache, the table of known models, or a config.json of a few KB from the hub.
+    Looks in its folder, in the hub's cache, in the table of known models, and last on the hub, for a config.json of a
+    few KB.
 
     Raises:
-      UserError: nothing of that name, or an unsupported architecture.
+      UserError: there is no such model, or its architecture is not supported.
     """
     if Path(path).expanduser().exists():
-        return Found(read_config(resolve_folder(path)), "its folder")
+        return FoundModel(read_config(resolve_folder(path)), "its folder")
     try:
         cached = huggingface_hub.try_to_load_from_cache(path, "config.json")
     except HFValidationError:
-        return Found(read_config(resolve_folder(path)), "its folder")  # says what is wrong with the path
+        return FoundModel(read_config(resolve_folder(path)), "its folder")  # says what is wrong with the path
     if isinstance(cached, str):
-        return Found(read_config(Path(cached).parent), "the hub's cache")
+        return FoundModel(read_config(Path(cached).parent), "the hub's cache")
     known = known_config(path)
     if known is not None:
-        return Found(known, "known")
+        return FoundModel(known, "known")
     log.info("fetching config.json of %s from the hub", path)
     try:
         fetched = huggingface_hub.hf_hub_download(path, "config.json")
     except (OSError, HFValidationError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"expected a model's folder, a known model or one on the Hugging Face hub, but there is no folder {path!r} "
-            f"and the hub gave no config.json of that name ({reason}): check the name and the network, or give a "
-            "folder, as in --teacher FOLDER --student FOLDER"
+            f"expected a model's folder, a known model or a model on the Hugging Face hub, but there is no folder "
+            f"{path!r} and the hub gave no config.json of that name ({reason}): check the name and the network, or "
+            "give a folder, as in --teacher FOLDER --student FOLDER"
         ) from None
-    return Found(read_config(Path(fetched).parent), "the hub")
+    return FoundModel(read_config(Path(fetched).parent), "the hub")
 
 
 def model_config_of(path: str) -> ModelConfig:
-    """`find_model`'s architecture alone."""
+    """The architecture that `find_model` finds."""
     return find_model(path).config
 
 
 def model_shape(config: ModelConfig) -> ModelShape:
-    """A model's sizes as the ledger takes them."""
+    """A model's sizes, as the ledger takes them."""
     return ModelShape(
         vocab=config.vocab_size,
         hidden=config.hidden_size,
@@ -101,16 +104,15 @@ def model_shape(config: ModelConfig) -> ModelShape:
 def run_shape(
     config: TrainConfig, teacher: ModelConfig, student: ModelConfig, *, gpu_bytes: float | None = None
 ) -> RunShape:
-    """A run's sizes as the ledger takes them, at its longest sequences.
+    """A run's sizes at its longest sequences, as the ledger takes them.
 
-    Layers to keep that the configuration leaves open are those that planned_gb has room for.
+    Where the configuration leaves the saved activations open, as many as planned_gb has room for are saved.
 
     Args:
-      gpu_bytes: of the GPU, which vLLM takes its share of when the run has no budget. None: not known; then the
-        share is the least that it can work with.
+      gpu_bytes: GPU memory, of which vLLM takes its share when the run has no budget. None: not known; the share is
+        then the smallest that vLLM can work with.
     """
-    shape, heads = model_shape(teacher), (teacher.head_dim, student.head_dim)
-    engine = config.sampler.kind != "native"
+    shape = model_shape(teacher)
     tokens = min(config.max_prompt_length + config.max_completion_length, teacher.max_position_embeddings)
     prompt = min(config.max_prompt_length, tokens)
     run = RunShape(
@@ -134,12 +136,12 @@ def run_shape(
         sampler=config.sampler.kind,
         vllm_bytes=0,
         native_batch=config.sampler.max_batch,
-        # As models.qwen chooses on a GPU: cuDNN's kernel takes 16 bits and heads of these sizes.
-        fused_attention=config.dtype == "bfloat16" and all(size % 8 == 0 and size <= 128 for size in heads),
+        # As models.attention.attend chooses on a GPU.
+        fused_attention=config.dtype == "bfloat16" and flash_supports(teacher.head_dim, student.head_dim),
     )
-    if engine:
+    if config.sampler.kind != "native":
         total = config.budget_gb * GB if config.budget_gb is not None else gpu_bytes
-        share = vllm_least_bytes(shape, run) if total is None else round(config.vllm_gpu_memory_utilization * total)
+        share = vllm_min_bytes(shape, run) if total is None else round(config.vllm_gpu_memory_utilization * total)
         run = replace(run, vllm_bytes=share)
     attention, mlp = saved_layers(
         shape,
@@ -161,14 +163,14 @@ def plan(
     gpu_bytes: float | None = None,
     compiled: Mapping[PhaseName, float] | None = None,
 ) -> Ledger:
-    """The ledger of a run.
+    """Compute the ledger of a run.
 
     Args:
       teacher, student: architectures; None: those of the configuration's models (`model_config_of`).
-      gpu_bytes: as `run_shape`.
-      compiled: as `make_ledger`.
+      gpu_bytes: as in `run_shape`.
+      compiled: as in `make_ledger`.
     Raises:
-      UserError: as `find_model`.
+      UserError: as in `find_model`.
     """
     teacher = model_config_of(config.teacher) if teacher is None else teacher
     student = model_config_of(config.student) if student is None else student
@@ -176,22 +178,22 @@ def plan(
 
 
 def at_batch_sizes(ledger: Ledger, *, generate: int, score: int, update: int, save_activations: bool) -> Ledger:
-    """The plan of the same run with other batch sizes (those of `backoff.BatchSizes`)."""
+    """The ledger of the same run with other batch sizes (those of `device.backoff.BatchSizes`)."""
     run = replace(ledger.run, native_batch=generate, score_batch=score, micro_batch=update)
     return make_ledger(ledger.shape, run if save_activations else replace(run, saved_attention=0, saved_mlp=0))
 
 
 def planned_bytes(config: TrainConfig) -> float | None:
-    """Most of the GPU that the run may take: planned_gb, else budget_gb; None without either."""
+    """Most GPU memory that the run may take: planned_gb, else budget_gb; None without either."""
     size = config.budget_gb if config.planned_gb is None else config.planned_gb
     return None if size is None else size * GB
 
 
 def shortfalls(ledger: Ledger, *, gpu_bytes: float | None, host_bytes: float | None) -> list[str]:
-    """What does not fit, a line each; empty when all does.
+    """What does not fit, one line each; empty if everything fits.
 
     Args:
-      gpu_bytes, host_bytes: what may be used; None: not known, so that everything fits.
+      gpu_bytes, host_bytes: what may be used; None: not known, so everything fits.
     """
     lines = []
     for place, bound in (("GPU", gpu_bytes), ("host", host_bytes)):
@@ -200,23 +202,23 @@ def shortfalls(ledger: Ledger, *, gpu_bytes: float | None, host_bytes: float | N
         sizes = {phase.name: phase.gpu_bytes if place == "GPU" else phase.host_bytes for phase in ledger.phases}
         over = sorted((name for name in sizes if sizes[name] > bound), key=lambda name: -sizes[name])
         if over:
-            phases = ", ".join(f"{name} {sizes[name] / GB:.2f} GB" for name in over[:_SHOWN])
-            if len(over) > _SHOWN:
-                phases += f" and {len(over) - _SHOWN} more phases"
-            more = (sizes[over[0]] - bound) / GB
-            lines.append(f"{place}: {bound / GB:g} GB may be used, up to {more:.2f} GB too little for {phases}")
-    missing = missing_for_vllm(ledger)
-    if missing > 0:
+            phases = ", ".join(f"{name} {sizes[name] / GB:.2f} GB" for name in over[:_MAX_SHOWN])
+            if len(over) > _MAX_SHOWN:
+                phases += f" and {len(over) - _MAX_SHOWN} more phases"
+            missing = (sizes[over[0]] - bound) / GB
+            lines.append(f"{place}: {bound / GB:g} GB may be used, up to {missing:.2f} GB too little for {phases}")
+    vllm_missing = vllm_missing_bytes(ledger.shape, ledger.run)
+    if vllm_missing:
         run = ledger.run
         lines.append(
-            f"vLLM: its share of {run.vllm_bytes / GB:.2f} GB is {missing / GB:.2f} GB too small for its weights and "
-            f"one sequence of {run.sequence_tokens:,} tokens"
+            f"vLLM: its share of {run.vllm_bytes / GB:.2f} GB is {vllm_missing / GB:.2f} GB too small for its weights "
+            f"and one sequence of {run.sequence_tokens:,} tokens"
         )
     return lines
 
 
 def ledger_lines(ledger: Ledger) -> list[str]:
-    """The plan, a phase a line: GB of GPU and host, and what the GPU's are, largest first."""
+    """The plan, one phase a line: GB of GPU and host, and the owners on the GPU, largest first."""
     lines = ["phase              GPU    host  on the GPU, GB"]
     for phase in ledger.phases:
         owners = sorted(phase.gpu, key=lambda entry: -entry.size)
@@ -226,7 +228,7 @@ def ledger_lines(ledger: Ledger) -> list[str]:
 
 
 def vllm_line(ledger: Ledger) -> str | None:
-    """What vLLM's share of the GPU holds, in words; None without vLLM."""
+    """Say what vLLM's share of the GPU holds; None without vLLM."""
     run = ledger.run
     if run.sampler == "native":
         return None
@@ -234,33 +236,26 @@ def vllm_line(ledger: Ledger) -> str | None:
     return (
         f"vLLM: {run.vllm_bytes / GB:.1f} GB hold the keys and values of {vllm_cache_tokens(ledger.shape, run):,} "
         f"tokens: of the step's {run.completions} completions at full length ({run.sequence_tokens:,} tokens) at least "
-        f"{own} together, {shared} where the {run.generations} of a question share their prompt"
+        f"{own} at a time, {shared} where the {run.generations} of a question share their prompt"
     )
 
 
 def longest_context(ledger: Ledger, gpu_bytes: float, *, positions: int) -> int:
-    """Most tokens of prompt and completion that fit, nothing kept and the rest as in the run; 0: none.
+    """Most tokens of prompt and completion that fit without saved activations, all else as in the run; 0: none fits.
 
-    The longest bucket, as sequences are padded to one, or all positions that the model was made for.
+    This is the longest bucket, because sequences are padded to buckets, or all positions of the model.
     """
     longest = longest_sequence(ledger.shape, ledger.run, gpu_bytes, extra_tokens=STUDENT_EXTRA_TOKENS)
-    best, bucket = 0, bucket_length(1)
-    while bucket <= longest and best < positions:
-        best, bucket = bucket, bucket_length(bucket + 1)
-    return min(best, positions)
+    fitting, bucket = 0, bucket_length(1)
+    while bucket <= longest and fitting < positions:
+        fitting, bucket = bucket, bucket_length(bucket + 1)
+    return min(fitting, positions)
 
 
 def largest_batch(ledger: Ledger, gpu_bytes: float) -> int:
-    """Most sequences of a micro-batch that fit, nothing kept; at most the step's completions."""
+    """Most sequences of a micro-batch that fit without saved activations; at most the step's completions."""
     return min(largest_micro_batch(ledger.shape, ledger.run, gpu_bytes), ledger.run.completions)
 
 
-def missing_for_vllm(ledger: Ledger) -> float:
-    """Bytes that vLLM's share lacks for weights and one sequence of full length; 0 or less: enough."""
-    if ledger.run.sampler == "native":
-        return 0.0
-    return vllm_least_bytes(ledger.shape, ledger.run) - ledger.run.vllm_bytes
-
-
-def _bytes_of(dtype: str) -> int:
+def _bytes_of(dtype: Dtype) -> int:
     return {"bfloat16": 2, "float32": 4}[dtype]

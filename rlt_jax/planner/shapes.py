@@ -1,4 +1,4 @@
-"""The sizes of a model and of a run that its memory depends on."""
+"""The sizes of a model and of a run that decide how much memory the run needs."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ SamplerKind = Literal["native", "vllm", "vllm-server"]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """The sizes of a Qwen2, Qwen2.5 or Qwen3 model that its memory depends on."""
+    """The sizes of a Qwen2, Qwen2.5 or Qwen3 model that decide how much memory it needs."""
 
     vocab: int
     hidden: int  # D
@@ -19,19 +19,19 @@ class ModelShape:
     heads: int  # H, of queries
     kv_heads: int  # KH
     head_dim: int  # hd
-    tied: bool  # one matrix is embedding and head
+    tied: bool  # embedding and head are one matrix
     qkv_bias: bool
     qk_norm: bool
     output_bias: bool = False  # of the attention's output projection
 
     @property
     def queries(self) -> int:
-        """Width of the queries of a token, H·hd."""
+        """Width of a token's queries, H·hd."""
         return self.heads * self.head_dim
 
     @property
     def keys(self) -> int:
-        """Width of the keys, and of the values, of a token, KH·hd."""
+        """Width of a token's keys, and of its values, KH·hd."""
         return self.kv_heads * self.head_dim
 
     @property
@@ -44,7 +44,7 @@ class ModelShape:
 
     @property
     def embedding_parameters(self) -> int:
-        """Parameters of the token table, and of the head as well unless tied."""
+        """Parameters of the token embedding; an untied head has as many again."""
         return self.vocab * self.hidden
 
     @property
@@ -54,13 +54,13 @@ class ModelShape:
         return self.layers * self.layer_parameters + embeddings + self.hidden
 
     def cache_bytes(self, weight_bytes: int) -> int:
-        """Bytes of the key-value cache for each token of a sequence."""
+        """Bytes of the key-value cache per token."""
         return 2 * self.layers * self.keys * weight_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunShape:
-    """What the ledger needs to know of a run beside the teacher's shape. Tokens are those of padded sequences."""
+    """What the ledger needs to know about a run besides the teacher's shape."""
 
     student: ModelShape
     weight_bytes: int  # of a weight or activation: 2 or 4
@@ -68,21 +68,21 @@ class RunShape:
     moments: Dtype  # type of AdamW's moments; on the GPU they are float32
     optimizer_on_host: bool
     frozen_on_host: bool  # student and reference
-    micro_batch: int  # sequences of a forward and backward pass
-    score_batch: int  # sequences of a forward pass
-    teacher_tokens: int  # of a sequence that teacher and reference read, padded
-    student_tokens: int  # of a sequence that the student reads, padded
+    micro_batch: int  # sequences per forward and backward pass
+    score_batch: int  # sequences per forward pass
+    teacher_tokens: int  # per sequence that teacher and reference read, padded
+    student_tokens: int  # per sequence that the student reads, padded
     prompt_tokens: int  # of the teacher's prompt, not padded
     completion_tokens: int  # of a completion, not padded
     logprob_chunk: int  # tokens whose logits exist at one time
-    saved_attention: int  # layers
-    saved_mlp: int  # layers
-    completions: int  # of a step
-    generations: int  # completions of a prompt
+    saved_attention: int  # layers whose attention activations are saved
+    saved_mlp: int  # layers whose MLP activations are saved
+    completions: int  # per step
+    generations: int  # completions per prompt
     sampler: SamplerKind
     vllm_bytes: int  # the engine's share of the GPU while it is awake; 0 with the native sampler
     native_batch: int  # sequences that the native sampler decodes together
-    fused_attention: bool  # else all B·H·T² scores exist
+    fused_attention: bool  # else all B·H·T² attention scores exist
 
     @property
     def sequence_tokens(self) -> int:

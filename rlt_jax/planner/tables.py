@@ -1,8 +1,8 @@
-"""A plan's report as tables, sentences and JSON."""
+"""Show a plan's report as tables and sentences, or as JSON."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -10,22 +10,21 @@ from rich.table import Table
 
 from rlt_jax.configs import PRESETS
 from rlt_jax.device.pinned import LIMIT_VARIABLE, pool_limit_gib
-from rlt_jax.planner.ledger import Ledger, Phase, vllm_cache_tokens, vllm_sequences
+from rlt_jax.planner.ledger import Ledger, PhaseMemory, vllm_cache_tokens, vllm_sequences
 from rlt_jax.planner.preflight import Check
 from rlt_jax.planner.report import Report
 from rlt_jax.planner.run_plan import plan, planned_bytes, shortfalls, vllm_line
 from rlt_jax.report.log import is_live, print_plain
 from rlt_jax.types import GB
 
-SHORT = {  # phase -> the head of its column
+COLUMN_HEADS = {  # phase -> shorter head of its column
     "score teacher": "teacher",
     "score student": "student",
     "score reference": "reference",
     "move reference": "move ref",
 }
 
-
-COMPARED = {
+COMPARED_RUNS = {
     **{name: PRESETS[name] for name in ("mono_basic", "mono85", "mono85_fallback", "mono96")},
     "mono85, 16384 + 16384": replace(
         PRESETS["mono85"],
@@ -35,41 +34,41 @@ COMPARED = {
         score_batch_size=1,
     ),
 }
-"""Runs of the comparison table."""
+"""Rows of the table of presets."""
 
 
-class Grid(NamedTuple):
-    """A table: a title, heads, rows of texts; columns after the first are aligned to the right, but for `left` ones."""
+class TextTable(NamedTuple):
+    """A table of texts: title, column heads and rows; columns are aligned to the right except for those in `left`."""
 
     title: str
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
     left: Sequence[int] = (0,)
-    by_row: bool = False  # a row, not a column, is what one reads as a whole
+    by_row: bool = False  # one reads it row by row, not column by column
 
 
-def grids(report: Report) -> Iterator[Grid]:
-    """The tables, in the order in which they are shown."""
-    yield _owners("GPU, GB", report.ledger, "gpu", [phase.gpu_bytes for phase in report.ledger.phases])
-    yield _owners("Host, GB", report.ledger, "host", [phase.host_bytes for phase in report.ledger.phases])
-    yield _comparison()
+def tables(report: Report) -> Iterator[TextTable]:
+    """The tables of a report, in the order in which they are shown."""
+    yield _owner_table("GPU, GB", report.ledger, "gpu", [phase.gpu_bytes for phase in report.ledger.phases])
+    yield _owner_table("Host, GB", report.ledger, "host", [phase.host_bytes for phase in report.ledger.phases])
+    yield _preset_table()
 
 
-def _owners(title: str, ledger: Ledger, side: str, totals: Sequence[float]) -> Grid:
-    entries = {phase.name: {entry.owner: entry for entry in getattr(phase, side)} for phase in ledger.phases}
-    sources = {owner: entry.source for of_phase in entries.values() for owner, entry in of_phase.items()}
+def _owner_table(title: str, ledger: Ledger, side: Literal["gpu", "host"], totals: Sequence[float]) -> TextTable:
+    columns = [{entry.owner: entry for entry in getattr(phase, side)} for phase in ledger.phases]
+    sources = {owner: entry.source for column in columns for owner, entry in column.items()}
     rows = [
-        (owner, *(_gb(of[owner].size) if owner in of else "" for of in entries.values()), source)
+        (owner, *(_gb(column[owner].size) if owner in column else "" for column in columns), source)
         for owner, source in sources.items()
     ]
     rows.append(("all", *map(_gb, totals), ""))
-    heads = ("", *(SHORT.get(phase.name, phase.name) for phase in ledger.phases), "source")
-    return Grid(title, heads, rows, left=(0, len(heads) - 1))
+    heads = ("", *(COLUMN_HEADS.get(phase.name, phase.name) for phase in ledger.phases), "source")
+    return TextTable(title, heads, rows, left=(0, len(heads) - 1))
 
 
-def _comparison() -> Grid:
+def _preset_table() -> TextTable:
     rows = []
-    for name, config in COMPARED.items():
+    for name, config in COMPARED_RUNS.items():
         ledger = plan(config)
         run, bound = ledger.run, planned_bytes(config)
         assert bound is not None  # all of them have a budget
@@ -92,21 +91,21 @@ def _comparison() -> Grid:
     heads = (
         "run",
         "micro-batch",
-        "kept layers",
-        "gpu",
+        "saved layers",
+        "GPU",
         "in phase",
         "planned",
         "budget",
         "fits",
         "host",
         "vLLM tokens",
-        "together",
+        "sequences",
     )
-    return Grid("Presets, by formula, GB", heads, rows, left=(0, 4), by_row=True)
+    return TextTable("Presets, by formula, GB", heads, rows, left=(0, 4), by_row=True)
 
 
 def sentences(report: Report) -> tuple[list[str], list[str]]:
-    """What stands above the tables, and the verdict that stands below them."""
+    """The lines above the tables, and those below them with the verdict."""
     config, ledger = report.config, report.ledger
     run, shape = ledger.run, ledger.shape
     if report.gpu is None:
@@ -119,8 +118,8 @@ def sentences(report: Report) -> tuple[list[str], list[str]]:
         f"Plan of --preset {config.preset} ({origin}); GB is 1e9 bytes",
         f"  teacher {config.teacher}: {shape.parameters / 1e9:.3f} B parameters ({report.teacher.source})",
         f"  student {config.student}: {run.student.parameters / 1e9:.3f} B parameters ({report.student.source})",
-        f"  update {run.micro_batch} x {run.teacher_tokens:,} tokens; of {shape.layers} layers it keeps the attention "
-        f"of {run.saved_attention} and the MLP of {run.saved_mlp}",
+        f"  update {run.micro_batch} x {run.teacher_tokens:,} tokens; saves the attention of {run.saved_attention} and "
+        f"the MLP of {run.saved_mlp} of {shape.layers} layers",
         f"  score {run.score_batch} x {run.teacher_tokens:,} tokens (teacher, reference), "
         f"{run.score_batch} x {run.student_tokens:,} (student)",
     ]
@@ -141,25 +140,26 @@ def sentences(report: Report) -> tuple[list[str], list[str]]:
         bottom.append(line)
     if report.gpu_bytes is not None:
         bound = f"{report.gpu_bytes / GB:g} GB"
-        longest = f"{report.longest:,} tokens of prompt and completion" if report.longest else "none fits"
-        sequences = "1 sequence" if report.largest == 1 else f"{report.largest} sequences"
-        largest = f"{sequences} at this run's lengths" if report.largest else "none fits"
-        bottom.append(f"Longest context in {bound}, nothing kept: {longest}")
-        bottom.append(f"Largest micro-batch in {bound}, nothing kept: {largest}")
+        tokens, batch = report.longest_context, report.largest_micro_batch
+        longest = f"{tokens:,} tokens of prompt and completion" if tokens else "none fits"
+        sequences = "1 sequence" if batch == 1 else f"{batch} sequences"
+        largest = f"{sequences} at this run's lengths" if batch else "none fits"
+        bottom.append(f"Longest context in {bound} without saved activations: {longest}")
+        bottom.append(f"Largest micro-batch in {bound} without saved activations: {largest}")
     if report.shortfalls:
         bottom.append("Does not fit")
         bottom += [f"  {line}" for line in report.shortfalls]
-        if report.lowerings:
-            bottom.append("It would fit with one of" if len(report.lowerings) > 1 else "It would fit with")
+        if report.suggestions:
+            bottom.append("It would fit with one of" if len(report.suggestions) > 1 else "It would fit with")
             bottom += [
-                f"  {' '.join(lowering.flags)}  (GPU {_gb(lowering.gpu_bytes)}, host {_gb(lowering.host_bytes)} GB)"
-                for lowering in report.lowerings
+                f"  {' '.join(way.flags)}  (GPU {_gb(way.gpu_bytes)}, host {_gb(way.host_bytes)} GB)"
+                for way in report.suggestions
             ]
         else:
-            bottom.append("Nothing that could be lowered makes it fit: take a smaller model or a larger GPU")
+            bottom.append("Lowering flags cannot make it fit: take a smaller model or a larger GPU")
     elif not report.fits:
-        failed = [check for check in report.checks if check.status == "problem" and check.concerns_plan]
-        bottom.append(f"Does not hold on this machine: {', '.join(check.name for check in failed)} (see above)")
+        names = ", ".join(check.name for check in report.failed_checks)
+        bottom.append(f"Cannot run on this machine: {names} (see above)")
     elif report.gpu_bytes is None:
         bottom.append("No budget and no GPU to compare with: give --budget-gb")
     else:
@@ -168,9 +168,9 @@ def sentences(report: Report) -> tuple[list[str], list[str]]:
 
 
 def report_json(report: Report) -> dict[str, Any]:
-    """The report for scripts; sizes in bytes."""
+    """The report as JSON for scripts; sizes in bytes."""
 
-    def phase_json(phase: Phase) -> dict[str, Any]:
+    def phase_json(phase: PhaseMemory) -> dict[str, Any]:
         return {
             "gpu_bytes": phase.gpu_bytes,
             "host_bytes": phase.host_bytes,
@@ -200,11 +200,11 @@ def report_json(report: Report) -> dict[str, Any]:
             "sequences": own,
             "sequences_sharing_prompts": shared,
         },
-        "longest_context": report.longest,
-        "largest_micro_batch": report.largest,
+        "longest_context": report.longest_context,
+        "largest_micro_batch": report.largest_micro_batch,
         "lower": [
-            {"flags": " ".join(low.flags), "gpu_bytes": low.gpu_bytes, "host_bytes": low.host_bytes}
-            for low in report.lowerings
+            {"flags": " ".join(way.flags), "gpu_bytes": way.gpu_bytes, "host_bytes": way.host_bytes}
+            for way in report.suggestions
         ],
         "checks": [asdict(check) for check in report.checks],
         "gpu": None if report.gpu is None else asdict(report.gpu),
@@ -212,59 +212,60 @@ def report_json(report: Report) -> dict[str, Any]:
 
 
 def show(report: Report, console: Console) -> None:
-    """Print a report: tables in a terminal, aligned text elsewhere."""
+    """Print a report, with tables in a terminal and aligned text elsewhere."""
     top, bottom = sentences(report)
     live = is_live(console)
 
-    def lines(texts: Sequence[str]) -> None:
+    def print_lines(lines: Sequence[str]) -> None:
         if live:
-            console.print("\n".join(texts), markup=False, highlight=False, soft_wrap=True)
+            console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
         else:
-            print_plain(console, "\n".join(texts))
+            print_plain(console, "\n".join(lines))
 
-    lines(top)
-    for grid in grids(report):
+    print_lines(top)
+    for table in tables(report):
+        aligned = aligned_lines(table)
         if not live:
-            lines(["", *plain_table(grid)])
-        elif max(map(len, plain_table(grid))) <= console.width:
-            console.print(rich_table(grid))
+            print_lines(["", *aligned])
+        elif max(map(len, aligned)) <= console.width:
+            console.print(rich_table(table))
         else:
-            lines(["", *stacked(grid)])
-    lines(["", *bottom])
+            print_lines(["", *narrow_lines(table)])
+    print_lines(["", *bottom])
 
 
-def rich_table(grid: Grid) -> Table:
-    """A grid for a terminal that is wide enough."""
-    table = Table(title=grid.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
-    for number, head in enumerate(grid.heads):
-        table.add_column(f"{head}  ", justify="left" if number in grid.left else "right", no_wrap=True)
-    for row in grid.rows:
-        table.add_row(*(f"{cell}  " for cell in row))
-    return table
+def rich_table(table: TextTable) -> Table:
+    """The table for a terminal that is wide enough."""
+    rich = Table(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+    for index, head in enumerate(table.heads):
+        rich.add_column(f"{head}  ", justify="left" if index in table.left else "right", no_wrap=True)
+    for row in table.rows:
+        rich.add_row(*(f"{cell}  " for cell in row))
+    return rich
 
 
-def stacked(grid: Grid) -> list[str]:
-    """A grid for a narrow terminal: what stands in a column as one line, or in a row where rows are runs."""
-    if grid.by_row:
-        parts = [(row[0], zip(grid.heads[1:], row[1:])) for row in grid.rows]
+def narrow_lines(table: TextTable) -> list[str]:
+    """The table for a narrow terminal: one line per column, or per row of a table that is read by row."""
+    if table.by_row:
+        parts = [(row[0], zip(table.heads[1:], row[1:])) for row in table.rows]
     else:
-        owners = [row[0] for row in grid.rows]
-        parts = [(head, zip(owners, column)) for head, *column in zip(grid.heads, *grid.rows)][1:]
-    lines = [grid.title]
+        owners = [row[0] for row in table.rows]
+        parts = [(head, zip(owners, column)) for head, *column in zip(table.heads, *table.rows)][1:]
+    lines = [table.title]
     for name, cells in parts:
-        lines.append(f"  {name}: {', '.join(f'{what} {cell}' for what, cell in cells if cell)}")
+        lines.append(f"  {name}: {', '.join(f'{label} {cell}' for label, cell in cells if cell)}")
     return lines
 
 
-def plain_table(grid: Grid) -> list[str]:
-    """A grid as aligned lines, its title first."""
-    table = [grid.heads, *grid.rows]
-    widths = [max(map(len, column)) for column in zip(*table)]
-    lines = [grid.title]
-    for row in table:
+def aligned_lines(table: TextTable) -> list[str]:
+    """The table as aligned lines, its title first."""
+    rows = [table.heads, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [table.title]
+    for row in rows:
         cells = [
-            cell.ljust(width) if number in grid.left else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths))
+            cell.ljust(width) if index in table.left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths))
         ]
         lines.append(f"  {'  '.join(cells)}".rstrip())
     return lines

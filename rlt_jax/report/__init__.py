@@ -1,1 +1,1 @@
-"""What a run writes and shows: metrics, log, progress, curves, files."""
+"""What a run writes and shows: metrics, logs, progress, curves, files."""

@@ -1,4 +1,4 @@
-"""The curves of a run as one picture: curves.png beside metrics.jsonl."""
+"""Plots of a run's metrics: curves.png in the run folder."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,20 +21,20 @@ from rlt_jax.report.writer import METRICS_FILE, read_lines
 CURVES_FILE = "curves.png"
 TRAIN, EVAL, INK, FAINT = "#2f6db3", "#d9541e", "#222222", "#8a8a8a"
 COLUMNS = 3
-LABEL_HEIGHT = 0.1  # of a panel's height: what a label of a line needs
-SMOOTH_FROM = 16  # points from which a running mean is drawn over the raw line
+LABEL_HEIGHT = 0.1  # of a line's label, as a share of its panel's height
+SMOOTH_FROM = 16  # from this many points on, a running mean is drawn over the raw line
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One small picture: a metric over the steps."""
+    """One plot: a metric over the steps."""
 
     title: str
     unit: str
-    metric: str  # as written to metrics.jsonl; held-out prompts have it under "eval/"
-    low: str | None = None  # metrics that bound the band behind the line
+    metric: str  # its name in metrics.jsonl; for held-out prompts it follows "eval/"
+    low: str | None = None  # metrics at the limits of the band behind the line
     high: str | None = None
-    level: str | None = None  # a metric drawn as a dashed line to compare with
+    level: str | None = None  # a metric to compare with, drawn as a dashed line
     level_label: str = ""
 
 
@@ -61,18 +61,22 @@ PANELS = (
 
 
 def draw_curves(run_dir: Path, *, panels: Sequence[Panel] = PANELS) -> Path:
-    """Draw the curves of a run from its metrics.jsonl into curves.png; a panel without values is left out.
+    """Draw the curves of a run from its metrics.jsonl into curves.png, without panels that have no values.
 
-    Training is a line (from 16 points on: a running mean over the faint raw values), held-out prompts are points.
+    Training batches are a line (from 16 points on, a running mean over the faint raw values), held-out prompts points.
 
     Returns:
       The path of the picture.
     Raises:
-      UserError: the folder holds no values of any panel, or cannot be written.
+      UserError: the run has no values for any panel, or its folder cannot be written.
     """
     run_dir = Path(run_dir)
     records = read_lines(run_dir / METRICS_FILE)
-    shown = [panel for panel in panels if any(_series(records, name)[0].size for name in _names(panel))]
+    shown = [
+        panel
+        for panel in panels
+        if any(_series(records, name)[0].size for name in (panel.metric, f"eval/{panel.metric}"))
+    ]
     if not shown:
         raise UserError(
             f"expected metrics to draw in {run_dir / METRICS_FILE}, found none: "
@@ -81,7 +85,7 @@ def draw_curves(run_dir: Path, *, panels: Sequence[Panel] = PANELS) -> Path:
     columns = min(COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
     figure = new_figure(4.1 * columns, 2.75 * rows + 0.55)
-    # one scale of steps for all, so that panels compare and a panel with evaluations alone does not stretch
+    # the same steps on all panels, so that they compare and one with few evaluations is not stretched
     last = max(int(record["step"]) for record in records)
     for index, panel in enumerate(shown):
         axes = figure.add_subplot(rows, columns, index + 1)
@@ -97,21 +101,21 @@ def draw_curves(run_dir: Path, *, panels: Sequence[Panel] = PANELS) -> Path:
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of each value and its neighbours, f64[N] -> f64[N]; at the ends, of those that are there."""
+    """Mean of each value and its neighbours, f64[N] -> f64[N]; at the ends, over those that exist."""
     kernel = np.ones(window)
     return np.convolve(values, kernel, mode="same") / np.convolve(np.ones_like(values), kernel, mode="same")
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty picture of so many inches, with the look of this project's."""
+    """An empty figure in this project's style; width and height in inches."""
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)  # inches
     figure = Figure(figsize=(width, height), dpi=150, layout=layout, facecolor="white")
-    FigureCanvasAgg(figure)  # no pyplot: its global state is the researcher's
+    FigureCanvasAgg(figure)  # no pyplot: its global state belongs to the user
     return figure
 
 
 def style_axes(axes: Axes, title: str, unit: str) -> None:
-    """Title, unit, grid and ticks of one small picture. After its data: the scale of values depends on them."""
+    """Set title, unit, grid and ticks of a plot. Call it after drawing the data, which determines the scale."""
     axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=16)
     axes.text(0, 1.025, unit, transform=axes.transAxes, fontsize=8, color=FAINT)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
@@ -122,14 +126,14 @@ def style_axes(axes: Axes, title: str, unit: str) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.margins(y=0.12)
     bottom, top = axes.get_ylim()
-    if top - bottom < 1e-6:  # flat but for rounding: an axis of 1e-17 would show the rounding
+    if top - bottom < 1e-6:  # flat up to rounding, which an axis of 1e-17 would show
         axes.set_ylim((bottom + top) / 2 - 0.05, (bottom + top) / 2 + 0.05)
 
 
 def draw_levels(axes: Axes, levels: Mapping[str, float]) -> None:
-    """Dashed lines to compare with, and what they are. After the data: what is near depends on their scale.
+    """Draw dashed lines to compare with, and their labels. Call it after drawing the data, which determines the scale.
 
-    A label stands above its line, and below it where the next line above leaves it no room.
+    A label is above its line, or below it if the next line above leaves no room.
 
     Args:
       levels: label -> value.
@@ -179,7 +183,7 @@ def _draw_panel(axes: Axes, panel: Panel, records: Sequence[Mapping[str, Any]]) 
 
 
 def _draw_legend(figure: Figure, panels: Sequence[Panel], records: Sequence[Mapping[str, Any]]) -> None:
-    """One legend for all panels, of what there is."""
+    """One legend for all panels, with what they show."""
     entries = []
     points = max(_series(records, panel.metric)[0].size for panel in panels)
     if points:
@@ -190,11 +194,7 @@ def _draw_legend(figure: Figure, panels: Sequence[Panel], records: Sequence[Mapp
     figure.legend(handles=entries, loc="outside upper left", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
 
 
-def _names(panel: Panel) -> tuple[str, str]:
-    return panel.metric, f"eval/{panel.metric}"
-
-
 def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps i64[N], values f64[N]) of the lines that hold a value of this metric."""
+    """Steps i64[N] and values f64[N] of a metric, from the lines that have a value."""
     points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
     return np.array([step for step, _ in points], dtype=np.int64), np.array([value for _, value in points], dtype=float)

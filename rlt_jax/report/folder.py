@@ -1,4 +1,4 @@
-"""One clear error for a run folder that cannot be written."""
+"""A clear error for run folders that cannot be written."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +9,11 @@ from rlt_jax.errors import UserError
 
 @contextmanager
 def writing_to(run_dir: Path) -> Iterator[None]:
-    """Turn a failure to make or open files of the run folder into a UserError that names it."""
+    """Turn a failure to create or open a file of the run folder into a UserError that names the folder."""
     try:
         yield
     except OSError as error:
         raise UserError(
             f"expected a run folder that can be written, got {run_dir} ({error.strerror}): "
-            "give another one, or mend what stands in its way"
+            "choose another folder, or fix this one"
         ) from error

@@ -1,4 +1,4 @@
-"""How rewards are spread over the rows of a data set: as text and as a picture."""
+"""Histograms of a data set's rewards, as text and as a picture."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ WIDTH = 40  # characters of the longest bar
 
 
 def histogram_text(values: np.ndarray, *, bins: int = TEXT_BINS) -> str:
-    """One line per bin of equal width: its limits, how many values it holds, and a bar that is seen if any.
+    """One line per bin of equal width: its limits, its count, and a bar, which is visible for any count above 0.
 
     Args:
       values: f64[N], finite, N >= 1.
@@ -30,11 +30,11 @@ def histogram_text(values: np.ndarray, *, bins: int = TEXT_BINS) -> str:
 
 
 def draw_histogram(rewards: np.ndarray, path: Path, *, kept: np.ndarray | None = None) -> None:
-    """Draw the rewards' histogram into `path`, a PNG whatever its name.
+    """Draw the histogram of the rewards into `path`, a PNG file whatever its name.
 
     Args:
       rewards: f64[N], finite, N >= 1.
-      kept: i64[K], rows to show as a part of the whole.
+      kept: i64[K], rows to highlight.
     """
     figure = new_figure(5.6, 3.6)
     axes = figure.add_subplot()

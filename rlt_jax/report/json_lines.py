@@ -1,4 +1,4 @@
-"""JSON Lines: files with one JSON object a line, read strictly, written whole or not at all."""
+"""JSON Lines, files with one JSON object per line: read strictly, written atomically."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ from rlt_jax.report.whole_file import whole_file
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All objects of a file, in order.
+    """Read all objects of a file, in order.
 
     Raises:
       UserError: the file cannot be read, or a line of it is not a JSON object.
@@ -21,7 +21,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
             for number, line in enumerate(lines, start=1):
                 record = json.loads(line)
                 if not isinstance(record, dict):
-                    raise UserError(_not_json_lines(path, f"line {number} is no object"))
+                    raise UserError(_not_json_lines(path, f"line {number} is not an object"))
                 records.append(record)
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): expected JSON Lines") from None
@@ -33,14 +33,14 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]], *, name: str = "the file") -> None:
-    """Write a line per object, whole or not at all.
+    """Write one line per object, atomically.
 
     Args:
-      name: what the user calls the file, such as `--out`, for messages.
+      name: the user's name for the file, such as `--out`, for error messages.
     Raises:
       UserError: the file cannot be written.
     """
-    with whole_file(path, name) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+    with whole_file(path, name) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 

@@ -1,6 +1,6 @@
-"""Where log lines go: logs/training.log with time stamps, and the console.
+"""Logging to logs/training.log, with time stamps, and to the console.
 
-Every module logs under the name "rlt_jax" (a command file runs as `__main__`, so `__name__` would not do there).
+Every module logs under the name "rlt_jax" (commands run as `__main__`, so `__name__` would not work there).
 """
 
 import logging
@@ -18,12 +18,12 @@ LOG_FILE = "logs/training.log"
 def setup_logging(run_dir: Path, *, console: Console | None = None) -> logging.Logger:
     """Send the log of rlt_jax (INFO and above) to run_dir/logs/training.log and to the console.
 
-    A second call in the same process takes the place of the first: no line is written twice.
+    A second call in the same process replaces the first, so that no line is written twice.
 
     Args:
-      run_dir: the run's folder; logs/ is made in it, and an earlier training.log is continued.
-      console: rich's global console when None: the one that the progress display shares, so that lines and bar
-        don't overwrite each other.
+      run_dir: the run's folder; logs/ is created in it, and an existing training.log is appended to.
+      console: None: rich's global console, which the progress display uses too, so that log lines and progress bar do
+        not overwrite each other.
     Returns:
       The logger "rlt_jax".
     Raises:
@@ -46,25 +46,25 @@ def setup_logging(run_dir: Path, *, console: Console | None = None) -> logging.L
         logger.removeHandler(handler)
         handler.close()
     logger.setLevel(logging.INFO)
-    logger.propagate = False  # a library may have given the root logger a handler: no line twice
+    logger.propagate = False  # the root logger may have a handler of another library, which would repeat every line
     logger.addHandler(file_handler)
     logger.addHandler(console_handler)
     return logger
 
 
 def is_live(console: Console) -> bool:
-    """True when the console can redraw a line. Colours forced on a pipe (FORCE_COLOR) don't make it a terminal."""
+    """Whether the console can redraw a line. A pipe is no terminal, even with forced colours (FORCE_COLOR)."""
     return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
 
 
 def print_plain(console: Console, text: str) -> None:
-    """Write text as it is: no wrapping at 80 columns, no markup, no control characters."""
+    """Write text unchanged: no wrapping at 80 columns, no markup, no control characters."""
     console.file.write(text + "\n")
     console.file.flush()
 
 
 class _PlainHandler(logging.Handler):
-    """One line per record on a console that is no terminal; the stream is looked up when writing."""
+    """One line per record on a console that is not a terminal; looks up the stream at every write."""
 
     def __init__(self, console: Console) -> None:
         super().__init__()
@@ -73,5 +73,5 @@ class _PlainHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             print_plain(self._console, self.format(record))
-        except (OSError, ValueError):  # a closed pipe must not end a run
+        except (OSError, ValueError):  # a closed pipe must not stop a run
             self.handleError(record)

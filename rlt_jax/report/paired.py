@@ -1,4 +1,4 @@
-"""Did a run help? Before and after on the same held-out prompts, paired by prompt, and the text that ends a run."""
+"""Did a run help? Metrics before and after, paired by held-out prompt, and the summary at the end of a run."""
 
 import math
 from collections.abc import Mapping
@@ -21,41 +21,41 @@ class PairedChange:
     mean_after: float
     change: float  # mean_after - mean_before
     standard_error: float  # of the change
-    z: float  # change / standard_error; 0 when nothing changed, ±inf when every prompt changed by the same
+    z: float  # change / standard_error; 0 if nothing changed, ±inf if every prompt changed by the same amount
     count: int  # prompts
 
 
 def paired_change(before: np.ndarray, after: np.ndarray) -> PairedChange:
-    """Mean change from before to after, and how sure it is.
+    """Mean change from before to after, and its standard error.
 
         d_i = after_i - before_i,   change = mean d,   standard_error = std(d, n - 1) / sqrt(n),   z = change / se
 
-    Pairing takes out the spread between prompts, which is far larger than what a few steps move.
+    Pairing removes the variation between prompts, which is far larger than the effect of a few steps.
 
     Args:
       before, after: f64[N], one value per prompt (its mean over samples), in the same order.
     Raises:
       ValueError: fewer than two prompts, unequal shapes, or a value that is not finite.
     """
-    first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
-    if first.ndim != 1 or first.shape != second.shape or first.size < 2:
-        raise ValueError(f"expected two f64[N] with equal N >= 2, got shapes {first.shape} and {second.shape}")
-    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+    before, after = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    if before.ndim != 1 or before.shape != after.shape or before.size < 2:
+        raise ValueError(f"expected two f64[N] with equal N >= 2, got shapes {before.shape} and {after.shape}")
+    if not (np.isfinite(before).all() and np.isfinite(after).all()):
         raise ValueError("expected finite values before and after, got NaN or inf")
-    differences = second - first
+    differences = after - before
     change = float(differences.mean())
-    error = float(differences.std(ddof=1) / math.sqrt(first.size))
-    certain = math.copysign(math.inf, change) if change else 0.0  # all prompts changed by the same
-    z = change / error if error > 0 else certain
-    return PairedChange(float(first.mean()), float(second.mean()), change, error, z, first.size)
+    error = float(differences.std(ddof=1) / math.sqrt(before.size))
+    z_without_spread = math.copysign(math.inf, change) if change else 0.0  # all prompts changed by the same amount
+    z = change / error if error > 0 else z_without_spread
+    return PairedChange(float(before.mean()), float(after.mean()), change, error, z, before.size)
 
 
 def format_summary(changes: Mapping[str, PairedChange], files: Mapping[str, Path]) -> str:
-    """The end of a run as plain text: each quantity before -> after with its change, then where the files are.
+    """The summary of a run as plain text: each quantity before -> after with its change, then the files.
 
     Args:
-      changes: name (with its unit where it has one) -> change on the held-out prompts.
-      files: what it is -> where it is.
+      changes: name (with its unit, if any) -> change on the held-out prompts.
+      files: name -> path.
     """
     lines = []
     if changes:
@@ -87,7 +87,7 @@ def summary_table(changes: Mapping[str, PairedChange]) -> Table:
 def print_summary(
     changes: Mapping[str, PairedChange], files: Mapping[str, Path], *, console: Console | None = None
 ) -> None:
-    """Show the end of a run: a table in a terminal, `format_summary`'s text elsewhere."""
+    """Print the summary of a run: as a table in a terminal, as plain text elsewhere."""
     console = console or get_console()
     if not is_live(console):
         print_plain(console, format_summary(changes, files))
@@ -102,7 +102,7 @@ def _title(changes: Mapping[str, PairedChange]) -> str:
     return f"Held-out prompts, before and after ({', '.join(map(str, counts))} prompts, paired; ± standard error)"
 
 
-def _cells(name: str, it: PairedChange) -> tuple[str, str, str, str, str]:
+def _cells(name: str, paired: PairedChange) -> tuple[str, str, str, str, str]:
     """Name, before, after, change ± standard error, z."""
-    change = f"{it.change:+.4f} ± {it.standard_error:.4f}"
-    return name, f"{it.mean_before:.4f}", f"{it.mean_after:.4f}", change, f"{it.z:+.1f}"
+    change = f"{paired.change:+.4f} ± {paired.standard_error:.4f}"
+    return name, f"{paired.mean_before:.4f}", f"{paired.mean_after:.4f}", change, f"{paired.z:+.1f}"

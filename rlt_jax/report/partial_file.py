@@ -1,7 +1,7 @@
-"""Long work in chunks: what is done lies in a partial file, a second start goes on after it, the result appears whole.
+"""Resumable work in chunks: finished chunks are saved in a partial file, which becomes the result at the end.
 
-The partial file, OUT.partial, is JSON Lines: first the settings that decide what the result is, then one line per
-chunk. A line that a killed process left torn is dropped, and its chunk done again.
+The partial file, OUT.partial, is JSON Lines: first the settings that decide the result, then one line per chunk. An
+incomplete line, left by a killed process, is dropped and its chunk computed again.
 """
 
 import fcntl
@@ -24,11 +24,11 @@ class Chunk(NamedTuple):
     """The result of one chunk of work."""
 
     records: Sequence[Record]  # lines of the result
-    counts: Mapping[str, int]  # what happened on the way, added up over the chunks
+    counts: Mapping[str, int]  # of events, to be summed over the chunks
 
 
 def fingerprint(parts: Iterable[object]) -> str:
-    """A short text that differs where a part's `repr` does: for settings that are too long to be kept."""
+    """A short hash of the parts' `repr`, for settings that are too long to be saved."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(repr(part).encode("utf-8", "surrogatepass") + b"\0")
@@ -36,7 +36,7 @@ def fingerprint(parts: Iterable[object]) -> str:
 
 
 class PartialFile:
-    """The chunks done so far. Made by `open_partial`."""
+    """The finished chunks. Created by `open_partial`."""
 
     def __init__(self, file: BinaryIO, out: Path, done: int) -> None:
         self._file = file
@@ -44,21 +44,21 @@ class PartialFile:
         self.done = done  # chunks
 
     def add(self, chunk: Chunk) -> None:
-        """Append a chunk; on return it outlives the process."""
+        """Append a chunk; on return it is on disk."""
         with _writing(self._out):
             self._file.write(_json_line({"records": chunk.records, "counts": chunk.counts}))
             _flush(self._file)
         self.done += 1
 
     def read(self) -> Iterator[Chunk]:
-        """All chunks, one at a time, from the file: they may not fit into memory together."""
+        """Read the chunks one at a time: they may not fit into memory together."""
         with Path(self._file.name).open("rb") as file:
             next(file)
             for line in file:
                 yield Chunk(**json.loads(line))
 
     def counts(self) -> Counter[str]:
-        """Counts of all chunks together."""
+        """The counts, summed over all chunks."""
         total: Counter[str] = Counter()
         for chunk in self.read():
             total.update(chunk.counts)
@@ -66,7 +66,7 @@ class PartialFile:
 
     def finish(self) -> None:
         """Write the records of all chunks to OUT in one atomic move, and remove the partial file."""
-        with whole_file(self._out, "--out") as scratch, scratch.open("wb") as file:
+        with whole_file(self._out, "--out") as temporary, temporary.open("wb") as file:
             for chunk in self.read():
                 file.writelines(map(_json_line, chunk.records))
             _flush(file)
@@ -75,31 +75,32 @@ class PartialFile:
 
 @contextmanager
 def open_partial(out: Path, settings: Mapping[str, Any]) -> Iterator[PartialFile]:
-    """Start or continue OUT.partial. A start that ends before its first chunk leaves no file and no new folder.
+    """Start OUT.partial or resume it. If no chunk is finished, neither the file nor new folders are left behind.
 
     Args:
       out: the file that the chunks become.
-      settings: nested dicts of plain values; all that decides what a chunk holds, and how the work is cut into chunks.
+      settings: nested dicts of plain values; everything that decides how the work is split
+        into chunks and what they contain.
     Raises:
-      UserError: OUT exists, cannot be written, is being written by another process, or was begun with other settings.
+      UserError: OUT exists, cannot be written, is being written by another process, or was started with other settings.
     """
     if out.exists():
         raise UserError(f"--out {out} exists: choose another file, or delete it")
     path = out.with_name(out.name + ".partial")
     with _writing(out):
-        new_folders = [folder for folder in out.parents if not folder.exists()]  # the innermost first
+        new_folders = [folder for folder in out.parents if not folder.exists()]  # innermost first
         out.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+b")
     with file:
         _lock(file)
         with _writing(out):
-            partial = PartialFile(file, out, _continue(file, json.loads(json.dumps(settings))))
+            partial = PartialFile(file, out, _resume(file, json.loads(json.dumps(settings))))
         try:
             yield partial
         finally:
             if partial.done == 0:
                 path.unlink()
-                with suppress(OSError):  # one holds something else, such as the log of an engine
+                with suppress(OSError):  # not empty: an engine's log, for example
                     for folder in new_folders:
                         folder.rmdir()
 
@@ -114,15 +115,15 @@ def _writing(out: Path) -> Iterator[None]:
 
 def _lock(file: BinaryIO) -> None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, however it ends
     except BlockingIOError:
         raise UserError(
             f"{file.name} is being written by another process: wait for it, or choose another --out"
         ) from None
 
 
-def _continue(file: BinaryIO, settings: Record) -> int:
-    """Bring the file to the end of its last whole chunk, or begin it; returns the number of chunks in it."""
+def _resume(file: BinaryIO, settings: Record) -> int:
+    """Truncate the file to its last whole chunk, or start it; returns the number of chunks in it."""
     file.seek(0)
     lines, end = 0, 0
     for line in file:
@@ -132,8 +133,8 @@ def _continue(file: BinaryIO, settings: Record) -> int:
         if not lines and record != settings:
             differences = "; ".join(_differences(record, settings))
             raise UserError(
-                f"{file.name} was begun with other settings: {differences}: give those again to go on, or delete the "
-                "file to start anew"
+                f"{file.name} was started with other settings: {differences}: use those to resume, or delete the file "
+                "to start over"
             )
         lines += 1
         end += len(line)
@@ -146,7 +147,7 @@ def _continue(file: BinaryIO, settings: Record) -> int:
 
 
 def _parse(line: bytes) -> Record | None:
-    """A line's object; None when it is torn."""
+    """The object in a line; None if the line is incomplete."""
     try:
         record = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a run shows while it works: a bar with phase, reward, speed and time left, or plain lines in a pipe."""
+"""The progress display of a run: a bar with phase, reward, speed and time left, or plain lines in a pipe."""
 
 import time
 from collections import deque
@@ -11,14 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from rlt_jax.report.log import is_live, print_plain
 
-WINDOW = 20  # steps that the time left is scored by: the first ones compile, and should soon count no more
+WINDOW = 20  # last steps used to estimate the time left: the first steps, which compile, soon stop counting
 
 
 class ProgressDisplay:
-    """Progress of a run, live in a terminal. Made by `open_progress`; use it in a `with`.
+    """Progress of a run. Created by `open_progress`; use it in a `with` statement.
 
-    A terminal shows one line that is redrawn. Anything else (a pipe, a CI log) gets one plain line per `log`, without
-    control characters.
+    In a terminal one line is redrawn. Anything else (a pipe, a CI log) gets one plain line per `log`, without control
+    characters.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class ProgressDisplay:
             )
 
     def phase(self, name: str, detail: str = "") -> None:
-        """Say what the step is doing now, with how far it is when known ("32/96"). Plain output shows no phases."""
+        """Show the current phase of the step, and how far it is if known ("32/96"). Plain output shows no phases."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, phase=f"{name} {detail}".rstrip())
 
     def step(self, step: int) -> None:
-        """Say that `step` (counted from 1) is done."""
+        """Count `step` (from 1) as done."""
         self._ends.append((step, self._now()))
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=step, left=_duration(self.seconds_left()))
@@ -58,7 +58,7 @@ class ProgressDisplay:
         print_plain(self._console, "  ".join(parts))
 
     def seconds_left(self) -> float | None:
-        """Steps left times the mean of the last steps' seconds; None before the first step is done."""
+        """Steps left times the mean seconds of the last steps; None before the first step is done."""
         (first, start), (last, end) = self._ends[0], self._ends[-1]
         if last <= first:
             return None
@@ -82,14 +82,14 @@ def open_progress(
     console: Console | None = None,
     now: Callable[[], float] = time.perf_counter,
 ) -> ProgressDisplay:
-    """The progress display of a run.
+    """Create the progress display of a run.
 
     Args:
-      total_steps: the step at which the run ends.
-      start_step: steps done before (a resumed run).
-      show: False: no bar, plain lines also in a terminal.
-      console: rich's global one when None, which the log shares.
-      now: seconds from any fixed point.
+      total_steps: last step of the run.
+      start_step: steps done already (in a resumed run).
+      show: False: plain lines instead of a bar, in a terminal too.
+      console: None: rich's global console, which the log uses too.
+      now: a clock, in seconds from any fixed point.
     """
     console = console or get_console()
     bar = None
@@ -107,13 +107,13 @@ def open_progress(
 
 
 def _numbers(metrics: Mapping[str, float]) -> list[str]:
-    """The few metrics worth a place on the line, those that are there."""
+    """The few metrics to show on the line, if available."""
     shown = []
     if "reward" in metrics:
         shown.append(f"reward {metrics['reward']:.3f}")
     if "eval/reward" in metrics:
         shown.append(f"eval reward {metrics['eval/reward']:.3f}")
-    for name in ("loss", "eval/loss"):  # of supervised runs; the loss of GRPO says nothing
+    for name in ("loss", "eval/loss"):  # of supervised runs; the value of the GRPO loss means little
         if name in metrics and "reward" not in metrics:
             shown.append(f"{name.replace('/', ' ')} {metrics[name]:.4f}")
     if "tokens_per_second/generate" in metrics:
@@ -127,5 +127,5 @@ def _numbers(metrics: Mapping[str, float]) -> list[str]:
 
 
 def _duration(seconds: float | None) -> str:
-    """h:mm:ss, and days before it when there are any."""
+    """h:mm:ss, after the days if there are any."""
     return "-:--:--" if seconds is None else str(timedelta(seconds=round(seconds)))

@@ -6,29 +6,29 @@ from contextlib import contextmanager
 
 
 class PhaseClock:
-    """Adds up the seconds that each phase of a step takes.
+    """Adds up the seconds of each phase of a step.
 
-    JAX returns before the device is done, so a phase must end on a value that was fetched (`jax.device_get`,
-    `block_until_ready`), or its time falls to the next one.
+    JAX returns before the device is done, so a phase must end by fetching or waiting for a value (`jax.device_get`,
+    `block_until_ready`); otherwise its time counts for the next phase.
     """
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
-        """`now` returns seconds from any fixed point."""
+        """`now`: a clock, in seconds from any fixed point."""
         self._now = now
         self._phase: str | None = None
         self.reset()
 
     def reset(self) -> None:
-        """Start a new step: all phases at 0 s, the step begins now."""
+        """Start a new step: all phases are at 0 s."""
         self._seconds: dict[str, float] = {}
         self._start = self._now()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time inside the `with` for this phase; a phase entered again in the same step adds up.
+        """Time the body of the `with` as this phase; repeated phases of a step add up.
 
         Raises:
-          RuntimeError: inside another phase, where the time would count twice.
+          RuntimeError: inside another phase, as the time would count twice.
         """
         if self._phase is not None:
             raise RuntimeError(f"phase {name!r} begins inside phase {self._phase!r}: phases of a step don't nest")
@@ -41,15 +41,15 @@ class PhaseClock:
             self._phase = None
 
     def metrics(self, tokens: Mapping[str, int]) -> dict[str, float]:
-        """Times of the step so far.
+        """Times and speeds of the step so far.
 
         Args:
-          tokens: phase -> tokens that it went through.
+          tokens: phase -> tokens that it processed.
         Returns:
-          `seconds/PHASE` for every phase, `seconds/step` since the last reset (time outside all phases too), and
+          `seconds/PHASE` for every phase, `seconds/step` since the last reset (including time outside all phases), and
           `tokens_per_second/PHASE` for the phases named in `tokens`.
         Raises:
-          ValueError: tokens are given for a phase that did not run.
+          ValueError: a phase with tokens did not run.
         """
         unknown = sorted(tokens.keys() - self._seconds.keys())
         if unknown:
@@ -57,5 +57,5 @@ class PhaseClock:
         metrics = {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
         metrics["seconds/step"] = self._now() - self._start
         for name, count in tokens.items():
-            metrics[f"tokens_per_second/{name}"] = count / max(self._seconds[name], 1e-9)  # a clock may stand still
+            metrics[f"tokens_per_second/{name}"] = count / max(self._seconds[name], 1e-9)  # a coarse clock may show 0
         return metrics

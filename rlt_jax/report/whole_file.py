@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, and moved to it at the end."""
+"""Atomic writing: a file is written under a temporary name next to its target, and renamed at the end."""
 
 import os
 from collections.abc import Iterator
@@ -10,23 +10,23 @@ from rlt_jax.errors import UserError
 
 @contextmanager
 def whole_file(path: Path, name: str) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` when the block ends well and is removed when it doesn't.
+    """Yield a temporary path to write to, which replaces `path` if the block succeeds and is removed if it fails.
 
-    It is made at once, so that a place that cannot be written is found before the work.
+    The temporary file is created at once, so that a path that cannot be written is found before the work.
 
     Args:
-      name: what the user calls the file, such as `--out`, for the message.
+      name: the user's name for the file, such as `--out`, for error messages.
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
-    unfinished = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.touch()
-        yield unfinished
-        unfinished.replace(path)
+        temporary.touch()
+        yield temporary
+        temporary.replace(path)
     except OSError as error:
         raise UserError(f"cannot write {name} {path} ({error.strerror}): choose another file") from None
     finally:
-        if unfinished.exists():  # not unlink alone: below a file it raises again
-            unfinished.unlink()
+        if temporary.exists():  # a bare unlink would raise again if a parent is a file
+            temporary.unlink()

@@ -1,8 +1,8 @@
 """All metric output of a run behind one object: `writer.write(step, metrics)`.
 
-metrics.jsonl is the record; TensorBoard and Weights & Biases are views of it. A run that goes on from step k first
-drops what stands after step k in the files, so that no step appears twice, and TensorBoard's files are written anew
-from what is left. Weights & Biases keeps the steps it already has: a resumed run repeats them exactly.
+metrics.jsonl is the record; TensorBoard and Weights & Biases are views of it. A run that resumes from step k first
+drops the lines after step k, so that no step appears twice, and rewrites TensorBoard's files from what is left. Weights
+& Biases keeps the steps it already has: a resumed run repeats them exactly.
 """
 
 import json
@@ -30,7 +30,7 @@ log = logging.getLogger("rlt_jax.report")
 
 
 class WandbRun(Protocol):
-    """What is used of a run object of the package wandb."""
+    """The methods used of wandb's run object."""
 
     def log(self, data: dict[str, float], step: int) -> None: ...
 
@@ -38,7 +38,7 @@ class WandbRun(Protocol):
 
 
 class Writer:
-    """Open metric files of one run. Made by `open_writer`; use it in a `with`, or call `close`."""
+    """The open metric files of one run. Created by `open_writer`; use it in a `with` statement, or call `close`."""
 
     def __init__(
         self,
@@ -53,14 +53,14 @@ class Writer:
         self._wandb = wandb_run
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Record metrics of a step everywhere. A value that is not finite becomes null, with a warning in the log.
+        """Write the metrics of a step everywhere. Values that are not finite become null, with a warning in the log.
 
         Raises:
-          ValueError: a metric is called "step" or "time", which every line has of its own.
+          ValueError: a metric is called "step" or "time", which every line has already.
         """
         taken = {"step", "time"} & set(metrics)
         if taken:
-            raise ValueError(f"metric names {sorted(taken)} are taken: every line has a step and a time of its own")
+            raise ValueError(f"metric names {sorted(taken)} are taken: every line has a step and a time already")
         finite: dict[str, float] = {}
         for name, value in metrics.items():
             if math.isfinite(value):
@@ -76,12 +76,12 @@ class Writer:
             self._wandb.log(finite, step=int(step))
 
     def samples(self, step: int, records: Iterable[Mapping[str, object]]) -> None:
-        """Append sampled completions to completions.jsonl, one line each, with the step in front."""
+        """Append records of completions to completions.jsonl, one line each, starting with the step."""
         for record in records:
             _append(self._completions, {"step": int(step), **record})
 
     def close(self) -> None:
-        """Write out and close everything; a second call does nothing."""
+        """Close everything; a second call does nothing."""
         self._metrics.close()
         self._completions.close()
         if self._tensorboard is not None:
@@ -107,22 +107,22 @@ def open_writer(
     config: Mapping[str, object],
     resume_step: int,
 ) -> Writer:
-    """Open a run's metric files, after bringing them back to where the run goes on.
+    """Open a run's metric files, after dropping what comes after the step from which it resumes.
 
     Args:
-      run_dir: the run's folder, made when missing.
+      run_dir: the run's folder, created if missing.
       tensorboard: write TensorBoard scalars to run_dir/tensorboard.
       wandb: send the metrics to Weights & Biases.
-      wandb_project: the project's name there.
-      config: the resolved config, shown there.
-      resume_step: the last step that the run's state holds; lines after it are dropped. 0: a new run, all are.
+      wandb_project: name of the Weights & Biases project.
+      config: the resolved configuration, for Weights & Biases.
+      resume_step: the step from which the run resumes; later lines are dropped. 0: a new run, all lines are dropped.
     Raises:
-      UserError: the folder cannot be written, or `wandb` is asked for and not installed or not logged in.
+      UserError: the folder cannot be written, or `wandb` is on but not installed or not logged in.
     """
     run_dir = Path(run_dir)
     with writing_to(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
-    # first: a missing package or login must not cost old files
+    # first, so that old files survive a missing package or login
     wandb_run = _open_wandb(run_dir, wandb_project, config, resume_step) if wandb else None
     with writing_to(run_dir):
         kept = keep_until(run_dir / METRICS_FILE, resume_step)
@@ -134,14 +134,14 @@ def open_writer(
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON objects of a file that a Writer wrote, in order; [] when there is no file.
+    """Read the JSON objects that a Writer wrote to a file, in order; [] if there is no file.
 
-    A line that is no such object (the torn last line of a killed run) is left out, with a warning that numbers it.
+    A line that is not such an object (an incomplete last line of a killed run) is left out, with a warning.
     """
     if not path.exists():
         return []
     records = []
-    text = path.read_text(encoding="utf-8", errors="replace")  # a line may be torn inside a character
+    text = path.read_text(encoding="utf-8", errors="replace")  # a line may break off inside a character
     for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: texts may hold other line separators
         record = _parse(line)
         if record is not None:
@@ -152,19 +152,19 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drop a file's lines after `step` (all of them at 0) and torn ones, in one atomic move; returns the rest."""
+    """Drop a file's lines after `step` (at 0, all lines) and incomplete ones, atomically; returns the rest."""
     records = read_lines(path)
-    # a run that starts anew writes its own step 0, so at 0 nothing of an earlier one stays
+    # a new run writes its own step 0, so at 0 nothing of an earlier run stays
     kept = [record for record in records if step > 0 and record["step"] <= step]
     text = "".join(map(_json_line, kept))
     if path.exists() and path.read_bytes() != text.encode():
-        log.info("%s: going on from step %d, %d of %d lines kept", path, step, len(kept), len(records))
-        scratch = path.with_name(path.name + ".tmp")
-        with scratch.open("w", encoding="utf-8") as file:
+        log.info("%s: resuming from step %d, %d of %d lines kept", path, step, len(kept), len(records))
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(scratch, path)
+        os.replace(temporary, path)
     return kept
 
 
@@ -178,7 +178,7 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 def _append(file: TextIO, record: Mapping[str, object]) -> None:
     file.write(_json_line(record))
-    file.flush()  # a killed run keeps every line that it reported
+    file.flush()  # a killed run keeps every line
 
 
 def _json_line(record: Mapping[str, object]) -> str:
@@ -186,7 +186,7 @@ def _json_line(record: Mapping[str, object]) -> str:
 
 
 def _plain(value: object) -> object:
-    """Numpy scalars and arrays as Python values; floats that JSON cannot hold as null."""
+    """Convert NumPy scalars and arrays to Python values, and floats that JSON cannot hold to None."""
     if isinstance(value, np.generic | np.ndarray):
         return _plain(value.tolist())
     if isinstance(value, float):
@@ -214,14 +214,14 @@ def _write_scalars(writer: TensorBoardWriter, line: Mapping[str, Any]) -> None:
 
 
 def _open_wandb(run_dir: Path, project: str, config: Mapping[str, object], resume_step: int) -> WandbRun:
-    """Start or continue the run at Weights & Biases. The package is large and an extra, so it is loaded here only."""
+    """Start or resume the run at Weights & Biases. Imports the package here, as it is large and optional."""
     try:
         import wandb
     except ModuleNotFoundError as error:
         if error.name != "wandb":
             raise
         raise UserError(
-            "expected the package wandb, because Weights & Biases is switched on; it is not installed: "
+            "expected the package wandb, because Weights & Biases is switched on, but it is not installed: "
             "run `pip install 'rlt_jax[wandb]'` or `pip install wandb`, or switch it off"
         ) from error
     try:
@@ -241,9 +241,9 @@ def _open_wandb(run_dir: Path, project: str, config: Mapping[str, object], resum
 
 
 def _wandb_id(path: Path, resume_step: int) -> str:
-    """The run's id at Weights & Biases: that of the run being continued, else a new one."""
+    """The run's id at Weights & Biases: the saved one when resuming, else a new one."""
     if resume_step > 0 and path.exists():
         return path.read_text(encoding="utf-8").strip()
-    identity = uuid.uuid4().hex[:8]
-    path.write_text(identity + "\n", encoding="utf-8")
-    return identity
+    run_id = uuid.uuid4().hex[:8]
+    path.write_text(run_id + "\n", encoding="utf-8")
+    return run_id

@@ -1,1 +1,1 @@
-"""From explanations to rewards: log-probs of teacher and student, the reward, and what is reported of it."""
+"""Rewards of explanations: log-probs under teacher and student, reward functions, metrics and rankings."""

@@ -1,4 +1,4 @@
-"""Log-probs of token rows under frozen or current weights, and the spans of them that the reward reads."""
+"""Log-probs of token sequences under frozen or current weights, and the spans of them that the reward reads."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,8 +28,8 @@ def sequence_logprobs(
     """log π(ids_t | ids_<t) at `temperature`, f32[B, T] nats; position 0 has no context and gets 0.
 
     Args:
-      ids: i32[B, T], right-padded. What stands at pads is junk (but finite): mask it.
-      chunk: tokens whose logits exist at one time.
+      ids: i32[B, T], right-padded. The log-probs of pads are finite but meaningless: mask them.
+      chunk: tokens whose logits exist at a time.
       segments: i32[B, T] of packed rows, as in `Model.hidden`; the first token of each gets 0.
     """
     hidden = model.hidden(params, ids, segments=segments)
@@ -54,10 +54,10 @@ def row_logprobs(
     """`sequence_logprobs` of ragged rows: batched by length, returned in the order given.
 
     Args:
-      params: on the device, or in pinned host memory: then they are copied to the device for as long as it takes.
+      params: on the device, or in pinned host memory, from where they are copied to the device during the call.
       rows: i32[T_i] token ids each.
-      batch_size: sequences of one forward pass, at most.
-      packed_length: let rows share sequences, as `sequence_batches` says. Changes the result by rounding alone.
+      batch_size: sequences per forward pass, at most.
+      packed_length: let rows share sequences (see `sequence_batches`). Changes results only by rounding.
     Returns:
       f32[T_i] each, nats.
     """
@@ -73,15 +73,15 @@ def row_logprobs(
     logps: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
     for sequences, batch in zip(batches, fetched):
         for pack, values in zip(sequences.packs, batch):
-            for i, of_row in zip(pack, np.split(values, np.cumsum([lengths[i] for i in pack]))):
-                logps[i] = of_row
+            for i, row_logps in zip(pack, np.split(values, np.cumsum([lengths[i] for i in pack]))):
+                logps[i] = row_logps
     return logps
 
 
 def gather_logprobs(
     rows: Sequence[ScoreRow], student_logps: Sequence[np.ndarray], teacher_logps: Sequence[np.ndarray]
 ) -> RewardLogprobs:
-    """Pick each row's solution and thought log-probs out of its two sequences, right-padded to a bucket.
+    """Select the log-probs of each row's solution and thought from its two sequences, right-padded to a bucket.
 
     Args:
       student_logps, teacher_logps: f32[S_i], f32[T_i] nats, from `row_logprobs` over student_ids and teacher_ids.

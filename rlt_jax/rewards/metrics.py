@@ -1,7 +1,7 @@
-"""Arrays of one batch -> the numbers that a log line shows. Names, meanings and units: docs/metrics.md.
+"""Metrics of one batch, computed from its arrays. Names, meanings and units: docs/metrics.md.
 
-Departure from the original: with one completion per question the spread inside a group does not exist, so the two
-metrics about it are left out (the original logs NaN).
+Departure from the original: with one completion per question there is no spread within a group, so the two metrics
+about it are left out (the original logs NaN).
 """
 
 from collections.abc import Mapping
@@ -10,13 +10,13 @@ import numpy as np
 
 
 def reward_metrics(rewards: np.ndarray, components: Mapping[str, np.ndarray], num_generations: int) -> dict[str, float]:
-    """Mean reward, its spread inside the groups, and the mean of each component.
+    """Mean reward, its spread within groups, and the mean of each component.
 
         reward_std = mean_g std_{i in g}(r_i),   std unbiased (n - 1), as the original logs it
 
     Args:
       rewards: f32[B], groups of `num_generations` consecutive rows, one group per question.
-      components: name -> f32[B], the parts of the reward.
+      components: name -> f32[B], the components of the reward.
       num_generations: completions per question.
     Returns:
       `reward`, `reward_std`, `zero_spread_share` (these two only when num_generations > 1) and `component/NAME`.
@@ -46,18 +46,18 @@ def completion_metrics(
     *,
     trace_copy_rates: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """How the completions look: length, how many were cut off, kept the format, repeat the solution or themselves.
+    """Lengths of the completions, and how many were cut off, closed their tags, copy or repeat.
 
     Args:
-      lengths: i32[B], tokens drawn, with the EOS token.
+      lengths: i32[B], tokens sampled, EOS included.
       finished: bool[B], True: ended by EOS.
       matched: bool[B], True: the explanation's tags were closed.
-      copy_rates: f32[B], share of explanation tokens inside a run of >= 8 tokens that the solution holds too.
-      repeat_rates: f32[B], the same of runs that the explanation itself held before.
+      copy_rates: f32[B], share of explanation tokens inside a run of >= 8 tokens that also occurs in the solution.
+      repeat_rates: f32[B], the same for runs that occurred earlier in the explanation itself.
       trace_copy_rates: f32[B], the copy rates of the rows' own reasoning traces; NaN where a row has none.
     Returns:
       `completion_length/min|mean|max`, `cut_off_share`, `match_rate`, `copy_rate`, `repeat_rate`, and `trace_copy_rate`
-      when any row has a trace: what an honest explanation of these rows scores.
+      if any row has a trace: the copy rate of an honest explanation of these rows.
     Raises:
       ValueError: no completions, or arrays of unequal length.
     """
@@ -79,12 +79,12 @@ def completion_metrics(
 
 
 def eval_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The same metrics under the names of held-out prompts: `reward` -> `eval/reward`."""
+    """Rename metrics for held-out prompts: `reward` -> `eval/reward`."""
     return {f"eval/{name}": value for name, value in metrics.items()}
 
 
 def _vector(name: str, values: np.ndarray, *, size: int | None = None) -> np.ndarray:
-    """f64[B]: float64, so that a mean over thousands of float32 rewards loses nothing."""
+    """Check the shape and convert to f64[B], so that a mean over thousands of float32 rewards loses no precision."""
     vector = np.asarray(values, dtype=np.float64)
     if vector.ndim != 1 or vector.size == 0 or (size is not None and vector.size != size):
         expected = "one dimension, at least one value" if size is None else f"shape ({size},)"

@@ -1,6 +1,6 @@
-"""Which explanations to keep: the best-rewarded of each question, and the best share of a whole data set.
+"""Selects explanations by reward: the best of each question, then the best share of the whole data set.
 
-Ties go to the earlier row, so that the same rewards always give the same rows.
+Ties go to the earlier row, so that the same rewards always select the same rows.
 """
 
 from collections import Counter
@@ -16,15 +16,15 @@ def select_rows(
     best_of_question: int | None = None,
     top_fraction: float | None = None,
 ) -> np.ndarray:
-    """Rows to keep, ascending: the best of each question first, then of these the best share.
+    """Indices of the rows to keep, ascending: first the best of each question, then the best share of those.
 
     Args:
       rewards: f64[N], finite.
       questions: N keys, equal where rows explain the same question.
-      best_of_question: rows to keep of each question, which keeps all if it has no more. None: all.
+      best_of_question: rows to keep per question; all, if it has fewer. None: all.
       top_fraction: share to keep in (0, 1], rounded to the nearest whole number of rows and at least one. None: all.
     Returns:
-      i64[K], places in `rewards`.
+      i64[K], indices into `rewards`.
     Raises:
       ValueError: a reward that is not finite, unequal lengths, or a number to keep that is out of range.
     """
@@ -49,18 +49,18 @@ def select_rows(
 
 
 def ranks(rewards: np.ndarray) -> np.ndarray:
-    """Place of each reward, 1 for the highest, no two the same: f64[N] -> i64[N].
+    """Rank of each reward, 1 for the highest, without ties: f64[N] -> i64[N].
 
     Raises:
       ValueError: a reward that is not finite.
     """
-    places = np.empty(len(rewards), dtype=np.int64)
-    places[_best_first(rewards)] = np.arange(1, len(rewards) + 1)
-    return places
+    ranking = np.empty(len(rewards), dtype=np.int64)
+    ranking[_best_first(rewards)] = np.arange(1, len(rewards) + 1)
+    return ranking
 
 
 def _best_first(rewards: np.ndarray) -> np.ndarray:
-    """i64[N] places of the rewards from the highest to the lowest."""
+    """Indices i64[N] of the rewards from the highest to the lowest."""
     values = np.asarray(rewards, dtype=np.float64)
     if values.ndim != 1 or not np.isfinite(values).all():
         raise ValueError(f"expected finite rewards f64[N], got NaN, inf, or shape {values.shape}")

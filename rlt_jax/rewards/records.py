@@ -1,4 +1,4 @@
-"""One step's completions and rewards, as metrics and as records to read: the same for training and evaluation."""
+"""Metrics and readable records of a step's completions and rewards, shared by training and evaluation."""
 
 from collections.abc import Iterator, Sequence
 
@@ -27,7 +27,7 @@ def rollout_metrics(
 def sample_records(
     scored: Scored, completions: Sequence[Completion], *, probability: float, seed: tuple[int, int]
 ) -> Iterator[dict[str, object]]:
-    """Some of the completions with their scores, each with the given probability, for completions.jsonl."""
+    """Records of some completions for completions.jsonl, each chosen with the given probability."""
     chosen = np.random.default_rng(seed).random(len(completions)) < probability
     for i, (prompt, row, completion) in enumerate(zip(scored.prompts, scored.rows, completions)):
         if chosen[i]:
@@ -48,7 +48,7 @@ def sample_records(
 
 
 def _trace_copy_rates(prompts: Sequence[Prompt], chat: ChatFormat) -> np.ndarray:
-    """f64[B] the copy rates that the rows' own traces would get as completions; NaN where a row has none."""
+    """Copy rates f64[B] that the rows' own traces would have as completions; NaN for rows without a trace."""
     rates: dict[int, float] = {}
     for prompt in prompts:
         if prompt.row.number not in rates:

@@ -1,6 +1,6 @@
-"""The RLT reward, and what any reward function sees and returns.
+"""The RLT reward, and the interface of reward functions: what they receive and return.
 
-A researcher's own reward is a plain function of `RewardInputs` (see docs/guide.md).
+Your own reward is a plain function of `RewardInputs` (see docs/guide.md).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,30 +16,30 @@ from rlt_jax.types import Prompt, RewardLogprobs, ScoreRow
 
 
 class RewardInputs(NamedTuple):
-    """What a reward function sees: B explanations, their texts, their tokens and their log-probs."""
+    """What a reward function receives: B explanations with their texts, tokens and log-probs."""
 
-    prompts: Sequence[Prompt]  # B of them: the question, its solution, the ids the teacher continued; () in `score`
-    rows: Sequence[ScoreRow]  # B of them: explanation text, both token sequences, match, copy rate
+    prompts: Sequence[Prompt]  # B: question, solution, the ids that the teacher continued; () in `rlt_jax.score`
+    rows: Sequence[ScoreRow]  # B: explanation text, both token sequences, match, copy rate
     logprobs: RewardLogprobs  # padded log-probs of both models, nats
 
 
 class Rewards(NamedTuple):
-    """What it returns; a bare f32[B] array will do as well."""
+    """What a reward function returns; a bare f32[B] array also works."""
 
     reward: np.ndarray  # f32[B]
-    components: Mapping[str, np.ndarray]  # name -> f32[B], logged beside the reward
+    components: Mapping[str, np.ndarray]  # name -> f32[B], logged with the reward
 
 
 RewardFn = Callable[[RewardInputs], Rewards | np.ndarray]
 
 
 def rlt_reward(config: RewardConfig) -> RewardFn:
-    """The paper's reward, `losses.teacher_reward`, with the coefficients of `config`. Compiled once per bucket."""
+    """The paper's reward, `losses.teacher_reward`, with the settings of `config`. Compiles once per bucket."""
     reward = jax.jit(
         partial(
             teacher_reward,
-            answer_log_prob_coeff=_one_for_all(config.answer_log_prob_coeff),
-            kl_penalty_reward_coeff=_one_for_all(config.kl_penalty_reward_coeff),
+            answer_log_prob_coeff=_unwrap_single(config.answer_log_prob_coeff),
+            kl_penalty_reward_coeff=_unwrap_single(config.kl_penalty_reward_coeff),
             reduction_log_prob=config.reduction_log_prob,
             reduction_kl=config.reduction_kl,
             normalize_log_prob=config.normalize_log_prob,
@@ -69,12 +69,12 @@ def rlt_reward(config: RewardConfig) -> RewardFn:
     return reward_fn
 
 
-def _one_for_all(coefficients: tuple[float, ...]) -> float | tuple[float, ...]:
-    """A single weight as the number that `teacher_reward` gives to every reduction."""
+def _unwrap_single(coefficients: tuple[float, ...]) -> float | tuple[float, ...]:
+    """A single coefficient as a number, which `teacher_reward` applies to every reduction."""
     return coefficients[0] if len(coefficients) == 1 else coefficients
 
 
 def reward_columns(rewards: Rewards, i: int) -> dict[str, Any]:
-    """Reward and components of explanation i, as they stand in a line of a file."""
+    """Reward and components of explanation i, as columns of a record."""
     components = {name: float(values[i]) for name, values in rewards.components.items()}
     return {"reward": float(rewards.reward[i]), "components": components}

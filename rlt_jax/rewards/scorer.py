@@ -1,4 +1,4 @@
-"""From explanations to rewards: log-probs of teacher and student over them, and the reward function."""
+"""Scores explanations: computes their log-probs under teacher and student, then calls the reward function."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from rlt_jax.types import Completion, Prompt, ScoreRow
 
 
 class Scored(NamedTuple):
-    """Explanations with everything that scoring found out about them."""
+    """Explanations with their rewards."""
 
     prompts: Sequence[Prompt]
     rows: list[ScoreRow]
@@ -25,7 +25,7 @@ class Scored(NamedTuple):
 
 @dataclass(frozen=True)
 class Scorer:
-    """Teacher, frozen student and reward. The teacher's parameters come with each call, as training replaces them."""
+    """Teacher, frozen student and reward function. Each call gets the teacher's parameters: training changes them."""
 
     teacher: Model
     student: Model
@@ -33,15 +33,15 @@ class Scorer:
     reward_fn: RewardFn
     teacher_temperature: float  # divides the teacher's logits
     student_temperature: float  # divides the student's logits
-    chunk: int  # tokens whose logits exist at one time
+    chunk: int  # tokens whose logits exist at a time
 
     def score(
         self, teacher_params: Params, prompts: Sequence[Prompt], rows: list[ScoreRow], *, batch_size: int
     ) -> Scored:
-        """`score_rows` with both models.
+        """Score rows with both models (see `score_rows`).
 
         Args:
-          batch_size: sequences of a forward pass, at most. Changes the result by rounding alone.
+          batch_size: sequences per forward pass, at most. Changes results only by rounding.
         """
         logprobs = partial(row_logprobs, batch_size=batch_size, chunk=self.chunk)
         return score_rows(
@@ -63,11 +63,11 @@ def make_scorer(
     chunk: int,
     reward_fn: RewardFn | None = None,
 ) -> Scorer:
-    """The scorer that a configuration asks for.
+    """Build the scorer that `reward` describes.
 
     Args:
-      sampling_temperature: of the teacher, which divides its logits where `reward` says so.
-      reward_fn: a reward of your own; None: the RLT reward with the coefficients of `reward`.
+      sampling_temperature: the teacher's; also divides its logits in scoring if `reward` says so.
+      reward_fn: your own reward function. None: the RLT reward with the settings of `reward`.
     """
     return Scorer(
         teacher,
@@ -88,10 +88,10 @@ def score_rows(
     student_logprobs: RowLogprobs,
     reward_fn: RewardFn,
 ) -> Scored:
-    """One forward pass of the teacher and one of the student over each explanation, then the reward.
+    """Run teacher and student over each explanation, then compute the rewards.
 
     Raises:
-      ValueError: the reward function returned something else than one finite number per explanation.
+      ValueError: the reward function returned anything but one finite number per explanation.
     """
     teacher_logps = teacher_logprobs([row.teacher_ids for row in rows])
     student_logps = student_logprobs([row.student_ids for row in rows])
@@ -107,7 +107,7 @@ def score_rows(
 def completion_rows(
     prompts: Sequence[Prompt], completions: Sequence[Completion], *, chat: ChatFormat, eos_ids: tuple[int, ...]
 ) -> list[ScoreRow]:
-    """Sampled completions as rows to score. Token ids go through: only the seam at the end tag is tokenised anew."""
+    """Turn sampled completions into rows to score. Token ids stay; only the seam at the end tag is tokenised again."""
     return [
         score_row_from_ids(prompt, completion.token_ids, chat, eos_ids)
         for prompt, completion in zip(prompts, completions)

@@ -21,27 +21,27 @@ from rlt_jax.errors import UserError
 Arrays = Any
 CheckpointManager = ocp.CheckpointManager
 
-COPIES_GB = 4  # of arrays on their way into a checkpoint at one time, unless one is larger
-_SHOWN = 4  # differences in one message
+COPIES_GB = 4  # of arrays being written to a checkpoint at a time, unless one array is larger
+_SHOWN = 4  # differences listed in a message
 
 
 def open_checkpoints(folder: Path, *, keep: int, like: Arrays = ()) -> ocp.CheckpointManager:
-    """The manager of `folder` (made when missing); it keeps the newest `keep` checkpoints.
+    """Open the checkpoints of `folder` (created if missing), of which the newest `keep` are kept.
 
     Args:
-      like: the arrays to be saved, or their shapes: the largest bounds the host memory that saving takes.
+      like: the arrays to be saved, or their shapes; the largest sets the host memory that saving takes.
     Raises:
       UserError: `folder` is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(
-            f"expected a folder for checkpoints, but {folder} is a file: move it, or take another run folder"
+            f"expected a folder for checkpoints, but {folder} is a file: move it, or choose another run folder"
         )
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
     largest = max((leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like)), default=0)
     limit = max(COPIES_GB, largest / 1e9)  # Orbax refuses an array that is larger than its limit
-    # Left to itself Orbax copies all arrays to the host, and encodes all of them, before it writes the first: twice the
-    # memory of an optimizer whose state fills the host already. Each of these three is needed to bound that.
+    # By default Orbax copies all arrays to the host, and encodes all of them, before it writes the first: twice the
+    # memory of an optimizer state that already fills the host. Each of the first three arguments is needed to bound it.
     arrays = ocp.PyTreeCheckpointHandler(
         save_concurrent_gb=limit,
         save_device_host_concurrent_gb=limit,
@@ -53,7 +53,7 @@ def open_checkpoints(folder: Path, *, keep: int, like: Arrays = ()) -> ocp.Check
 
 
 def save_checkpoint(manager: ocp.CheckpointManager, step: int, arrays: Arrays, facts: dict[str, int]) -> None:
-    """Write step's checkpoint; it appears under its name only when complete. Saving a step twice is a no-op."""
+    """Write the checkpoint of a step; it gets its name only when complete. Saving a step twice is a no-op."""
     if manager.latest_step() == step:
         return
     written = ocp.args.JsonSave({**facts, "arrays": _signature(arrays)})
@@ -64,12 +64,12 @@ def save_checkpoint(manager: ocp.CheckpointManager, step: int, arrays: Arrays, f
 def restore_checkpoint(
     manager: ocp.CheckpointManager, like: Arrays, *, seed: int, max_steps: int
 ) -> tuple[Arrays, dict[str, Any]]:
-    """The newest checkpoint as (arrays, facts), placed like `like` (arrays or ShapeDtypeStructs).
+    """Restore the newest checkpoint as (arrays, facts), placed like `like` (arrays or ShapeDtypeStructs).
 
     Raises:
       UserError: it is damaged; its arrays have other names, shapes or types than this run's (another model, dtype or
-        optimizer); it was written under another seed, so that data order and sampling would not go on where they
-        stopped; or the run would end before it.
+        optimizer); it was written under another seed, so that data order and sampling would not continue where they
+        stopped; or it is later than the run's last step.
     """
     step = manager.latest_step()
     where = f"{manager.directory}/{step}"
@@ -78,7 +78,7 @@ def restore_checkpoint(
         written_seed, written = facts["seed"], facts["arrays"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise _damaged(where, error) from error
-    # Compared here, as Orbax casts types and drops what one side lacks without a word.
+    # Compared here, as Orbax silently casts types and drops what one side lacks.
     expected = _signature(like)
     differences = [
         f"{name}: this run has {expected.get(name, 'none')}, the checkpoint {written.get(name, 'none')}"
@@ -121,22 +121,22 @@ def _signature(arrays: Arrays) -> dict[str, str]:
 
 @contextmanager
 def _quiet_when_failing() -> Iterator[None]:
-    """When one read fails, Orbax abandons the others, and these print tracebacks of their own: from their threads,
-    and as tasks and futures of asyncio whose failure nobody asked for.
+    """Drop the tracebacks of abandoned reads after a failure, and no others; the failure itself is raised.
 
-    After a failure such complaints, and no others, are dropped: the failure itself is raised.
+    When one read fails, Orbax abandons the others, and these print their own tracebacks: from their threads, and as
+    asyncio tasks and futures whose exception was never retrieved.
     """
-    before, asyncio_log = sys.unraisablehook, logging.getLogger("asyncio")
+    previous_hook, asyncio_log = sys.unraisablehook, logging.getLogger("asyncio")
 
     def hook(unraisable: Any) -> None:
         abandoned = "Event loop is closed" in str(unraisable.exc_value) or "_read_array" in repr(unraisable.object)
         if not abandoned:
-            before(unraisable)
+            previous_hook(unraisable)
 
     sys.unraisablehook = hook
     asyncio_log.addFilter(_is_no_abandoned_read)
     yield
-    sys.unraisablehook = before  # not reached after a failure: late complaints are still to come
+    sys.unraisablehook = previous_hook  # not reached after a failure: more tracebacks may follow
     asyncio_log.removeFilter(_is_no_abandoned_read)
 
 
@@ -148,5 +148,5 @@ def _damaged(where: str, error: Exception) -> UserError:
     reason = str(error).splitlines()[0][:200]
     return UserError(
         f"{where}: expected a whole checkpoint, but it cannot be read ({type(error).__name__}: {reason}): delete this "
-        "folder to go on from the checkpoint before it, or choose another --output-dir"
+        "folder to resume from the checkpoint before it, or choose another --output-dir"
     )

@@ -1,4 +1,4 @@
-"""Evaluation while training: fixed held-out prompts and seeds, so that two evaluations differ by the weights alone."""
+"""Evaluation during training: fixed held-out prompts and seeds, so that only the weights differ between evaluations."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,19 +14,19 @@ from rlt_jax.rewards.records import rollout_metrics
 from rlt_jax.rewards.scorer import Scored
 from rlt_jax.types import Completion, Prompt, Request
 
-SOLUTION_LOGP = "solution_logp/mean"  # the component that says whether the student got to know the solution
+SOLUTION_LOGP = "solution_logp/mean"  # the component that shows how likely the student finds the solution
 EVAL_FILE = "eval.jsonl"
 
 
 def evaluation_requests(prompts: Sequence[Prompt], *, seed: int) -> list[Request]:
-    """One completion per held-out prompt: prompt i is drawn with seed + i, whatever the step."""
+    """One completion per held-out prompt: prompt i is sampled with seed + i at every step."""
     return [Request(prompt.teacher_ids, (seed + i,)) for i, prompt in enumerate(prompts)]
 
 
 def evaluation_results(
     scored: Scored, completions: Sequence[Completion], chat: ChatFormat
 ) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """The means, named as the training metrics with "eval/" in front, and one record per prompt for EVAL_FILE."""
+    """Mean metrics, named as in training with the prefix "eval/", and one record per prompt for EVAL_FILE."""
     metrics = rollout_metrics(scored, completions, chat, num_generations=1)
     values = {"reward": scored.rewards.reward, **scored.rewards.components}
     records = [
@@ -37,7 +37,7 @@ def evaluation_results(
 
 
 def write_records(run_dir: Path, step: int, records: Sequence[Mapping[str, float]]) -> None:
-    """Append one evaluation to EVAL_FILE."""
+    """Append the records of an evaluation to EVAL_FILE."""
     with (run_dir / EVAL_FILE).open("a", encoding="utf-8") as file:
         file.writelines(json.dumps({"step": step, **record}) + "\n" for record in records)
 
@@ -45,7 +45,7 @@ def write_records(run_dir: Path, step: int, records: Sequence[Mapping[str, float
 def read_changes(run_dir: Path, names: Sequence[str], *, first: int, last: int) -> dict[str, PairedChange]:
     """Paired change of each named quantity from the evaluation at step `first` to that at `last`, by prompt.
 
-    Names that the reward did not report, and steps without an evaluation of two prompts or more, give nothing.
+    Leaves out names that the reward did not report; {} unless both steps evaluated two or more prompts in common.
     """
     records = {(record["step"], record["row"]): record for record in read_lines(run_dir / EVAL_FILE)}
     rows = sorted({row for step, row in records if step == first} & {row for step, row in records if step == last})

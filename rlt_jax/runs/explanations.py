@@ -1,4 +1,4 @@
-"""Explanations of some rows, those that came out wrong sampled again, as lines of a data set."""
+"""Samples explanations of rows, resamples unusable ones, and turns them into lines of a data set."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,23 +21,28 @@ CUT_OFF, NOT_CLOSED, UNREADABLE = "cut off", "tags not closed", "with a tag of t
 
 
 class Explanation(NamedTuple):
-    """One drawn explanation of a row."""
+    """One sampled explanation of a row."""
 
     prompt: Prompt
-    sample: int  # which of the row's
-    draw: int  # tries before this one
+    sample: int  # its number among the row's samples
+    draw: int  # earlier tries
     completion: Completion
     row: ScoreRow
-    columns: dict[str, Any] | None  # of the data set; None: it cannot be a row of one
-    problem: str | None  # why it should be drawn again
+    columns: dict[str, Any] | None  # of a data set; None: it cannot be a row of one
+    problem: str | None  # why it is unusable; None: it is usable
 
 
 def sample_explanations(
-    config: GenerateConfig, prompts: Sequence[Prompt], sampler: Sampler, chat: ChatFormat, ends: tuple[int, ...]
+    config: GenerateConfig, prompts: Sequence[Prompt], sampler: Sampler, chat: ChatFormat, eos_ids: tuple[int, ...]
 ) -> tuple[list[Explanation], Counter[str]]:
-    """Explanations of some rows by row and sample, those that came out wrong drawn again; and what became of them."""
+    """Sample explanations, and resample unusable ones up to config.redraws times.
+
+    Returns:
+      The explanations to write, ordered by prompt and sample, and counts: of `resampled` and `dropped` ones, and of
+      each problem after the last try.
+    """
     sampling = sampling_params(config.sampler, max_tokens=config.max_completion_length, temperature=config.temperature)
-    found: dict[tuple[int, int], Explanation] = {}  # (index of the prompt, sample) -> its newest try
+    newest: dict[tuple[int, int], Explanation] = {}  # (index of the prompt, sample) -> last try
     missing = {i: list(range(config.samples)) for i in range(len(prompts))}
     counts: Counter[str] = Counter()
     for tries in range(config.redraws + 1):
@@ -47,29 +52,29 @@ def sample_explanations(
             )
             for i, samples in missing.items()
         ]
-        counts["drawn again"] += sum(map(len, missing.values())) if tries else 0
+        counts["resampled"] += sum(map(len, missing.values())) if tries else 0
         for (i, samples), completions in zip(missing.items(), sampler.generate(requests, sampling)):
             for sample, completion in zip(samples, completions):
-                found[i, sample] = _explanation(prompts[i], sample, tries, completion, chat, ends)
+                newest[i, sample] = _explanation(prompts[i], sample, tries, completion, chat, eos_ids)
         missing = {
-            i: wrong
+            i: unusable
             for i, samples in missing.items()
-            if (wrong := [sample for sample in samples if found[i, sample].problem])
+            if (unusable := [sample for sample in samples if newest[i, sample].problem])
         }
-    counts.update(it.problem for it in found.values() if it.problem is not None)
+    counts.update(explanation.problem for explanation in newest.values() if explanation.problem is not None)
     kept = [
-        it
-        for _, it in sorted(found.items())
-        if it.problem is None or (config.on_unfinished == "keep" and it.columns is not None)
+        explanation
+        for _, explanation in sorted(newest.items())
+        if explanation.problem is None or (config.on_unfinished == "keep" and explanation.columns is not None)
     ]
-    counts["dropped"] += len(found) - len(kept)
+    counts["dropped"] += len(newest) - len(kept)
     return kept, counts
 
 
 def _explanation(
-    prompt: Prompt, sample: int, draw: int, completion: Completion, chat: ChatFormat, ends: tuple[int, ...]
+    prompt: Prompt, sample: int, draw: int, completion: Completion, chat: ChatFormat, eos_ids: tuple[int, ...]
 ) -> Explanation:
-    row = score_row_from_ids(prompt, completion.token_ids, chat, ends)
+    row = score_row_from_ids(prompt, completion.token_ids, chat, eos_ids)
     columns = distillation_row(prompt.row, row.explanation, chat)
     problem = None
     if not completion.finished:
@@ -83,7 +88,7 @@ def _explanation(
 
 def explanation_record(explanation: Explanation) -> dict[str, Any]:
     """A line of the data set, without scores."""
-    assert explanation.columns is not None  # draw leaves out what is no row
+    assert explanation.columns is not None  # sample_explanations drops the others
     return explanation.columns | {
         "sample": explanation.sample,
         "draw": explanation.draw,
@@ -96,5 +101,5 @@ def explanation_record(explanation: Explanation) -> dict[str, Any]:
 
 
 def describe_problems(counts: Counter[str]) -> str:
-    """Why explanations could not be used: `3 cut off, 1 tags not closed`."""
+    """Why explanations were unusable: `3 cut off, 1 tags not closed`."""
     return ", ".join(f"{counts[problem]} {problem}" for problem in (CUT_OFF, NOT_CLOSED, UNREADABLE) if counts[problem])

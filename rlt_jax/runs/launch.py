@@ -1,4 +1,4 @@
-"""A command of this project in a process of its own, its output shown and kept."""
+"""Runs a command of this package in its own process; its output is shown and saved."""
 
 import subprocess
 import sys
@@ -8,24 +8,24 @@ from pathlib import Path
 
 
 class OutOfTime(Exception):
-    """A command was stopped because its time was up."""
+    """A command was stopped because its time had run out."""
 
 
 def run_logged(
     module: str, flags: Sequence[str], name: str, log: Path, *, quiet: bool = False, seconds: float | None = None
 ) -> str | None:
-    """`python -m MODULE FLAGS`, each line of its output shown behind `name` and appended to `log`.
+    """Run `python -m MODULE FLAGS`; show each line of its output after `name: `, and append it to `log`.
 
     Args:
-      quiet: keep the output in `log` alone.
-      seconds: stop it after so long. None: never.
+      quiet: write the output only to `log`.
+      seconds: stop the command after this time. None: never.
     Returns:
-      Why it failed; None if it did not.
+      Why the command failed; None if it succeeded.
     Raises:
-      OutOfTime: it was stopped. On this and every other exception it has ended.
+      OutOfTime: the command was stopped. After this and any other exception it is no longer running.
     """
     last = ""
-    late = threading.Event()
+    timed_out = threading.Event()
     with (
         log.open("a", encoding="utf-8", buffering=1) as output,
         subprocess.Popen(
@@ -38,7 +38,7 @@ def run_logged(
     ):
 
         def stop() -> None:
-            late.set()
+            timed_out.set()
             process.terminate()
 
         timer = None if seconds is None else threading.Timer(min(max(seconds, 0), threading.TIMEOUT_MAX), stop)
@@ -54,13 +54,13 @@ def run_logged(
             process.wait()
         except BaseException:
             process.terminate()
-            process.wait()  # it must not write on while the next call goes on with its work
+            process.wait()  # else it would still write while the next call resumes its work
             raise
         finally:
             if timer is not None:
                 timer.cancel()
     if process.returncode == 0:
         return None
-    if late.is_set():
+    if timed_out.is_set():
         raise OutOfTime
     return f"exit code {process.returncode} ({last}), see {log}"

@@ -1,7 +1,7 @@
-"""What an RLT run computes with, built once: data, models, optimizer, sampler's engine, scorer, gradients.
+"""The parts of an RLT run, built once: data, models, optimizer, sampling engine, scorer, gradients.
 
-What changes from step to step (the policy's state, the reference) is an argument of every function here, and is held
-by none of them: the loop in `train.py` owns it.
+What changes from step to step (the policy's state, the reference) is an argument of the functions here, and none of
+them holds it: the loop in `train.py` owns it.
 """
 
 import logging
@@ -30,6 +30,7 @@ from rlt_jax.planner.capacity import saved_layers
 from rlt_jax.planner.ledger import Ledger
 from rlt_jax.planner.run_plan import at_batch_sizes, ledger_lines, plan
 from rlt_jax.rewards.logprobs import row_logprobs
+from rlt_jax.rewards.records import sample_records
 from rlt_jax.rewards.rlt import RewardFn
 from rlt_jax.rewards.scorer import Scored, Scorer, completion_rows, make_scorer
 from rlt_jax.runs.setup import (
@@ -59,7 +60,7 @@ class Rlt:
     eos_ids: tuple[int, ...]
     prompts: Sequence[Prompt]  # to train on
     eval_prompts: Sequence[Prompt]  # held out
-    questions: Callable[[int], np.ndarray]  # step from 0 -> places in `prompts` of its questions
+    questions: Callable[[int], np.ndarray]  # step, from 0 -> indices into `prompts`
     model: Model  # of policy and reference
     params: Params  # the policy's, as loaded
     optimizer: Optimizer
@@ -71,21 +72,21 @@ class Rlt:
     backoff: MemoryBackoff
     budget: BudgetWatch
 
-    # The state that a run resumes: (policy with optimizer, reference).
+    # The state of a run: (policy with optimizer, reference).
 
     def state_like(self) -> tuple[TrainState, Params]:
-        """Shapes and places of state and reference, for a checkpoint to be restored into."""
+        """Shapes and shardings of state and reference, to restore a checkpoint into."""
         return self.optimizer.like(self.params), frozen_like(self.config, self.params)
 
     def fresh_state(self, params: Params) -> tuple[TrainState, Params]:
-        """State and reference at the start of a run; takes over the parameters."""
+        """Initial state and reference of a run; takes over the parameters."""
         reference = load_reference(self.config, self.model, params)
         return self.optimizer.init(params), reference
 
     # Generate.
 
     def open_sampler(self, params: Params, *, version: int) -> Sampler:
-        """A sampler that draws from the policy's parameters."""
+        """A sampler of the policy with the given parameters."""
         return make_sampler(
             train_settings(self.config),
             self.engine,
@@ -97,34 +98,34 @@ class Rlt:
         )
 
     def requests(self, step: int) -> tuple[list[Prompt], list[Request]]:
-        """The prompts of a step, and the request of each for its group of completions; seeds follow from the step."""
+        """The prompts of a step, and a request for each prompt's group of completions; seeds depend on the step."""
         group = self.config.num_generations
         prompts = [self.prompts[i] for i in self.questions(step - 1)]
         seeds = np.random.SeedSequence((self.config.seed, step)).generate_state(self.config.train_batch_size)
-        groups = [tuple(map(int, seeds[i * group : (i + 1) * group])) for i in range(len(prompts))]
-        return prompts, [Request(prompt.teacher_ids, seeds) for prompt, seeds in zip(prompts, groups)]
+        group_seeds = [tuple(map(int, seeds[i * group : (i + 1) * group])) for i in range(len(prompts))]
+        return prompts, [Request(prompt.teacher_ids, seeds) for prompt, seeds in zip(prompts, group_seeds)]
 
     def generate(
         self, sampler: Sampler, requests: Sequence[Request], *, on_progress: Callable[[int], None] | None = None
     ) -> list[tuple[Completion, ...]]:
-        """Completions of all requests; then the sampler sleeps, and has no weights."""
+        """Sample the completions of all requests, then put the sampler to sleep, without weights."""
         config = self.config
         sampling = sampling_params(
             config.sampler, max_tokens=config.max_completion_length, temperature=config.temperature
         )
-        drawn = self.backoff.run(
+        groups = self.backoff.run(
             "generate",
             lambda sizes: sampler.generate(requests, sampling, max_batch=sizes.generate, on_progress=on_progress),
         )
         sampler.sleep()
-        return drawn
+        return groups
 
     # Score.
 
     def score(
         self, policy: Params, reference: Params, prompts: Sequence[Prompt], completions: Sequence[Completion]
     ) -> Scored:
-        """Rewards of completions, prompt i having completion i."""
+        """Score completions; completion i belongs to prompt i."""
         teacher = reference if self.config.reward.use_reference_teacher_model else policy
         rows = completion_rows(prompts, completions, chat=self.chat, eos_ids=self.eos_ids)
         return self.backoff.run(
@@ -144,7 +145,7 @@ class Rlt:
         return self.backoff.run("score", lambda sizes: logprobs(batch_size=sizes.score))
 
     def advantages(self, scored: Scored) -> np.ndarray:
-        """f32[B] rewards compared inside each group."""
+        """Advantages f32[B]: rewards normalised within each group."""
         return np.asarray(group_advantages(jnp.asarray(scored.rewards.reward), self.config.num_generations))
 
     # Update.
@@ -167,32 +168,39 @@ class Rlt:
             advantages,
         )
 
-        def summed(sizes: BatchSizes) -> tuple[Params, dict]:
+        def sum_at(sizes: BatchSizes) -> tuple[Params, dict]:
             micro_batches = batches(batch_size=sizes.update)
             return self.sum_gradients(policy, micro_batches, save_activations=sizes.save_activations)
 
-        return self.backoff.run("update", summed)
+        return self.backoff.run("update", sum_at)
 
     def move_reference(self, step: int, reference: Params, policy: Params) -> Params:
-        """The reference after a step, moved towards the policy where it is due; the old one is donated then."""
+        """The reference after a step: moved towards the policy if a sync is due, and then the old one is donated."""
         ref = self.config.ref
         if not (ref.sync_ref_model and step % ref.ref_model_sync_steps == 0):
             return reference
         return self.sync_reference(reference, policy, ref.ref_model_mixup_alpha)
 
+    # Report.
+
+    def samples(self, step: int, scored: Scored, completions: Sequence[Completion]) -> Iterator[dict[str, object]]:
+        """Some of a step's completions with their scores, for completions.jsonl."""
+        probability = self.config.log.sample_probability
+        return sample_records(scored, completions, probability=probability, seed=(self.config.seed, step))
+
     # Memory.
 
     def watch_memory(self, peaks: dict[str, float], *, compare: bool) -> None:
-        """Warn of phases near the budget.
+        """Warn of phases whose memory is close to the budget.
 
         Args:
-          compare: log the plan beside what was measured.
+          compare: also log planned and measured peaks.
         """
         for warning in self.budget(peaks):
             log.warning(warning)
         if compare:
-            measured_with = at_batch_sizes(self.planned, **asdict(self.backoff.sizes))
-            for line in plan_and_measured(measured_with.step_peaks(), peaks):
+            planned = at_batch_sizes(self.planned, **asdict(self.backoff.sizes))
+            for line in plan_and_measured(planned.step_peaks(), peaks):
                 log.info(line)
 
 
@@ -201,8 +209,8 @@ def open_rlt(config: TrainConfig, run_dir: Path, *, reward_fn: RewardFn | None =
     """Read the data, plan the memory, start the vLLM engine if there is one, load the models.
 
     Raises:
-      UserError: anything in the config's files, models or data that cannot work, or a device that is too small: on
-        entry, or at the step that finds out.
+      UserError: unusable files, models or data, or a device that is too small, on entry or at the step that needs
+        more.
     """
     chat = load_chat_format(
         config.teacher,
@@ -224,7 +232,7 @@ def open_rlt(config: TrainConfig, run_dir: Path, *, reward_fn: RewardFn | None =
     planned = plan(config, gpu_bytes=None if gpu is None else gpu.total_bytes)
     prepare_memory(shared=config.sampler.kind == "vllm", pinned_bytes=planned.pinned_bytes)
     log_plan(config, planned)
-    advice = partial(too_large, planned)
+    advice = partial(out_of_memory_advice, planned)
     with (
         explain_out_of_memory(advice),
         running_engine(train_settings(config), log_file=run_dir / "logs" / "vllm.log") as engine,
@@ -280,10 +288,10 @@ def open_rlt(config: TrainConfig, run_dir: Path, *, reward_fn: RewardFn | None =
         )
 
 
-def too_large(planned: Ledger) -> str:
-    """What to tell a user whose run does not fit on the GPU."""
+def out_of_memory_advice(planned: Ledger) -> str:
+    """The plan and what to change, for a run that does not fit on the GPU."""
     advice = (
-        "lower --max-completion-length or --max-prompt-length, take --preset mono85_fallback, or ask "
-        "`python -m rlt_jax.plan` with the flags of this run what fits"
+        "lower --max-completion-length or --max-prompt-length, use --preset mono85_fallback, or run "
+        "`python -m rlt_jax.plan` with the flags of this run to see what fits"
     )
     return "\n".join([*ledger_lines(planned), advice])

@@ -11,7 +11,7 @@
                 session.save(step, state)
         session.finish(model, state.params, tokenizer_from=...)
 
-A session knows nothing of what a step computes: arrays come in as arguments and are not kept.
+A session knows nothing of what a step computes: arrays are arguments, and none is held.
 """
 
 import logging
@@ -41,7 +41,7 @@ class Session:
     """A run from its start to its export. Made by `open_session`."""
 
     folder: Path  # the run folder
-    first_step: int  # steps that are done already
+    start_step: int  # the last finished step; 0: none
     max_steps: int
 
     _checkpoints: CheckpointManager
@@ -52,20 +52,21 @@ class Session:
     def __init__(self, config: TrainConfig | SftConfig, folder: Path, stack: ExitStack) -> None:
         self.folder = folder
         self._config = config
-        self._stack = stack  # closes what `resume` opens
+        self._stack = stack  # closes everything that `resume` opens
         self._clock = PhaseClock()
         self._compiles = CompileCounter()
         self._compiled_before = 0
 
     def resume(self, params: Params, *, like: Arrays, fresh: Callable[[Params], Arrays], max_steps: int) -> Arrays:
-        """The arrays of the newest checkpoint; where there is none, those that `fresh` makes of the loaded parameters.
+        """Restore the arrays of the newest checkpoint, or make them with `fresh` if there is none.
 
-        From here on the run's files hold what came before its next step, and are written.
+        Also opens the run's files for writing, after dropping what they hold of later steps.
 
         Args:
-          params: as loaded; freed where a checkpoint takes their place.
-          like: shapes and places of the arrays. Fresh ones beside restored ones could take twice the memory.
-          max_steps: of the whole run.
+          params: as loaded; freed if a checkpoint replaces them.
+          like: shapes and shardings of the arrays. Initial and restored arrays together could take twice the memory.
+          fresh: makes the initial arrays from `params`.
+          max_steps: steps of the whole run.
         Raises:
           UserError: the checkpoint is damaged or not of this run (see `restore_checkpoint`), or the folder cannot be
             written.
@@ -73,10 +74,10 @@ class Session:
         config = self._config
         self.max_steps = max_steps
         self._checkpoints = open_checkpoints(self.folder / "checkpoints", keep=config.checkpoint.keep, like=like)
-        arrays, self.first_step = continue_run(
+        arrays, self.start_step = restore_or_start(
             self._checkpoints, like=like, fresh=lambda: fresh(params), seed=config.seed, max_steps=max_steps
         )
-        if self.first_step:
+        if self.start_step:
             free(params)
         save_config(config, self.folder / "config.yaml")
         writer = open_writer(
@@ -85,19 +86,19 @@ class Session:
             wandb=config.log.wandb,
             wandb_project=config.log.wandb_project,
             config=asdict(config),
-            resume_step=self.first_step,
+            resume_step=self.start_step,
         )
         self._writer = self._stack.enter_context(writer)
         with writing_to(self.folder):
-            keep_until(self.folder / EVAL_FILE, self.first_step)
-        progress = open_progress(max_steps, start_step=self.first_step, show=config.log.progress)
+            keep_until(self.folder / EVAL_FILE, self.start_step)
+        progress = open_progress(max_steps, start_step=self.start_step, show=config.log.progress)
         self._progress = self._stack.enter_context(progress)
         self._monitor = self._stack.enter_context(PeakMonitor())
         return arrays
 
     def steps(self) -> Iterator[int]:
-        """The steps that are left, up to max_steps; time, memory and compilations count anew in each."""
-        for step in range(self.first_step + 1, self.max_steps + 1):
+        """Yield the remaining steps, up to max_steps; times, memory peaks and compilations start from 0 in each."""
+        for step in range(self.start_step + 1, self.max_steps + 1):
             self._clock.reset()
             self._monitor.reset()
             self._compiled_before = self._compiles.count
@@ -105,40 +106,40 @@ class Session:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time a phase of a step, watch its memory and show its name. It must end on a value that was fetched."""
+        """Time a phase of a step, measure its memory and show its name. The phase must end by fetching a value."""
         self._progress.phase(name)
         with self._clock.phase(name), self._monitor.phase(name):
             yield
 
     def show_tokens(self, tokens: int) -> None:
-        """Show how many tokens the sampler has drawn so far."""
+        """Show how many tokens have been sampled so far."""
         self._progress.phase("generate", f"{tokens:,} tokens")
 
-    # When: the last step is always logged and evaluated.
+    # When to do what. The last step is always logged and evaluated.
 
     def logs(self, step: int) -> bool:
-        """Whether the metrics of a step are written."""
+        """Whether to log the metrics of a step."""
         return step % self._config.logging_steps == 0 or step == self.max_steps
 
     def evaluates(self, step: int) -> bool:
-        """Whether the model is evaluated after a step; 0: before the first."""
+        """Whether to evaluate the model after a step; 0: before the first."""
         every = self._config.eval_steps
         return every > 0 and (step % every == 0 or step == self.max_steps)
 
     def saves(self, step: int) -> bool:
-        """Whether a step leaves a checkpoint."""
+        """Whether to save a checkpoint after a step."""
         if step == self.max_steps:
             return self._config.checkpoint.at_end
         every = self._config.save_steps
         return every > 0 and step % every == 0
 
-    # What is written.
+    # Output.
 
     def log(self, step: int, metrics: Mapping[str, float], *, tokens: Mapping[str, int]) -> None:
         """Write and show the metrics of a step, with its times, memory and compilations.
 
         Args:
-          tokens: phase -> tokens that it went through.
+          tokens: phase -> tokens that it processed.
         """
         compiled = self._compiles.count - self._compiled_before
         if compiled:
@@ -147,17 +148,17 @@ class Session:
         self.write(step, {**metrics, **times, **memory, "compilations": compiled})
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write and show metrics as they are."""
+        """Write and show the given metrics, and no others."""
         self._writer.write(step, metrics)
         self._progress.log(step, metrics)
 
     def write_evaluation(self, step: int, metrics: Mapping[str, float], records: Sequence[Mapping[str, float]]) -> None:
-        """Write and show the metrics of an evaluation, and append its records, one for each held-out prompt."""
+        """Write and show the metrics of an evaluation, and append its records, one per held-out prompt."""
         write_records(self.folder, step, records)
         self.write(step, metrics)
 
     def end_step(self, step: int, samples: Iterable[Mapping[str, object]] = ()) -> None:
-        """Show that a step is done, and append the completions to be read."""
+        """Show that a step is done, and save the sampled completions for reading."""
         self._writer.samples(step, samples)
         self._progress.step(step)
 
@@ -166,11 +167,11 @@ class Session:
         return self._monitor.metrics()
 
     def save(self, step: int, arrays: Arrays, **facts: int) -> None:
-        """Write a checkpoint: all that the next step depends on."""
+        """Write a checkpoint of everything that the next step depends on."""
         save_checkpoint(self._checkpoints, step, arrays, {"step": step, "seed": self._config.seed, **facts})
 
     def finish(self, model: Model, params: Params, *, tokenizer_from: str) -> Path | None:
-        """Close all files and export the model, if the run is to leave one; the folder it is in."""
+        """Close all files and export the model, unless the configuration disables it; returns the model's folder."""
         self._stack.close()
         if not self._config.checkpoint.export:
             return None
@@ -180,10 +181,10 @@ class Session:
 
 @contextmanager
 def open_session(config: TrainConfig | SftConfig) -> Iterator[Session]:
-    """Make or open the run folder, and send the log there.
+    """Create or open the run folder, and log to a file in it.
 
     Raises:
-      UserError: as `open_run_folder`, or it cannot be written.
+      UserError: as `open_run_folder`, or the folder cannot be written.
     """
     folder = open_run_folder(config.output_dir, resume=config.resume)
     setup_logging(folder)
@@ -193,11 +194,11 @@ def open_session(config: TrainConfig | SftConfig) -> Iterator[Session]:
 
 
 def open_run_folder(path: str, *, resume: Resume) -> Path:
-    """Make the run folder, or check that it may be continued.
+    """Create the run folder, or check that it may be resumed.
 
     Raises:
-      UserError: it cannot be made or read; `resume="must"` and it holds no checkpoint; `resume="never"` and it holds
-        anything but logs.
+      UserError: it cannot be created or read; `resume="must"` and it holds no checkpoint; `resume="never"` and it
+        holds anything but logs.
     """
     folder = Path(path)
     checkpoints = folder / "checkpoints"
@@ -207,21 +208,21 @@ def open_run_folder(path: str, *, resume: Resume) -> Path:
             raise UserError(
                 f"--resume must: no checkpoint under {checkpoints}: start without it, or check --output-dir"
             )
-        # logs alone are what a start leaves that was refused for its models or data
+        # a start that was refused for its models or data leaves only logs
         if resume == "never" and folder.is_dir() and any(child.name != "logs" for child in folder.iterdir()):
             raise UserError(f"--resume never: {folder} is not empty: choose another --output-dir, or delete it")
         if resume == "auto" and not has_checkpoint and (folder / "metrics.jsonl").exists():
-            log.warning("%s holds a run without a checkpoint: starting anew, its metrics are replaced", folder)
+            log.warning("%s holds a run without a checkpoint: starting over, its metrics are replaced", folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output-dir {folder} cannot be used ({error.strerror}): choose another folder") from None
     return folder
 
 
-def continue_run(
+def restore_or_start(
     checkpoints: CheckpointManager, *, like: Arrays, fresh: Callable[[], Arrays], seed: int, max_steps: int
 ) -> tuple[Arrays, int]:
-    """(arrays of the newest checkpoint, its step), or (fresh arrays, 0) where there is none yet.
+    """(arrays of the newest checkpoint, its step), or (fresh arrays, 0) if there is no checkpoint yet.
 
     Raises:
       UserError: the checkpoint is damaged or not of this run (see `restore_checkpoint`).

@@ -1,4 +1,4 @@
-"""What a command loads before it starts, refused if it cannot work: chat format, models, reference, rows, prompts."""
+"""Loads and checks what a command needs before it starts: chat format, models, reference, rows, prompts."""
 
 import logging
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ log = logging.getLogger("rlt_jax")
 
 
 def log_plan(config: TrainConfig, planned: Ledger) -> None:
-    """Log what a run with a budget will take of the GPU, and what of it does not fit."""
+    """Log the GPU memory that a run with a budget will use, and warn of what does not fit."""
     if config.budget_gb is None or gpu_memory_reader() is None:
         return
     for line in ledger_lines(planned):
@@ -53,7 +53,7 @@ def load_chat_format(
     teacher_prompt_file: str | None,
     student_prompt_file: str | None,
 ) -> ChatFormat:
-    """Tokenizer, tags and prompts of a run. The student must share the teacher's tokenizer: token ids go through."""
+    """Tokenizer, tags and prompts of a run. The models exchange token ids, so they must share the tokenizer."""
     tokenizer = load_tokenizer(teacher)
     if student != teacher:
         check_same_tokenizer(tokenizer, load_tokenizer(student))
@@ -67,7 +67,7 @@ def load_chat_format(
 
 
 def load_checked_model(path: str, chat: ChatFormat, *, dtype: StoredDtype) -> tuple[Model, Params]:
-    """`load_model`, of a model that has an embedding for every token of the run's tokenizer.
+    """Load a model, and check that it has an embedding for every token of the run's tokenizer.
 
     Raises:
       UserError: it has fewer (a lookup outside the table would read another token's row), or cannot be loaded.
@@ -82,40 +82,37 @@ def load_checked_model(path: str, chat: ChatFormat, *, dtype: StoredDtype) -> tu
 
 
 def load_reference(config: TrainConfig, teacher: Model, params: Params) -> Params:
-    """Parameters of the reference, which the teacher's model computes with and which is mixed with the teacher's.
+    """Load the parameters of the reference, which the teacher's model runs with and the teacher's are mixed into.
 
     Args:
-      params: the teacher's, as loaded; the reference gets arrays of its own, as the policy's are donated.
+      params: the teacher's, as loaded. The reference gets its own arrays, as the policy's are donated.
     Raises:
-      UserError: it is of another architecture than the teacher, or cannot be loaded.
+      UserError: its architecture is not the teacher's, or it cannot be loaded.
     """
     if config.reference_model == config.teacher:
         return place_frozen(config, params, copy=True)
-    model, own = load_model(config.reference_model, dtype=config.dtype)
-    ours, theirs = asdict(teacher.config), asdict(model.config)
-    ignored = {
-        "max_position_embeddings",
-        "initializer_range",
-        "source",
-    }  # neither shapes nor computation depend on them
+    model, reference_params = load_model(config.reference_model, dtype=config.dtype)
+    expected, found = asdict(teacher.config), asdict(model.config)
+    # Neither shapes nor computation depend on these.
+    ignored = {"max_position_embeddings", "initializer_range", "source"}
     different = [
-        f"{name}={theirs[name]} (teacher: {ours[name]})"
-        for name in ours
-        if name not in ignored and theirs[name] != ours[name]
+        f"{name}={found[name]} (teacher: {expected[name]})"
+        for name in expected
+        if name not in ignored and found[name] != expected[name]
     ]
     if different:
         raise UserError(
             f"--reference {config.reference}: expected the teacher's architecture, but it has "
-            f"{', '.join(different)}: give a model of the teacher's kind, or leave the flag out for the teacher itself"
+            f"{', '.join(different)}: give a model with the teacher's, or leave out the flag to use the teacher itself"
         )
-    return place_frozen(config, own)
+    return place_frozen(config, reference_params)
 
 
 def place_frozen(config: TrainConfig, params: Params, *, copy: bool = False) -> Params:
-    """A frozen model's parameters where the configuration keeps them.
+    """Put a frozen model's parameters where the configuration keeps them.
 
     Args:
-      copy: leave `params` as they are; else they are moved.
+      copy: copy `params`; else they are moved.
     """
     if config.memory.frozen == "device":
         return jax.device_put(jax.tree.map(jnp.copy, params) if copy else params, device_memory())
@@ -123,13 +120,13 @@ def place_frozen(config: TrainConfig, params: Params, *, copy: bool = False) -> 
 
 
 def frozen_like(config: TrainConfig, params: Params) -> Params:
-    """Shapes and places of a frozen model of the same architecture, for a checkpoint to be restored into."""
-    place = device_memory() if config.memory.frozen == "device" else pinned_host()
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), params)
+    """Shapes and shardings of a frozen model of the same architecture, to restore a checkpoint into."""
+    sharding = device_memory() if config.memory.frozen == "device" else pinned_host()
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), params)
 
 
 def check_room(model: Model, prompts: Sequence[Prompt], config: TrainConfig) -> None:
-    """Refuse completions that would not fit behind the longest prompt, now and not at the step that draws it.
+    """Check that completions fit after the longest prompt: now, not at the step that samples from it.
 
     Raises:
       UserError: prompt and completion may be longer than the model has positions.
@@ -144,11 +141,13 @@ def check_room(model: Model, prompts: Sequence[Prompt], config: TrainConfig) -> 
 
 
 def check_positions(model: Model, longest: int, *, max_completion_length: int, name: str, hint: str = "") -> None:
-    """`check_room` of any prompts, the longest of which has `longest` tokens.
+    """Check that completions fit after prompts of at most `longest` tokens.
 
     Args:
-      name: of the model, for the message.
-      hint: what else there is to do.
+      name: the model's, for the message.
+      hint: what else to do, for the message.
+    Raises:
+      UserError: prompt and completion may be longer than the model has positions.
     """
     positions = model.config.max_position_embeddings
     if longest + max_completion_length > positions:
@@ -159,7 +158,7 @@ def check_positions(model: Model, longest: int, *, max_completion_length: int, n
 
 
 def load_split_rows(data: DataConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    """(rows to train on, held-out rows). Without a held-out source the last `eval_rows` of the training split are it.
+    """(rows to train on, held-out rows). Without a held-out source, the last `eval_rows` of the training split are.
 
     Raises:
       UserError: the sources cannot be read, or hold fewer held-out rows than asked for.
@@ -170,8 +169,8 @@ def load_split_rows(data: DataConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]
     if data.eval_path is None and data.eval_split is None:
         if data.eval_rows >= len(rows):
             raise UserError(
-                f"data.eval_rows={data.eval_rows}: expected fewer than the {len(rows)} rows of {data.path}, which they "
-                "are taken from: lower it, or give --data.eval-path"
+                f"data.eval_rows={data.eval_rows}: expected fewer than the {len(rows)} rows of {data.path}, from which "
+                "they are taken: lower it, or give --data.eval-path"
             )
         return rows[: -data.eval_rows], rows[-data.eval_rows :]
     source, split = data.eval_path or data.path, data.eval_split or "train"
@@ -188,15 +187,15 @@ def load_prompts(config: TrainConfig, chat: ChatFormat) -> tuple[tuple[Prompt, .
     """(prompts to train on, held-out prompts); rows whose prompt is too long are skipped and counted in the log."""
     rows, held_out = load_split_rows(config.data)
 
-    def built(part: tuple[Row, ...], name: str) -> tuple[Prompt, ...]:
+    def build(part: tuple[Row, ...], name: str) -> tuple[Prompt, ...]:
         if not part:
             return ()
-        done = build_prompts(
+        built = build_prompts(
             part, chat, max_prompt_length=config.max_prompt_length, truncate=config.data.truncate_prompts
         )
-        if done.skipped:
-            log.warning("%d %s rows skipped: %s", len(done.skipped), name, describe_skipped(done.skipped))
-        log.info("%d %s prompts", len(done.prompts), name)
-        return done.prompts
+        if built.skipped:
+            log.warning("%d %s rows skipped: %s", len(built.skipped), name, describe_skipped(built.skipped))
+        log.info("%d %s prompts", len(built.prompts), name)
+        return built.prompts
 
-    return built(rows, "training"), built(held_out, "held-out")
+    return build(rows, "training"), build(held_out, "held-out")

@@ -1,4 +1,4 @@
-"""What a supervised run computes with, built once: examples, model, optimizer, gradients. The state is an argument."""
+"""The parts of a supervised run, built once: examples, model, optimizer, gradients. The state is an argument."""
 
 import logging
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ log = logging.getLogger("rlt_jax")
 
 @dataclass(frozen=True)
 class Sft:
-    """What a supervised run computes with. The state is an argument: the loop owns it."""
+    """The parts of a supervised run. Made by `load_sft`. The state is an argument: the loop in `sft.py` owns it."""
 
     config: SftConfig
     examples: Sequence[SftExample]  # to train on
@@ -43,7 +43,7 @@ class Sft:
 
     @property
     def packed_length(self) -> int | None:
-        """Longest sequence that rows share; None: each row has its own."""
+        """Longest sequence that rows share; None: one row each."""
         return self.config.packed_length if self.config.packing else None
 
     def batch(self, step: int) -> list[SftExample]:
@@ -55,11 +55,11 @@ class Sft:
     def gradients(self, params: Params, batch: Sequence[SftExample]) -> tuple[Params, dict[str, jax.Array]]:
         """Gradients of the step's loss, and its diagnostics by name; both still on the device."""
 
-        def summed(sizes: BatchSizes) -> tuple[Params, dict[str, jax.Array]]:
+        def sum_at(sizes: BatchSizes) -> tuple[Params, dict[str, jax.Array]]:
             micro_batches = sft_batches(batch, batch_size=sizes.update, packed_length=self.packed_length)
             return self.sum_gradients(params, micro_batches, save_activations=sizes.save_activations)
 
-        return self.backoff.run("update", summed)
+        return self.backoff.run("update", sum_at)
 
     def held_out_loss(self, params: Params) -> float:
         """Mean of −log π over all trained tokens of the held-out examples, nats per token."""
@@ -81,9 +81,9 @@ def load_sft(config: SftConfig, run_dir: Path, *, exhausted: str) -> Sft:
     """Read the data and load the model.
 
     Args:
-      exhausted: what to tell a user whose run does not fit on the device.
+      exhausted: advice for a run that does not fit on the device.
     Raises:
-      UserError: anything in them that cannot work, or fewer rows than a step takes.
+      UserError: unusable data or model, or fewer rows than a step takes.
     """
     chat = chat_format_of(config)
     examples, held_out = load_examples(config, chat)
@@ -126,7 +126,7 @@ def load_sft(config: SftConfig, run_dir: Path, *, exhausted: str) -> Sft:
 
 
 def chat_format_of(config: SftConfig) -> ChatFormat:
-    """The run's chat format, with the gap between a student's thought and solution that it asks for."""
+    """The run's chat format, with the configured gap between a student's thought and solution."""
     chat = load_chat_format(
         config.model,
         config.model,
@@ -138,16 +138,16 @@ def chat_format_of(config: SftConfig) -> ChatFormat:
 
 
 def load_examples(config: SftConfig, chat: ChatFormat) -> tuple[Sequence[SftExample], Sequence[SftExample]]:
-    """(examples to train on, held-out examples); rows that give none are skipped and counted in the log."""
+    """(examples to train on, held-out examples); unusable rows are skipped and counted in the log."""
 
-    def built(rows: Sequence[Row], name: str) -> Sequence[SftExample]:
+    def build(rows: Sequence[Row], name: str) -> Sequence[SftExample]:
         if not rows:
             return ()
-        done = build_sft_examples(rows, chat, target=config.target, max_length=config.max_length)
-        if done.skipped:
-            log.warning("%d %s rows skipped: %s", len(done.skipped), name, describe_skipped(done.skipped))
-        log.info("%d %s examples", len(done.examples), name)
-        return done.examples
+        built = build_sft_examples(rows, chat, target=config.target, max_length=config.max_length)
+        if built.skipped:
+            log.warning("%d %s rows skipped: %s", len(built.skipped), name, describe_skipped(built.skipped))
+        log.info("%d %s examples", len(built.examples), name)
+        return built.examples
 
     rows, held_out = load_split_rows(config.data)
-    return built(rows, "training"), built(held_out, "held-out")
+    return build(rows, "training"), build(held_out, "held-out")

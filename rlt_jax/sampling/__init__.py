@@ -1,4 +1,4 @@
-"""Drawing completions: the Sampler protocol (base), the native JAX sampler (native, draw), vLLM (vllm and the rest).
+"""Sampling completions: the `Sampler` protocol (base), the native JAX sampler (native, next_token), vLLM (all others).
 
-Imports nothing of its own; `vllm_process` runs under any Python that has vLLM and imports none of this package.
+`vllm_process` runs under any Python that has vLLM, and imports nothing from this package.
 """

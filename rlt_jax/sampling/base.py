@@ -1,24 +1,24 @@
-"""What the training loop asks of anything that draws completions, in this process or in another one."""
+"""The `Sampler` protocol: what the training loop asks of a sampler, in this process or another; and shared checks."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from rlt_jax.errors import UserError
+from rlt_jax.models import Params
 from rlt_jax.types import Completion, Request, SamplingParams
-
-Params = Any
 
 
 class Sampler(Protocol):
-    """Draws completions with one version of the weights at a time.
+    """Samples completions with one version of the weights at a time.
 
-    Life: awake with weights -> `sleep` (no device memory) -> `wake` (memory, but no weights) -> `set_weights` -> awake
-    with weights. Weights do not survive a sleep: whoever wakes a sampler brings them, so that no completion can come
-    from stale or missing ones. Calls come from one thread, one at a time.
+    Life cycle: awake with weights -> `sleep` (no device memory) -> `wake` (memory, but no weights) -> `set_weights` ->
+    awake with weights. Weights do not survive a sleep: the caller sets them again after waking the sampler, so that no
+    completion can come from stale or missing weights. Calls come from one thread, one at a time.
 
-    A sampler that cannot generate (asleep, without weights, closed) raises RuntimeError: the caller's mistake.
+    A sampler that cannot generate (asleep, without weights, closed) raises RuntimeError: a mistake of the caller.
     """
 
     def generate(
@@ -31,16 +31,16 @@ class Sampler(Protocol):
     ) -> list[tuple[Completion, ...]]:
         """Continue every prompt once per seed.
 
-        Order: result[i][j] continues requests[i].prompt_ids with requests[i].seeds[j]; no requests, no results.
-        Seeds: a completion depends on weights, prompt, seed and params alone, up to floating-point rounding, not on
-        what else is in the batch. Equal prompt and seed give equal completions, other seeds independent ones.
+        Order: result[i][j] continues requests[i].prompt_ids with requests[i].seeds[j]; no requests give no results.
+        Seeds: a completion depends only on weights, prompt, seed and params, up to floating-point rounding, and not on
+        the rest of the batch. Equal prompts and seeds give equal completions, other seeds independent ones.
         Versions: all completions of a call carry the version that was set when the call began.
-        End: each holds 1 to max_tokens tokens; one of the sampler's EOS tokens ends it, is kept as its last token and
+        End: a completion has 1 to max_tokens tokens; one of the sampler's EOS tokens ends it, stays its last token and
         makes it `finished`.
 
         Args:
-          max_batch: at most so many sequences decoded together, where the sampler decides and not an engine.
-          on_progress: called now and then with the number of tokens drawn by this call so far; at the end with all.
+          max_batch: most sequences decoded together, where the sampler decides and not an engine.
+          on_progress: called now and then with the number of tokens that this call has sampled; at the end with all.
         Raises:
           UserError: params out of range, a token outside the vocabulary, or a prompt without room for max_tokens.
           RuntimeError: asleep, no weights since the last wake, or closed.
@@ -48,29 +48,29 @@ class Sampler(Protocol):
         ...
 
     def set_weights(self, params: Params, version: int) -> None:
-        """Draw with these weights from now on; on return they are in place, and verified if they went elsewhere.
+        """Sample with these weights from now on. On return they are in place, and verified if they were copied.
 
         Args:
           params: the trainer's parameter tree, of the shapes the sampler was built with. A sampler in this process
-            keeps a reference, no copy: call again after every update that donates the tree. One in another process
-            turns it to (Hugging Face name, array[out, in]) pairs and returns when the other side holds them all.
-          version: stamped on every completion that these weights draw.
+            keeps a reference instead of a copy: call again after every update that donates the tree. One in another
+            process turns it into (Hugging Face name, array[out, in]) pairs and returns when all have arrived there.
+          version: stamped on every completion sampled with these weights.
         Raises:
-          ValueError: a leaf is missing, extra or misshaped; the weights from before stay in force.
+          ValueError: a leaf is missing, extra or misshaped; the previous weights stay in force.
           RuntimeError: asleep or closed.
         """
         ...
 
     def sleep(self) -> None:
-        """Give back all device memory it can: weights and caches. Asleep already: nothing happens."""
+        """Release as much device memory as possible: weights and caches. Does nothing if already asleep."""
         ...
 
     def wake(self) -> None:
-        """Take memory back. `generate` is refused until `set_weights` was called. Awake already: nothing happens."""
+        """Take memory back; `set_weights` must come before `generate`. Does nothing if already awake."""
         ...
 
     def metrics(self) -> dict[str, float]:
-        """Numbers about the sampler itself, by name, for the run's metrics; empty where there are none."""
+        """The sampler's own metrics, by name; may be empty."""
         ...
 
     def close(self) -> None:
@@ -78,8 +78,35 @@ class Sampler(Protocol):
         ...
 
 
+@dataclass
+class SamplerState:
+    """Whether a sampler is asleep or closed; raises RuntimeError for calls that it does not allow then."""
+
+    asleep: bool = False
+    closed: bool = False
+
+    def check_open(self) -> None:
+        """Refuse every call but `close` on a closed sampler."""
+        if self.closed:
+            raise RuntimeError("the sampler is closed: make a new one")
+
+    def check_set_weights(self) -> None:
+        """Refuse `set_weights` while asleep or closed."""
+        self.check_open()
+        if self.asleep:
+            raise RuntimeError("the sampler is asleep: call wake before set_weights")
+
+    def check_generate(self, *, has_weights: bool) -> None:
+        """Refuse `generate` while asleep, closed or without weights."""
+        self.check_open()
+        if self.asleep:
+            raise RuntimeError("the sampler is asleep: call wake and set_weights before generate")
+        if not has_weights:
+            raise RuntimeError("the sampler has had no weights since it woke: call set_weights before generate")
+
+
 def check_params(params: SamplingParams) -> None:
-    """Raise UserError for a value no sampler can draw with. Ranges are vLLM's."""
+    """Raise UserError for a value that no sampler supports. The ranges are vLLM's."""
     if params.max_tokens < 1:
         raise UserError(f"max_tokens={params.max_tokens}: expected at least 1 token per completion")
     if not 0 <= params.temperature < float("inf"):
@@ -93,7 +120,7 @@ def check_params(params: SamplingParams) -> None:
 
 
 def check_requests(requests: Sequence[Request], max_tokens: int, *, vocab_size: int, max_positions: int) -> None:
-    """Raise UserError for a prompt the model cannot continue by max_tokens; names the request by its index."""
+    """Raise UserError, with the request's index, for a prompt that the model cannot continue by max_tokens."""
     for i, request in enumerate(requests):
         length = len(request.prompt_ids)
         if length == 0:
@@ -102,11 +129,11 @@ def check_requests(requests: Sequence[Request], max_tokens: int, *, vocab_size: 
             raise UserError(
                 f"request {i} has a prompt of {length} tokens, with max_tokens={max_tokens} that is "
                 f"{length + max_tokens}, but the model has {max_positions} positions: "
-                f"shorten the prompt to {max_positions - max_tokens} tokens or draw fewer"
+                f"shorten the prompt to {max_positions - max_tokens} tokens or lower max_tokens"
             )
         low, high = int(np.min(request.prompt_ids)), int(np.max(request.prompt_ids))
         if low < 0 or high >= vocab_size:
             raise UserError(
                 f"request {i} has token id {low if low < 0 else high}, but the model knows 0 to {vocab_size - 1}: "
-                "tokenise with the tokenizer that belongs to the model"
+                "use the tokenizer that belongs to the model"
             )

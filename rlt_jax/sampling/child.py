@@ -1,7 +1,8 @@
-"""The trainer's side of a vLLM child process: start it, ask it, notice when it dies. See `vllm_process/rlt_engine.py`.
+"""The trainer's side of a vLLM child process: start it, send requests, notice when it dies.
 
-The child is a fresh interpreter in a process group of its own, and may be another Python than the trainer's. Whatever
-ends one side ends the other: a trainer that is gone closes the pipe, and the child then ends its group.
+The other side is `vllm_process/rlt_engine.py`. The child is a fresh interpreter in its own process group, and may be
+another Python than the trainer's. Whatever ends one side ends the other: the pipe closes when the trainer is gone, and
+the child then ends its group.
 """
 
 import contextlib
@@ -20,36 +21,36 @@ import numpy as np
 import psutil
 
 from rlt_jax.errors import UserError
-from rlt_jax.sampling.engine import Drawn, EngineDied, EngineFailed, EngineRefused, Job
-from rlt_jax.sampling.weights import Tensor, send_on_card, write_shared_file
+from rlt_jax.sampling.engine import EngineCompletion, EngineDied, EngineFailed, EngineRefused, Job
+from rlt_jax.sampling.weights import Tensor, send_on_gpu, write_shared_file
 
 log = logging.getLogger("rlt_jax")
 
 SCRIPT = Path(__file__).parent / "vllm_process" / "rlt_engine.py"
 
-KILL_SECONDS = 10  # for killed processes to be gone
+KILL_SECONDS = 10  # for killed processes to disappear
 
-DEFAULTS = {  # of environment variables, read before vLLM and torch start
+DEFAULTS = {  # of environment variables that vLLM and torch read when they start
     "VLLM_NO_USAGE_STATS": "1",
-    # vLLM's scheduler runs in a process forked from the child, which has started neither CUDA nor JAX: half the start
+    # Fork vLLM's scheduler from the child, which has started neither CUDA nor JAX: that halves the start-up time.
     "VLLM_WORKER_MULTIPROC_METHOD": "fork",
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # looking for a GPU must not start CUDA before the fork
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # looking for a GPU must not initialise CUDA before the fork
     "OMP_WAIT_POLICY": "PASSIVE",  # on a CPU, spinning threads of the engine and of JAX slow each other down 80 times
 }
 
 
 class ChildEngine:
-    """A vLLM engine in a child process (`rlt_jax.sampling.engine.Engine` says what each method promises).
+    """A vLLM engine in a child process; `rlt_jax.sampling.engine.Engine` documents the methods.
 
     Args:
       model: local folder with the model's config; its weights are not read.
-      python: interpreter to run it with, one that has vLLM.
-      gpu_memory_bytes: the engine's share of the GPU while it is awake; None: what vLLM takes by itself.
+      python: interpreter that has vLLM.
+      gpu_memory_bytes: the engine's share of the GPU while it is awake; None: left to `options` and vLLM.
       options: more arguments of `vllm.LLM`.
       log_file: where the child's output goes.
       weights_on_gpu: the trainer's arrays live on a GPU.
     Raises:
-      UserError: no such interpreter, no vLLM in it, or the engine refuses to start; shows its log.
+      UserError: there is no such interpreter, it has no vLLM, or the engine does not start; shows the engine's log.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class ChildEngine:
 
     @property
     def pid(self) -> int | None:
-        """Of the child, which leads its process group; None while there is none."""
+        """The child's process id, which is also its group's; None while there is no child."""
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
@@ -93,7 +94,7 @@ class ChildEngine:
                     stdout=log_file,
                     stderr=log_file,
                     pass_fds=[theirs.fileno()],
-                    start_new_session=True,  # Ctrl-C is the trainer's to handle, and one signal ends the whole group
+                    start_new_session=True,  # the trainer handles Ctrl-C, and one signal ends the whole group
                 )
         except OSError as error:
             raise UserError(
@@ -106,7 +107,7 @@ class ChildEngine:
         self,
         jobs: Sequence[Job],
         sampling: Mapping[str, Any],
-        on_drawn: Callable[[Drawn], None],
+        on_completion: Callable[[EngineCompletion], None],
         on_tokens: Callable[[int], None],
     ) -> None:
         rows = [(job.index, job.prompt_ids.tolist(), job.seed) for job in jobs]
@@ -116,7 +117,8 @@ class ChildEngine:
                 on_tokens(message[1])
             else:
                 _, index, ids, logps, finished = message
-                on_drawn(Drawn(index, np.frombuffer(ids, np.int32), np.frombuffer(logps, np.float32), finished))
+                token_ids, logps = np.frombuffer(ids, np.int32), np.frombuffer(logps, np.float32)
+                on_completion(EngineCompletion(index, token_ids, logps, finished))
 
         self._call("generate", (rows, dict(sampling)), listen)
 
@@ -125,7 +127,7 @@ class ChildEngine:
 
     def load(self, tensors: Sequence[Tensor]) -> None:
         if self._weights_on_gpu and self.facts["device"] == "cuda":
-            send_on_card(
+            send_on_gpu(
                 tensors,
                 open_remote=lambda size: self._call("open_staging", (size,)),
                 load_remote=lambda manifest: self._call("load_staged", (manifest,)),
@@ -164,7 +166,7 @@ class ChildEngine:
         return "\n".join(text.splitlines()[-lines:])
 
     def _call(self, method: str, args, listen: Callable[[tuple], None] | None = None):
-        """Send a request, hear its messages, return its value.
+        """Send a request, pass its messages to `listen`, and return its value.
 
         Raises:
           EngineDied: the pipe broke.
@@ -189,7 +191,7 @@ class ChildEngine:
 
     def _environment(self) -> dict[str, str]:
         inherited = dict(os.environ)
-        if self._python != sys.executable:  # it has packages of its own
+        if self._python != sys.executable:  # that interpreter has its own packages
             for name in ("PYTHONPATH", "PYTHONHOME"):
                 inherited.pop(name, None)
         return DEFAULTS | inherited
@@ -205,12 +207,12 @@ class ChildEngine:
 
     def _advice(self, error: str) -> str:
         if "ModuleNotFoundError" in error:
-            return f"install vLLM for {self._python}, or name a Python that has it with --sampler.python"
+            return f"install vLLM for {self._python}, or give a Python that has it with --sampler.python"
         return f"the end of its log, {self._log_file}:\n{self.log_tail()}"
 
 
 def _end_group(leader: int) -> None:
-    """Kill a process group, and wait until its memory is free for the next engine."""
+    """Kill a process group and wait until its memory is free for the next engine."""
     members = [process for process in psutil.process_iter() if _group_of(process.pid) == leader]
     with contextlib.suppress(ProcessLookupError):
         os.killpg(leader, signal.SIGKILL)

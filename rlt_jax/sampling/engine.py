@@ -1,4 +1,4 @@
-"""What `VllmSampler` asks of a vLLM engine, in a child process or behind a server, and how an engine fails."""
+"""The protocol of a vLLM engine that `VllmSampler` uses, in a child process or behind a server, and its failures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from rlt_jax.sampling.weights import Tensor
 
 @dataclass(frozen=True)
 class Job:
-    """One completion to draw."""
+    """One completion to sample."""
 
     index: int  # of the completion in its submission
     prompt_ids: np.ndarray  # i32[P]
@@ -19,53 +19,54 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One completion as the engine drew it."""
+class EngineCompletion:
+    """One completion as the engine sampled it."""
 
-    index: int
+    index: int  # of its job
     token_ids: np.ndarray  # i32[N]
     logps: np.ndarray  # f32[N] nats, after temperature, top-k, top-p and min-p
     finished: bool  # True: ended by a stop token
 
 
 class EngineFailed(Exception):
-    """The engine did not do what it was asked."""
+    """The engine did not do what it was asked to do."""
 
 
 class EngineDied(EngineFailed):
-    """Its process or server is gone; whatever it was doing is lost."""
+    """The engine's process or server is gone, and what it was doing is lost."""
 
 
 class EngineRefused(EngineFailed):
-    """It answered with an error, and may not be fit for more."""
+    """The engine answered with an error, and may be unusable from now on."""
 
 
 class Engine(Protocol):
-    """A vLLM engine that draws with the weights it was given last. Any call may raise EngineFailed."""
+    """A vLLM engine that samples with the weights it got last. Any call may raise EngineFailed."""
 
     facts: dict[str, Any]  # version, device, block_size, kv_tokens
 
     def start(self) -> None:
-        """Start anew, without weights; ends what still runs."""
+        """Start afresh, without weights; ends what is still running."""
         ...
 
     def generate(
         self,
         jobs: Sequence[Job],
         sampling: Mapping[str, Any],
-        on_drawn: Callable[[Drawn], None],
+        on_completion: Callable[[EngineCompletion], None],
         on_tokens: Callable[[int], None],
     ) -> None:
-        """Draw all jobs in one submission. Each completion is handed over when it is done, in any order.
+        """Sample all jobs in one submission.
 
         Args:
           sampling: arguments of `vllm.SamplingParams`, without the seed.
-          on_tokens: called now and then with the tokens drawn so far.
+          on_completion: called with each completion when it is done, in any order.
+          on_tokens: called now and then with the number of tokens sampled so far.
         """
         ...
 
     def prompt_logprobs(self, prompt_ids: np.ndarray) -> np.ndarray:
-        """f32[P - 1] nats, log-probs of prompt_ids[1:] at temperature 1."""
+        """Log-probs of prompt_ids[1:] at temperature 1, f32[P - 1] nats."""
         ...
 
     def load(self, tensors: Sequence[Tensor]) -> None:
@@ -73,25 +74,25 @@ class Engine(Protocol):
         ...
 
     def reset_prefix_cache(self) -> None:
-        """Forget keys and values that older weights made."""
+        """Drop cached keys and values, which older weights computed."""
         ...
 
     def sleep(self) -> None:
-        """Give the GPU's memory back; weights and caches are lost."""
+        """Release the GPU's memory; weights and caches are lost."""
         ...
 
     def wake_weights(self) -> None:
-        """Take back the memory of the weights, without their values."""
+        """Allocate the weights' memory again, without values."""
         ...
 
     def wake_cache(self) -> None:
-        """Take back the memory of keys and values."""
+        """Allocate the key-value cache again."""
         ...
 
     def close(self) -> None:
-        """End it for good."""
+        """End the engine for good."""
         ...
 
     def log_tail(self, lines: int = 20) -> str:
-        """The end of the engine's log, empty where there is none."""
+        """The end of the engine's log; empty if there is no log."""
         ...

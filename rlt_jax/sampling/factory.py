@@ -1,4 +1,4 @@
-"""The sampler that a command asks for: the native one, a vLLM child process, or a vLLM server that runs already."""
+"""Make the sampler that a command asks for: native, a vLLM child process, or a vLLM server that is running already."""
 
 import logging
 import sys
@@ -25,32 +25,32 @@ from rlt_jax.types import Dtype, Request, SamplingParams
 
 log = logging.getLogger("rlt_jax")
 
-MOST_SEQUENCES = 1024  # that vLLM decodes together
+MAX_SEQUENCES = 1024  # that vLLM decodes together
 PROBE_LENGTH = 256  # most tokens of the probe's prompt
-# Nats, of the probe: rounding of random 7B weights was 0.05 to 0.1, a push gone wrong shows as 0.5 to 4.
+# Nats, for the probe: rounding of random 7B weights gave 0.05 to 0.1, a failed push shows as 0.5 to 4.
 SYNC_TOLERANCE = {"bfloat16": 0.2, "float32": 1e-3}
-PROBE_TEMPERATURE = 0.7  # where completions are greedy
+PROBE_TEMPERATURE = 0.7  # if completions are greedy
 TIED_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
-    """What a sampler must know of the command that it draws for."""
+    """What a sampler needs to know about the command that uses it."""
 
-    model: str  # that draws: folder or hub name
+    model: str  # folder or hub name
     sampler: SamplerConfig
     dtype: Dtype
     temperature: float
     max_length: int  # most tokens of a prompt with its completion
-    max_sequences: int  # most completions of one call
-    gpu_memory_utilization: float  # vLLM's share of budget_gb, or of the GPU where there is no budget
+    max_sequences: int  # most completions per call
+    gpu_memory_utilization: float  # vLLM's share of budget_gb, or of the GPU if there is no budget
     budget_gb: float | None = None
     logprob_chunk: int
     seed: int
 
 
 def train_settings(config: TrainConfig) -> SamplerSettings:
-    """Those of a training run."""
+    """The sampler settings of a training run."""
     return SamplerSettings(
         model=config.teacher,
         sampler=config.sampler,
@@ -68,7 +68,7 @@ def train_settings(config: TrainConfig) -> SamplerSettings:
 def text_settings(
     config: GenerateConfig | EvaluateConfig, *, model: str, max_length: int, max_sequences: int
 ) -> SamplerSettings:
-    """Those of a command that writes texts with a model."""
+    """The sampler settings of a command that generates texts with a model."""
     return SamplerSettings(
         model=model,
         sampler=config.sampler,
@@ -83,25 +83,25 @@ def text_settings(
 
 
 def weight_files(model: str) -> dict[str, list[int]]:
-    """Size and time of change of a model's files of weights, by name: what tells whether it was trained on since."""
+    """Size and modification time of a model's weight files by name, which show whether the model has changed since."""
     files = sorted(resolve_folder(model).glob("*.safetensors"))
     return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
 def sample_request(prompt_ids: np.ndarray, *, seed: int, row: int, samples: Iterable[int], draw: int = 0) -> Request:
-    """A request for some completions of a row, whose seeds follow from what they are alone: the same at any time.
+    """A request for some completions of a row; their seeds depend only on the arguments, so they can be repeated.
 
     Args:
       row: number of the row in its data set.
       samples: numbers of the completions among those of the row.
-      draw: how often these were drawn before.
+      draw: how often these completions were sampled before.
     """
     entropy = [(seed, row, sample, draw) for sample in samples]
     return Request(prompt_ids, tuple(int(np.random.SeedSequence(key).generate_state(1)[0]) for key in entropy))
 
 
 def sampling_params(sampler: SamplerConfig, *, max_tokens: int, temperature: float) -> SamplingParams:
-    """How a command draws: its temperature and length, and the filters of its sampler."""
+    """A command's sampling parameters: its temperature and length, and the filters of its sampler."""
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -113,10 +113,12 @@ def sampling_params(sampler: SamplerConfig, *, max_tokens: int, temperature: flo
 
 @contextmanager
 def running_engine(settings: SamplerSettings, *, log_file: Path) -> Iterator[Engine | None]:
-    """The vLLM engine of a command, asleep; None for the native sampler. A child process writes its log to `log_file`.
+    """Start a command's vLLM engine, and put it to sleep; yields None for the native sampler.
 
-    Enter it before JAX takes memory: vLLM measures the GPU's memory while it starts, and refuses to if others move.
+    Enter before JAX takes memory: vLLM measures the GPU's memory while it starts, and fails if other use changes.
 
+    Args:
+      log_file: where a child process writes its log.
     Raises:
       UserError: the engine does not start, or the server does not answer.
     """
@@ -128,7 +130,7 @@ def running_engine(settings: SamplerSettings, *, log_file: Path) -> Iterator[Eng
         case "vllm":
             engine = _start_child(settings, log_file)
         case "vllm-server":
-            assert settings.sampler.url is not None  # sampler_problems
+            assert settings.sampler.url is not None  # checked by sampler_problems
             engine = ServerEngine(settings.sampler.url, allow_remote=settings.sampler.allow_remote)
     facts = engine.facts
     room = f", room for {facts['kv_tokens']:,} tokens" if facts["kv_tokens"] else ""
@@ -150,14 +152,14 @@ def make_sampler(
     eos_ids: Sequence[int],
     probe_ids: np.ndarray,
 ) -> Sampler:
-    """A sampler that draws from `params`.
+    """Make a sampler that starts with the weights `params`.
 
     Args:
       engine: from `running_engine`.
       version: of the weights.
-      probe_ids: i32[P] a prompt, which verifies every sync.
+      probe_ids: i32[P], a prompt with which every sync is verified.
     Raises:
-      UserError: the engine's sequences are too short, or the first sync does not agree.
+      UserError: the engine's sequences are too short, or the first sync fails its verification.
     """
     if engine is None:
         return NativeSampler(model, params, eos_ids=eos_ids, max_batch=settings.sampler.max_batch, version=version)
@@ -177,11 +179,11 @@ def make_sampler(
         chunk = settings.logprob_chunk
         return row_logprobs(model, params, [ids], temperature=temperature, batch_size=1, chunk=chunk)[0]
 
-    most = _context_length(settings, model.config.max_position_embeddings)
-    if engine.facts.get("max_model_len", most) < most:
+    max_length = _max_length(settings, model.config.max_position_embeddings)
+    if engine.facts.get("max_model_len", max_length) < max_length:
         raise UserError(
-            f"the vLLM server takes sequences of up to {engine.facts['max_model_len']} tokens, expected {most} for "
-            f"prompt and completion: start it with --max-model-len {most}, or allow shorter prompts or "
+            f"the vLLM server takes sequences of up to {engine.facts['max_model_len']} tokens, expected {max_length} "
+            f"for prompt and completion: start it with --max-model-len {max_length}, or allow only shorter prompts or "
             "completions"
         )
     tolerance = settings.sampler.sync_tolerance
@@ -190,7 +192,7 @@ def make_sampler(
         tensors=tensors,
         shapes=shapes,
         probe=Probe(
-            _probe_prompt(probe_ids, engine.facts["block_size"], most - PROBE_TOKENS),
+            _probe_prompt(probe_ids, engine.facts["block_size"], max_length - PROBE_TOKENS),
             logprobs,
             temperature=settings.temperature or PROBE_TEMPERATURE,
             tolerance=SYNC_TOLERANCE[settings.dtype] if tolerance is None else tolerance,
@@ -198,7 +200,7 @@ def make_sampler(
         ),
         eos_ids=eos_ids,
         vocab_size=model.config.vocab_size,
-        max_positions=most,
+        max_positions=max_length,
     )
     sampler.wake()
     sampler.set_weights(params, version)
@@ -214,9 +216,9 @@ def _start_child(settings: SamplerSettings, log_file: Path) -> ChildEngine:
         gpu_memory_bytes=None if settings.budget_gb is None else round(share * settings.budget_gb * 1e9),
         options={
             "dtype": settings.dtype,
-            "max_model_len": _context_length(settings, read_config(folder).max_position_embeddings),
-            "max_num_seqs": min(settings.max_sequences, MOST_SEQUENCES),
-            "gpu_memory_utilization": share,  # of the GPU, where there is no budget
+            "max_model_len": _max_length(settings, read_config(folder).max_position_embeddings),
+            "max_num_seqs": min(settings.max_sequences, MAX_SEQUENCES),
+            "gpu_memory_utilization": share,  # of the GPU, if there is no budget
             "seed": settings.seed,
         },
         log_file=log_file,
@@ -224,11 +226,11 @@ def _start_child(settings: SamplerSettings, log_file: Path) -> ChildEngine:
     )
 
 
-def _context_length(settings: SamplerSettings, max_positions: int) -> int:
+def _max_length(settings: SamplerSettings, max_positions: int) -> int:
     return min(settings.max_length, max_positions)
 
 
-def _probe_prompt(ids: np.ndarray, block_size: int, most: int) -> np.ndarray:
-    """A prompt's first tokens, repeated if need be until they fill two blocks of the engine's prefix cache."""
-    least = 2 * max(block_size, 16) + 1
-    return np.resize(ids, min(max(min(len(ids), PROBE_LENGTH), least), most)).astype(np.int32)
+def _probe_prompt(ids: np.ndarray, block_size: int, max_tokens: int) -> np.ndarray:
+    """A prompt's first tokens, repeated if necessary until they fill two blocks of the engine's prefix cache."""
+    min_tokens = 2 * max(block_size, 16) + 1
+    return np.resize(ids, min(max(min(len(ids), PROBE_LENGTH), min_tokens), max_tokens)).astype(np.int32)

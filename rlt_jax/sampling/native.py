@@ -1,29 +1,27 @@
 """The native sampler: a jitted JAX decode loop over the trainer's own parameter tree.
 
-Rows (one per prompt and seed) are drawn in batches of at most `max_batch`. A batch prefills each of its prompts once,
-repeats the caches for their seeds, and decodes in segments. Between segments, on the host: count tokens, lengthen the
-caches by doubling, and drop rows that have ended once few are left. All shapes are buckets, so programs are reused.
+Rows (one per prompt and seed) are sampled in batches of at most `max_batch`. A batch prefills each of its prompts once,
+copies their caches to the rows, and decodes in segments. Between segments the host counts tokens, lengthens the caches
+by doubling, and drops rows that have ended once few still run. All shapes are bucketed, so programs are reused.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rlt_jax.batching import bucket_length, pad_rows
-from rlt_jax.sampling.base import check_params, check_requests
-from rlt_jax.sampling.draw import Knobs, Mode, choose, mode_and_knobs
+from rlt_jax.models import Cache, Params
+from rlt_jax.sampling.base import SamplerState, check_params, check_requests
+from rlt_jax.sampling.next_token import Mode, SamplingArrays, mode_and_arrays, next_tokens
 from rlt_jax.types import Completion, Request, SamplingParams
 
-Params = Any
-Cache = Any
-
-NOTHING = -1  # stands in the token buffer where a row had already ended
+EMPTY = -1  # no token: the row had already ended; no completion: the row only fills its bucket
 SHRINK = 4  # ended rows are dropped when a quarter still runs: at a half, twice as many programs would be compiled
-FEWEST_ROWS = 8
+MIN_ROWS = 8
 
 
 class _Config(Protocol):
@@ -35,13 +33,13 @@ class _Config(Protocol):
 
 
 class DecodingModel(Protocol):
-    """The part of `rlt_jax.models.Model` that the sampler uses: pure functions of a frozen, hashable object."""
+    """What the sampler uses of `rlt_jax.models.Model`: pure functions of a frozen, hashable object."""
 
     @property
     def config(self) -> _Config: ...
 
     def init_cache(self, params: Params, batch: int, length: int) -> Cache:
-        """Empty cache, leaves [L, batch, length, KH, hd]."""
+        """An empty cache, leaves [L, batch, length, KH, hd]."""
         ...
 
     def prefill(self, params: Params, ids: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -56,7 +54,7 @@ class DecodingModel(Protocol):
 
 
 class _Rows(NamedTuple):
-    """State of the decode loop; B is a row bucket, rows beyond the real ones start as ended."""
+    """State of the decode loop. B is a bucket of rows; fillers beyond the real rows start as ended."""
 
     token: jax.Array  # i32[B] newest token, not yet in the cache
     position: jax.Array  # i32[B] of that token
@@ -72,14 +70,14 @@ def _lengthen(leaf: jax.Array, length: int) -> jax.Array:
 
 @partial(jax.jit, static_argnames=("model", "length"))
 def _prefill(model: DecodingModel, params: Params, prompts: jax.Array, source: jax.Array, *, length: int) -> Cache:
-    """Caches of B rows with room for `length` positions; row b holds prompt source[b].
+    """Fill the caches of B rows, with room for `length` positions; row b holds prompt source[b].
 
     Args:
       prompts: i32[chunks, N, P], right-padded. Chunks run one after another, which bounds the activations.
-      source: i32[B] index into the chunks · N prompts.
+      source: i32[B] indices into the chunks · N prompts.
     """
 
-    def prefill_piece(ids: jax.Array) -> Cache:
+    def prefill_chunk(ids: jax.Array) -> Cache:
         return model.prefill(params, ids, model.init_cache(params, *ids.shape))[1]
 
     def spread(leaf: jax.Array) -> jax.Array:  # [chunks, L, N, P, ...] -> [L, B, length, ...]
@@ -87,7 +85,7 @@ def _prefill(model: DecodingModel, params: Params, prompts: jax.Array, source: j
         leaf = leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:])
         return _lengthen(leaf[:, source], length)
 
-    return jax.tree.map(spread, jax.lax.map(prefill_piece, prompts))
+    return jax.tree.map(spread, jax.lax.map(prefill_chunk, prompts))
 
 
 @partial(jax.jit, static_argnames=("model", "mode", "segment"), donate_argnames=("rows",))
@@ -95,84 +93,82 @@ def _decode(
     model: DecodingModel,
     params: Params,
     rows: _Rows,
-    drawn: jax.Array,
+    offset: jax.Array,
     steps: jax.Array,
     eos_ids: jax.Array,
-    knobs: Knobs,
+    arrays: SamplingArrays,
     *,
     mode: Mode,
     segment: int,
 ) -> tuple[_Rows, jax.Array, jax.Array]:
-    """Draw up to `steps` <= segment more tokens per row, fewer when all rows have ended.
+    """Sample up to `steps` <= segment more tokens per row, fewer if all rows end.
 
     Args:
-      drawn: i32[] tokens every row has drawn before; the key of a row's token t is fold_in(key(seed), t).
+      offset: i32[] tokens sampled for every row before; the key of a row's token t is fold_in(key(seed), t).
     Returns:
-      The rows, i32[segment, B] tokens (NOTHING after a row's end), f32[segment, B] log-probs.
+      The rows, i32[segment, B] tokens (EMPTY after a row's end), f32[segment, B] log-probs.
     """
 
     def running(carry):
         step, rows, _, _ = carry
         return (step < steps) & ~rows.ended.all()
 
-    def draw_one(carry):
+    def sample_one(carry):
         step, rows, tokens, logps = carry
         logits, cache = model.decode(params, rows.token, rows.position, rows.cache)
-        keys = jax.vmap(jax.random.fold_in, (0, None))(seeds, drawn + step)
-        token, logp = choose(logits, keys, knobs, mode=mode)
-        tokens = tokens.at[step].set(jnp.where(rows.ended, NOTHING, token))
+        keys = jax.vmap(jax.random.fold_in, (0, None))(seeds, offset + step)
+        token, logp = next_tokens(logits, keys, arrays, mode=mode)
+        tokens = tokens.at[step].set(jnp.where(rows.ended, EMPTY, token))
         logps = logps.at[step].set(logp)
         ended = rows.ended | (token[:, None] == eos_ids).any(axis=-1)
         return step + 1, _Rows(token, rows.position + 1, ended, rows.seed, cache), tokens, logps
 
     seeds = jax.random.wrap_key_data(rows.seed, impl="threefry2x32")
     shape = (segment, len(rows.token))
-    start = (0, rows, jnp.full(shape, NOTHING, jnp.int32), jnp.zeros(shape, jnp.float32))
-    _, rows, tokens, logps = jax.lax.while_loop(running, draw_one, start)
+    start = (0, rows, jnp.full(shape, EMPTY, jnp.int32), jnp.zeros(shape, jnp.float32))
+    _, rows, tokens, logps = jax.lax.while_loop(running, sample_one, start)
     return rows, tokens, logps
 
 
 @partial(jax.jit, static_argnames=("length",))
-def _repack(rows: _Rows, kept: jax.Array, *, length: int) -> _Rows:
-    """Rows `kept` (i32[B']) alone, with room for `length` positions."""
-    cache = jax.tree.map(lambda leaf: _lengthen(leaf[:, kept], length), rows.cache)
-    return _Rows(rows.token[kept], rows.position[kept], rows.ended[kept], rows.seed[kept], cache)
+def _repack(rows: _Rows, indices: jax.Array, *, length: int) -> _Rows:
+    """Select rows (indices i32[B']) and give them room for `length` positions."""
+    cache = jax.tree.map(lambda leaf: _lengthen(leaf[:, indices], length), rows.cache)
+    return _Rows(rows.token[indices], rows.position[indices], rows.ended[indices], rows.seed[indices], cache)
 
 
 def _shapes(params: Params) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Name -> (shape, dtype) of every leaf."""
+    """Name -> (shape, dtype) of each leaf."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return {jax.tree_util.keystr(path): (leaf.shape, str(leaf.dtype)) for path, leaf in leaves}
 
 
-def _row_bucket(count: int, most: int) -> int:
-    """Rows that `count` rows are padded to: 1, 2, 3, 4, 6, 8, 12, 16, 24, ..., at most `most`."""
-    return min(bucket_length(32 * count) // 32, most)
+def _row_bucket(count: int, limit: int) -> int:
+    """How many rows `count` rows are padded to: 1, 2, 3, 4, 6, 8, 12, 16, 24, ..., at most `limit`."""
+    return min(bucket_length(32 * count) // 32, limit)
 
 
 def _shrink(width: int, live: int) -> int:
-    """The number of rows to go on with when `live` of `width` still run."""
-    while live * SHRINK <= width and width // SHRINK >= FEWEST_ROWS:
+    """How many rows to continue with when `live` of `width` rows still run."""
+    while live * SHRINK <= width and width // SHRINK >= MIN_ROWS:
         width //= SHRINK
     return width
 
 
 class NativeSampler:
-    """`Sampler` over a model's pure decode function. See `rlt_jax.sampling.base.Sampler` for what each method promises.
+    """`Sampler` over a model's pure decode function; `rlt_jax.sampling.base.Sampler` documents the methods.
 
-    Holds the parameter tree by reference. Device memory beyond it, inside `generate` only: a cache of
-    2 · L · KH · hd · (prompt + max_tokens, bucketed) numbers a row, and while it grows the shorter one beside it.
+    Holds the parameter tree by reference. Only `generate` takes device memory on top of it: a cache of
+    2 · L · KH · hd · (prompt + max_tokens, bucketed) numbers per row and, while it grows, the shorter one as well.
 
     Args:
       model: the pure functions.
       params: the trainer's parameter tree; caches take its dtype.
       eos_ids: tokens that end a completion.
-      max_positions: most tokens of a prompt and its completion; None: what the model was made for.
+      max_positions: most tokens of a prompt with its completion; None: all positions of the model.
       max_batch: most rows decoded at one time.
-      prompt_buckets: lengths that prompts are padded to, ascending; a longer prompt, and every prompt when empty, goes
-        to the next of 32, 48, 64, 96, ...
-      prefill_tokens: most prompt tokens run through the model at one time (but at least one prompt).
-      segment: tokens drawn between two looks of the host.
+      prefill_tokens: most prompt tokens prefilled at one time (but at least one prompt).
+      segment: tokens sampled per row before the host looks at them.
       version: of `params`.
     """
 
@@ -184,7 +180,6 @@ class NativeSampler:
         eos_ids: Sequence[int],
         max_positions: int | None = None,
         max_batch: int = 256,
-        prompt_buckets: Sequence[int] = (),
         prefill_tokens: int = 32768,
         segment: int = 64,
         version: int = 0,
@@ -199,12 +194,10 @@ class NativeSampler:
         self._eos_ids = np.asarray(sorted(set(eos_ids)), np.int32)
         self._max_positions = model.config.max_position_embeddings if max_positions is None else max_positions
         self._max_batch = max_batch
-        self._prompt_buckets = tuple(prompt_buckets)
         self._prefill_tokens = prefill_tokens
         self._segment = segment
         self._version = version
-        self._asleep = False
-        self._closed = False
+        self._state = SamplerState()
 
     def generate(
         self,
@@ -223,21 +216,19 @@ class NativeSampler:
         rows.sort(key=lambda row: -len(requests[row[0]].prompt_ids))  # longest first: what does not fit fails at once
         report = on_progress if on_progress is not None else lambda count: None
         completions: dict[tuple[int, int], Completion] = {}
-        drawn = 0
-        most = self._max_batch if max_batch is None else min(max_batch, self._max_batch)
-        for start in range(0, len(rows), most):
-            batch = rows[start : start + most]
+        sampled = 0
+        batch_size = self._max_batch if max_batch is None else min(max_batch, self._max_batch)
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
             prompts = [np.asarray(requests[i].prompt_ids, np.int32) for i, _ in batch]
             seeds = [requests[i].seeds[j] for i, j in batch]
-            done = self._draw(weights, prompts, seeds, params, report, drawn)
+            done = self._sample(weights, prompts, seeds, params, report, sampled)
             completions.update(zip(batch, done, strict=True))
-            drawn += sum(len(completion.token_ids) for completion in done)
+            sampled += sum(len(completion.token_ids) for completion in done)
         return [tuple(completions[i, j] for j in range(len(request.seeds))) for i, request in enumerate(requests)]
 
     def set_weights(self, params: Params, version: int) -> None:
-        self._check_open()
-        if self._asleep:
-            raise RuntimeError("the sampler is asleep: call wake before set_weights")
+        self._state.check_set_weights()
         shapes = _shapes(params)
         if shapes != self._shapes:
             names = sorted({name for name, _ in shapes.items() ^ self._shapes.items()})
@@ -246,82 +237,74 @@ class NativeSampler:
         self._version = version
 
     def sleep(self) -> None:
-        self._check_open()
-        self._asleep = True
-        self._params = None  # the last reference to weights that the trainer has let go would keep their memory
+        self._state.check_open()
+        self._state.asleep = True
+        self._params = None  # else this reference would keep the memory of weights that the trainer has dropped
 
     def wake(self) -> None:
-        self._check_open()
-        self._asleep = False
+        self._state.check_open()
+        self._state.asleep = False
 
     def metrics(self) -> dict[str, float]:
         return {}
 
     def close(self) -> None:
         self._params = None
-        self._closed = True
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("the sampler is closed: make a new one")
+        self._state.closed = True
 
     def _ready_weights(self) -> Params:
-        self._check_open()
-        if self._asleep:
-            raise RuntimeError("the sampler is asleep: call wake and set_weights before generate")
-        if self._params is None:
-            raise RuntimeError("the sampler has had no weights since it woke: call set_weights before generate")
+        self._state.check_generate(has_weights=self._params is not None)
         if any(leaf.is_deleted() for leaf in jax.tree.leaves(self._params)):
             raise RuntimeError("the sampler's weights were donated to an update: call set_weights with the new ones")
+        assert self._params is not None  # ready: it has weights
         return self._params
 
-    def _draw(
+    def _sample(
         self,
         weights: Params,
         prompts: Sequence[np.ndarray],
         seeds: Sequence[int],
         params: SamplingParams,
         report: Callable[[int], None],
-        drawn_before: int,
+        sampled_before: int,
     ) -> list[Completion]:
-        """One completion per (prompt, seed), in order; at most max_batch of them."""
-        longest = max(map(len, prompts))
-        prompt_room = next((size for size in self._prompt_buckets if size >= longest), bucket_length(longest))
+        """Sample one completion per (prompt, seed), in order; at most max_batch of them."""
+        prompt_room = bucket_length(max(map(len, prompts)))
         room = self._room(0, params.max_tokens)
         rows = self._start(weights, prompts, seeds, prompt_room, prompt_room + room)
-        slots = np.arange(len(rows.token))  # which completion a row draws
+        slots = np.arange(len(rows.token))  # index of the completion that a row samples
         ended = slots >= len(seeds)
-        slots[ended] = NOTHING
-        mode, knobs = mode_and_knobs(params)
-        tokens = np.full((len(seeds), params.max_tokens), NOTHING, np.int32)
+        slots[ended] = EMPTY
+        mode, arrays = mode_and_arrays(params)
+        tokens = np.full((len(seeds), params.max_tokens), EMPTY, np.int32)
         logps = np.zeros(tokens.shape, np.float32)
-        for drawn in range(0, params.max_tokens, self._segment):
-            steps = min(self._segment, params.max_tokens - drawn)
+        for offset in range(0, params.max_tokens, self._segment):
+            steps = min(self._segment, params.max_tokens - offset)
             width = _shrink(len(slots), int((~ended).sum()))
-            needed = self._room(drawn, params.max_tokens)
+            needed = self._room(offset, params.max_tokens)
             if width < len(slots) or needed > room:
-                kept = np.argsort(ended, kind="stable")[:width]  # the running rows first
-                rows = _repack(rows, kept, length=prompt_room + needed)
-                slots, room = slots[kept], needed
+                indices = np.argsort(ended, kind="stable")[:width]  # running rows first
+                rows = _repack(rows, indices, length=prompt_room + needed)
+                slots, room = slots[indices], needed
             rows, new_tokens, new_logps = _decode(
-                self._model, weights, rows, drawn, steps, self._eos_ids, knobs, mode=mode, segment=self._segment
+                self._model, weights, rows, offset, steps, self._eos_ids, arrays, mode=mode, segment=self._segment
             )
             new_tokens, new_logps, ended = jax.device_get((new_tokens, new_logps, rows.ended))
-            real = slots != NOTHING
-            tokens[slots[real], drawn : drawn + steps] = new_tokens[:steps, real].T
-            logps[slots[real], drawn : drawn + steps] = new_logps[:steps, real].T
-            report(drawn_before + int((tokens != NOTHING).sum()))
+            real = slots != EMPTY
+            tokens[slots[real], offset : offset + steps] = new_tokens[:steps, real].T
+            logps[slots[real], offset : offset + steps] = new_logps[:steps, real].T
+            report(sampled_before + int((tokens != EMPTY).sum()))
             if ended.all():
                 break
-        return [self._completion(ids[ids != NOTHING], row_logps) for ids, row_logps in zip(tokens, logps, strict=True)]
+        return [self._completion(ids[ids != EMPTY], row_logps) for ids, row_logps in zip(tokens, logps, strict=True)]
 
     def _start(
         self, weights: Params, prompts: Sequence[np.ndarray], seeds: Sequence[int], prompt_room: int, length: int
     ) -> _Rows:
-        """Rows ready to decode, each distinct prompt prefilled once.
+        """Make rows ready to decode; each distinct prompt is prefilled once.
 
-        The newest token of a row is its prompt's last: the first step writes its key and value once more and gets the
-        logits of the prompt's end, so that the prefill needs none.
+        The newest token of a row is its prompt's last token: the first step writes its key and value again and computes
+        the logits at the prompt's end, so the prefill needs no logits.
         """
         keys = [prompt.tobytes() for prompt in prompts]
         distinct = dict(zip(keys, prompts, strict=True))
@@ -343,10 +326,10 @@ class NativeSampler:
             cache=cache,
         )
 
-    def _room(self, drawn: int, max_tokens: int) -> int:
+    def _room(self, offset: int, max_tokens: int) -> int:
         """Positions after the prompt that the next segment needs: segment · 2^i, at most max_tokens (in 32s)."""
         room = self._segment
-        while room < min(drawn + self._segment, max_tokens):
+        while room < min(offset + self._segment, max_tokens):
             room *= 2
         return min(room, -(-max_tokens // 32) * 32)
 

@@ -1,8 +1,8 @@
-"""A vLLM OpenAI server that somebody else started, as an engine (`Engine` says what each method promises).
+"""A vLLM OpenAI server that somebody else started, as an engine; `engine.Engine` documents the methods.
 
-Token ids go in and come out, by /v1/completions. Weights travel as a safetensors file in shared memory, which the
-server reads through the endpoints of its development mode: it must see that file under the same path and be allowed to
-read it, so it runs on the same machine as the same user. vLLM 0.26 and 0.32 agree in all that is used here.
+Token ids go in and come out through /v1/completions. Weights travel as a safetensors file in shared memory, which the
+endpoints of the server's development mode load: the server must see that file under the same path and be allowed to
+read it, so it runs on the same machine as the same user. vLLM 0.26 and 0.32 agree on everything used here.
 """
 
 import asyncio
@@ -19,17 +19,17 @@ import httpx
 import numpy as np
 
 from rlt_jax.errors import UserError
-from rlt_jax.sampling.engine import Drawn, EngineDied, EngineRefused, Job
+from rlt_jax.sampling.engine import EngineCompletion, EngineDied, EngineRefused, Job
 from rlt_jax.sampling.weights import Tensor, write_shared_file
 
-_log = logging.getLogger("rlt_jax")
+log = logging.getLogger("rlt_jax")
 
 COMMAND = (
     "VLLM_SERVER_DEV_MODE=1 python -m vllm.entrypoints.openai.api_server --model FOLDER --host 127.0.0.1 "
     "--port {port} --logprobs-mode processed_logprobs --generation-config vllm"
 )
 
-OFF = {  # all that changes what is drawn: no default of the server or the model folder applies
+NEUTRAL = {  # every sampling parameter, so that no default of the server or the model folder applies
     "temperature": 1.0,
     "top_k": 0,
     "top_p": 1.0,
@@ -41,23 +41,22 @@ OFF = {  # all that changes what is drawn: no default of the server or the model
     "stop_token_ids": [],
 }
 
-TIMEOUT = httpx.Timeout(None, connect=10.0)  # seconds; a completion may take as long as it likes
-NO_REUSE = httpx.Limits(max_keepalive_connections=0)  # the server may be closing the idle connection we pick
-ERROR_LENGTH = 500  # characters of a server's message that are shown
+TIMEOUT = httpx.Timeout(None, connect=10.0)  # seconds; a completion may take any time
+NO_REUSE = httpx.Limits(max_keepalive_connections=0)  # the server may be closing the idle connection that we would pick
+ERROR_LENGTH = 500  # most characters shown of a server's message
 
 
 class ServerEngine:
-    """Life and memory of the server are its owner's: `sleep` and the wakes do nothing, `start` waits for it.
+    """A running server, whose owner controls its process and memory: `sleep` and both wakes do nothing, `start` waits.
 
     Args:
       url: http://HOST:PORT.
       model_name: which of the served models to use; None: the only one.
-      allow_remote: accept a host that is not this machine's loopback address. It still must see the trainer's shared
-        memory under the same path, and whoever reaches its port can replace its weights.
-      patience: how long `start` waits for the server, seconds.
-      log: called with a line when the server was left paused.
+      allow_remote: accept a host that is not this machine's loopback address. The server must still see the trainer's
+        shared memory under the same path, and anyone who reaches its port can replace its weights.
+      start_timeout: how long `start` waits for the server, seconds.
     Raises:
-      UserError: the URL is malformed or remote, nothing answers there, or what answers cannot be used.
+      UserError: the URL is malformed or remote, no server answers there, or the server cannot be used.
     """
 
     def __init__(
@@ -66,13 +65,11 @@ class ServerEngine:
         *,
         model_name: str | None = None,
         allow_remote: bool = False,
-        patience: float = 120.0,
-        log: Callable[[str], None] = _log.warning,
+        start_timeout: float = 120.0,
     ):
         self._url = _checked_url(url, allow_remote=allow_remote)
         self._model_name = model_name
-        self._patience = patience
-        self._log = log
+        self._start_timeout = start_timeout
         self._client = httpx.Client(base_url=self._url, timeout=TIMEOUT, limits=NO_REUSE, trust_env=False)
         self._first_weights = ""  # folder or hub name that the server was started with
         self.facts: dict[str, Any] = {}
@@ -84,50 +81,50 @@ class ServerEngine:
             raise self._unusable(str(error)) from None
 
     def start(self) -> None:
-        """Wait until the server answers; to start it again is its owner's business.
+        """Wait until the server answers; restarting it is up to its owner.
 
         Raises:
-          EngineDied: it did not within `patience`.
+          EngineDied: it did not answer within `start_timeout`.
           UserError: it answers, but the constructor would refuse it.
         """
-        wait_until_healthy(self._url, seconds=self._patience)
+        wait_until_healthy(self._url, seconds=self._start_timeout)
         self.facts = self._inspect()
 
     def generate(
         self,
         jobs: Sequence[Job],
         sampling: Mapping[str, Any],
-        on_drawn: Callable[[Drawn], None],
+        on_completion: Callable[[EngineCompletion], None],
         on_tokens: Callable[[int], None],
     ) -> None:
-        """One request per completion, all in flight at once as far as the limit of open files allows."""
+        """Send one request per completion, as many at once as the limit of open files allows."""
         count = 0
 
-        async def draw(client: httpx.AsyncClient, room: asyncio.Semaphore, job: Job) -> None:
+        async def sample(client: httpx.AsyncClient, connections: asyncio.Semaphore, job: Job) -> None:
             nonlocal count
-            async with room:
-                with self._mapped_failures():
-                    body = self._completion(job.prompt_ids, sampling, job.seed)
+            async with connections:
+                with self._transport_errors_as_engine_died():
+                    body = self._request(job.prompt_ids, sampling, job.seed)
                     response = await client.post("/v1/completions", json=body)
-            drawn = _drawn(job.index, self._value(response)["choices"][0], sampling["max_tokens"])
-            count += len(drawn.token_ids)
-            on_drawn(drawn)
+            completion = _completion(job.index, self._value(response)["choices"][0], sampling["max_tokens"])
+            count += len(completion.token_ids)
+            on_completion(completion)
             on_tokens(count)
 
-        async def draw_all() -> None:
-            room = asyncio.Semaphore(_most_connections())
+        async def sample_all() -> None:
+            connections = asyncio.Semaphore(_max_connections())
             client = httpx.AsyncClient(base_url=self._url, timeout=TIMEOUT, limits=NO_REUSE, trust_env=False)
-            async with client, asyncio.TaskGroup() as group:  # a failure ends the others, which ends them in the server
+            async with client, asyncio.TaskGroup() as group:  # one failure cancels the others, also in the server
                 for job in jobs:
-                    group.create_task(draw(client, room, job))
+                    group.create_task(sample(client, connections, job))
 
         try:
-            asyncio.run(draw_all())
+            asyncio.run(sample_all())
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None  # the others say the same
 
     def prompt_logprobs(self, prompt_ids: np.ndarray) -> np.ndarray:
-        body = self._completion(prompt_ids, {"max_tokens": 1}, seed=0) | {"prompt_logprobs": 0}
+        body = self._request(prompt_ids, {"max_tokens": 1}, seed=0) | {"prompt_logprobs": 0}
         entries = self._call("POST", "/v1/completions", body)["choices"][0]["prompt_logprobs"][1:]
         pairs = zip(prompt_ids[1:].tolist(), entries, strict=True)
         return np.array([entry[str(token)]["logprob"] for token, entry in pairs], np.float32)
@@ -137,12 +134,13 @@ class ServerEngine:
             self.load_folder(path.parent)
 
     def load_folder(self, folder: Path) -> None:
-        """Replace the weights by those in a folder's safetensors files, and empty the prefix cache.
+        """Replace the weights with those in a folder's safetensors files, and empty the prefix cache.
 
-        What the server is drawing meanwhile, for whomever, is aborted: no completion mixes two versions.
+        All running requests are aborted, also those of other clients, so that no completion mixes two versions.
 
         Raises:
-          EngineRefused: it could not load them. It lives, but its weights are not to be relied on before a next load.
+          EngineRefused: the server could not load them. It is still running, but its weights are unreliable until the
+            next load.
         """
         try:
             self._call("POST", "/pause?mode=abort")
@@ -156,30 +154,30 @@ class ServerEngine:
             raise EngineRefused("the prefix cache could not be reset: some of its blocks are in use")
 
     def sleep(self) -> None:
-        """Nothing: the server keeps its memory."""
+        """Does nothing: the server keeps its memory."""
 
     def wake_weights(self) -> None:
-        """Nothing: the server kept its memory."""
+        """Does nothing: the server kept its memory."""
 
     def wake_cache(self) -> None:
-        """Nothing: the server kept its memory."""
+        """Does nothing: the server kept its memory."""
 
     def close(self) -> None:
-        """Close the client; the server goes on."""
+        """Close the client; the server keeps running."""
         self._client.close()
 
     def log_tail(self, lines: int = 20) -> str:
-        """Empty: the log is with the server's owner."""
+        """Empty: the server's owner has its log."""
         return ""
 
     def _inspect(self) -> dict[str, Any]:
-        """The server's facts; UserError if it cannot be used."""
+        """Read the server's facts; raise UserError if it cannot be used."""
         try:
             paused = self._call("GET", "/is_paused")["is_paused"]
         except EngineRefused as error:
             raise self._unusable(f"weights cannot be loaded, VLLM_SERVER_DEV_MODE=1 is missing ({error})") from None
-        if paused:  # by a trainer that was killed while it loaded weights: nothing would ever be drawn
-            self._log(f"the vLLM server at {self._url} was left paused: resuming it")
+        if paused:  # by a trainer that was killed while loading weights: no request would ever be answered
+            log.warning("the vLLM server at %s was left paused: resuming it", self._url)
             self._call("POST", "/resume")
         served = {model["id"]: model for model in self._call("GET", "/v1/models")["data"]}
         if self._model_name not in served and (self._model_name is not None or len(served) != 1):
@@ -191,32 +189,32 @@ class ServerEngine:
         return {
             "version": self._call("GET", "/version")["version"],
             "device": "server",
-            "block_size": 0,  # unknown, as is the next
+            "block_size": 0,  # unknown, like the next
             "kv_tokens": 0,
             "max_model_len": served[self._model_name]["max_model_len"],
         }
 
     def _check_logprobs(self) -> None:
-        """UserError if log-probs are those before temperature and filters, vLLM's default."""
-        body = self._completion(np.zeros(1, np.int32), {"max_tokens": 1}, seed=0) | {"allowed_token_ids": [0]}
+        """Raise UserError if log-probs are those before temperature and filters, as is vLLM's default."""
+        body = self._request(np.zeros(1, np.int32), {"max_tokens": 1}, seed=0) | {"allowed_token_ids": [0]}
         (logp,) = self._call("POST", "/v1/completions", body)["choices"][0]["logprobs"]["token_logprobs"]
-        if logp < -1e-3:  # after the filter the only token allowed is certain
+        if logp < -1e-3:  # after the filter, the only allowed token has probability 1
             raise self._unusable("its log-probs are before temperature, --logprobs-mode processed_logprobs is missing")
 
-    def _completion(self, prompt_ids: np.ndarray, sampling: Mapping[str, Any], seed: int) -> dict[str, Any]:
-        """A request for one completion; ValueError for a sampling parameter that the server would ignore."""
-        if unknown := sampling.keys() - OFF.keys() - {"max_tokens"}:
-            raise ValueError(f"sampling parameters {sorted(unknown)}: expected max_tokens and {', '.join(OFF)}")
+    def _request(self, prompt_ids: np.ndarray, sampling: Mapping[str, Any], seed: int) -> dict[str, Any]:
+        """The request for one completion; ValueError for a sampling parameter that the server would ignore."""
+        if unknown := sampling.keys() - NEUTRAL.keys() - {"max_tokens"}:
+            raise ValueError(f"sampling parameters {sorted(unknown)}: expected max_tokens and {', '.join(NEUTRAL)}")
         return {
-            **OFF,
+            **NEUTRAL,
             **sampling,
             "model": self._model_name,
             "prompt": prompt_ids.tolist(),
             "seed": int(seed),
-            "logprobs": 0,  # of the drawn token alone
-            "ignore_eos": True,  # the trainer's own EOS tokens stop it, in stop_token_ids
+            "logprobs": 0,  # of the sampled token only
+            "ignore_eos": True,  # the trainer's EOS tokens end it, through stop_token_ids
             "return_token_ids": True,
-            "return_tokens_as_token_ids": True,  # beside the log-probs, where text would stand for each token
+            "return_tokens_as_token_ids": True,  # as keys of the log-probs, instead of text
         }
 
     def _reload(self, folder: str) -> None:
@@ -224,13 +222,13 @@ class ServerEngine:
             self._call("POST", "/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": folder}})
         except EngineRefused as error:
             if folder == self._first_weights:
-                raise EngineRefused(f"{error}. It is left without weights: start it anew") from None
-            self._reload(self._first_weights)  # else the next draw would end the server: its weights are gone by now
+                raise EngineRefused(f"{error}. It is left without weights: restart it") from None
+            self._reload(self._first_weights)  # its weights are gone: the next request would crash the server
             hint = f"it must see {folder}, and run as the same user to read it"
-            raise EngineRefused(f"{error}. It got its first weights back; {hint}") from None
+            raise EngineRefused(f"{error}. It has its first weights again; {hint}") from None
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        with self._mapped_failures():
+        with self._transport_errors_as_engine_died():
             response = self._client.request(method, path, json=body)
         return self._value(response)
 
@@ -238,8 +236,8 @@ class ServerEngine:
         """The answer's JSON.
 
         Raises:
-          EngineRefused: the server answered with an error, or with something else.
-          EngineDied: with an error because its engine is dead.
+          EngineRefused: the server answered with an error, or with something other than JSON.
+          EngineDied: the server answered with an error because its engine is dead.
         """
         if response.status_code == 200:
             with contextlib.suppress(ValueError):
@@ -250,7 +248,7 @@ class ServerEngine:
         raise EngineRefused(f"the vLLM server at {self._url} {answer}")
 
     @contextlib.contextmanager
-    def _mapped_failures(self) -> Iterator[None]:
+    def _transport_errors_as_engine_died(self) -> Iterator[None]:
         try:
             yield
         except httpx.TransportError as error:
@@ -262,7 +260,7 @@ class ServerEngine:
 
 
 def wait_until_healthy(url: str, *, seconds: float) -> None:
-    """Ask a vLLM server, ever less often, until it says that it is up; EngineDied if that takes longer."""
+    """Poll a vLLM server, less and less often, until it is up; raise EngineDied if that takes longer than `seconds`."""
     deadline, pause = time.monotonic() + seconds, 0.05
     while not _is_healthy(url):
         if time.monotonic() + pause > deadline:
@@ -278,17 +276,17 @@ def _is_healthy(url: str) -> bool:
         return False
 
 
-def _drawn(index: int, choice: dict[str, Any], max_tokens: int) -> Drawn:
+def _completion(index: int, choice: dict[str, Any], max_tokens: int) -> EngineCompletion:
     token_ids, reason = np.array(choice["token_ids"], np.int32), choice["finish_reason"]
     if reason != "stop" and (reason != "length" or len(token_ids) != max_tokens):
-        # aborted by another client, or capped by a limit of the server's
+        # aborted by another client, or cut by a limit of the server
         raise EngineRefused(f"a completion ended by {reason!r} after {len(token_ids)} of {max_tokens} tokens")
     logps = np.array(choice["logprobs"]["token_logprobs"], np.float32)
-    return Drawn(index, token_ids, logps, finished=reason == "stop")
+    return EngineCompletion(index, token_ids, logps, finished=reason == "stop")
 
 
 def _message(response: httpx.Response) -> str:
-    """The server's own words, on one line, cut to a readable length."""
+    """The server's error message on one line, cut to a readable length."""
     try:
         text = str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
@@ -297,14 +295,14 @@ def _message(response: httpx.Response) -> str:
     return text if len(text) <= ERROR_LENGTH else f"{text[:ERROR_LENGTH]} ..."
 
 
-def _most_connections() -> int:
-    """Half of the files that this process may open: 512 where the limit is the usual 1024."""
+def _max_connections() -> int:
+    """Half of the files that this process may open: 512 with the usual limit of 1024."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 4096 if limit == resource.RLIM_INFINITY else max(1, min(limit // 2, 4096))
 
 
 def _checked_url(url: str, *, allow_remote: bool) -> str:
-    """http://HOST:PORT, without a slash at its end; UserError for anything else, or for a host that is not allowed."""
+    """http://HOST:PORT without a trailing slash; UserError for anything else, or for a host that is not allowed."""
     try:
         parts = httpx.URL(url)
         bare = parts.raw_path == b"/" and not parts.fragment and not parts.userinfo
@@ -316,8 +314,8 @@ def _checked_url(url: str, *, allow_remote: bool) -> str:
     if not allow_remote and not _is_loopback(parts.host):
         raise UserError(
             f"--sampler.url {url}: {parts.host} is not this machine's loopback address. The server must see the "
-            "trainer's shared memory, where weights travel as a file, and whoever reaches its port can replace them: "
-            "use 127.0.0.1, or --sampler.allow-remote if all that is so"
+            "trainer's shared memory, where weights travel as a file, and anyone who reaches its port can replace "
+            "them: use 127.0.0.1, or --sampler.allow-remote if both are fine"
         )
     return str(parts).rstrip("/")
 

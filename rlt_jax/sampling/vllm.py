@@ -1,9 +1,9 @@
-"""`Sampler` over a vLLM engine in another process: weights are synced and verified, a crash is mended.
+"""`Sampler` over a vLLM engine in another process: syncs and verifies weights, and recovers from crashes.
 
-An engine reports few of the ways in which a push of weights can go wrong: a tensor left out, old keys and values kept,
-a wake without a push all end in wrong log-probs and no error. So names and shapes are compared with the checkpoint's
-before anything is sent, the prefix cache is emptied, and a probe then asks engine and trainer for the log-probs of the
-same tokens.
+An engine reports few of the ways in which a push of weights can fail: a tensor left out, old keys and values kept, or a
+wake without a push all lead to wrong log-probs without an error. So names and shapes are compared with the checkpoint's
+before anything is sent, the prefix cache is emptied, and then a probe compares engine and trainer on the log-probs of
+the same tokens.
 """
 
 import logging
@@ -15,48 +15,48 @@ import jax
 import numpy as np
 
 from rlt_jax.errors import UserError
-from rlt_jax.sampling.base import Params, check_params, check_requests
-from rlt_jax.sampling.engine import Drawn, Engine, EngineFailed, Job
+from rlt_jax.sampling.base import Params, SamplerState, check_params, check_requests
+from rlt_jax.sampling.engine import Engine, EngineCompletion, EngineFailed, Job
 from rlt_jax.sampling.weights import Tensor, check_tensors
 from rlt_jax.types import Completion, Request, SamplingParams
 
 log = logging.getLogger("rlt_jax")
 
-MOST_FAILURES = 3  # of the engine in a row
-PROBE_TOKENS = 16  # drawn by the probe after its prompt
+MAX_FAILURES = 3  # of the engine, in a row
+PROBE_TOKENS = 16  # sampled by the probe after its prompt
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Tokens whose log-probs engine and trainer must agree on after every sync."""
+    """Tokens on whose log-probs engine and trainer must agree after every sync."""
 
     prompt_ids: np.ndarray  # i32[P], long enough to fill blocks of the engine's prefix cache
     logprobs: Callable[[Params, np.ndarray, float], np.ndarray]
     """(params, ids i32[T], temperature) -> f32[T] nats by the trainer's model; position 0 is not read."""
-    temperature: float  # of the drawn part: not 1, so that an engine that reports log-probs before temperature shows
+    temperature: float  # of the sampled tokens: not 1, to expose an engine that reports log-probs before temperature
     tolerance: float  # nats, mean absolute difference
     on_mismatch: Literal["stop", "warn"]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the engine's log-probs are from the trainer's, nats."""
+    """How much the engine's log-probs differ from the trainer's, nats."""
 
-    mean: float  # absolute difference over the prompt's tokens or over those drawn after it, whichever is larger
-    largest: float  # of all tokens
+    mean: float  # absolute difference over the prompt's tokens or over those sampled after it, whichever is larger
+    largest: float  # over all tokens
 
 
 class VllmSampler:
-    """See `rlt_jax.sampling.base.Sampler` for what each method promises. Born asleep: wake it and give it weights.
+    """A vLLM engine as a `Sampler`, whose docstring documents the methods. Starts asleep: wake it and set its weights.
 
-    An engine that fails is started again and gets the weights once more; completions that were done are kept, the
-    others drawn again from their own seeds. Three failures in a row end the run.
+    An engine that fails is restarted and gets the weights again; finished completions are kept, and the others sampled
+    again from their own seeds. Three failures in a row end the run.
 
     Args:
-      engine: one that runs, and may be asleep.
+      engine: a running one, which may be asleep.
       tensors: the trainer's parameter tree -> every tensor under its Hugging Face name; a tied head as
         `lm_head.weight` too, because some engines keep a packed copy of it.
-      shapes: the same names and their shapes, as the checkpoint has them.
+      shapes: the same names with their shapes, as in the checkpoint.
       probe: what verifies a sync.
       eos_ids: tokens that end a completion.
       vocab_size, max_positions: limits of the model, or of the engine where they are lower.
@@ -77,7 +77,7 @@ class VllmSampler:
         self._tensors = tensors
         self._shapes = shapes
         self._probe = probe
-        # vLLM refuses ids that the model cannot draw; a tokenizer may have such
+        # vLLM refuses ids beyond the model's vocabulary, which a tokenizer may have.
         self._eos_ids = sorted(eos_id for eos_id in set(eos_ids) if eos_id < vocab_size)
         self._vocab_size = vocab_size
         self._max_positions = max_positions
@@ -85,8 +85,7 @@ class VllmSampler:
         self._version = 0
         self._failures = 0  # in a row
         self._restarts = 0
-        self._asleep = True
-        self._closed = False
+        self._state = SamplerState(asleep=True)
         self.agreement: Agreement | None = None  # of the last sync
 
     def generate(
@@ -97,42 +96,40 @@ class VllmSampler:
         max_batch: int | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[tuple[Completion, ...]]:
-        self._check_ready()
+        self._state.check_generate(has_weights=self._params is not None)
         check_params(params)
         check_requests(requests, params.max_tokens, vocab_size=self._vocab_size, max_positions=self._max_positions)
         report = on_progress if on_progress is not None else lambda count: None
-        drawings = [(request.prompt_ids, seed) for request in requests for seed in request.seeds]
-        jobs = [Job(k, prompt_ids, seed) for k, (prompt_ids, seed) in enumerate(drawings)]
-        done: dict[int, Drawn] = {}
+        prompts = [(request.prompt_ids, seed) for request in requests for seed in request.seeds]
+        jobs = [Job(index, prompt_ids, seed) for index, (prompt_ids, seed) in enumerate(prompts)]
+        done: dict[int, EngineCompletion] = {}
         while missing := [job for job in jobs if job.index not in done]:
-            kept = sum(len(drawn.token_ids) for drawn in done.values())
+            tokens_done = sum(len(completion.token_ids) for completion in done.values())
 
-            def keep(drawn: Drawn) -> None:
-                done[drawn.index] = drawn
+            def on_completion(completion: EngineCompletion) -> None:
+                done[completion.index] = completion
 
-            def count(tokens: int, kept: int = kept) -> None:
-                report(kept + tokens)
+            def on_tokens(count: int, tokens_done: int = tokens_done) -> None:
+                report(tokens_done + count)
 
             try:
-                self._engine.generate(missing, self._sampling(params), keep, count)
+                self._engine.generate(missing, self._sampling(params), on_completion, on_tokens)
                 if len(done) < len(jobs):
                     raise EngineFailed(f"{len(jobs) - len(done)} completions did not come back")
             except EngineFailed as error:
-                log.warning("%d of %d completions are lost and drawn again", len(jobs) - len(done), len(jobs))
+                log.warning("%d of %d completions were lost: sampling them again", len(jobs) - len(done), len(jobs))
                 self._recover(error)
         self._failures = 0
         in_order = (done[job.index] for job in jobs)
-        completions = (Completion(d.token_ids, d.logps, d.finished, self._version) for d in in_order)
+        completions = (Completion(one.token_ids, one.logps, one.finished, self._version) for one in in_order)
         return [tuple(next(completions) for _ in request.seeds) for request in requests]
 
     def set_weights(self, params: Params, version: int) -> None:
-        self._check_open()
-        if self._asleep:
-            raise RuntimeError("the sampler is asleep: call wake before set_weights")
+        self._state.check_set_weights()
         tensors = list(self._tensors(params))
         check_tensors(tensors, self._shapes)
         self._params, self._version = None, version
-        jax.block_until_ready(params)  # whoever copies the arrays' memory does not wait for the program that writes it
+        jax.block_until_ready(params)  # copying the arrays' memory does not wait for the program that writes them
         try:
             self._push(params, tensors)
         except EngineFailed as error:
@@ -142,24 +139,24 @@ class VllmSampler:
         self._failures = 0
 
     def sleep(self) -> None:
-        self._check_open()
-        if self._asleep:
+        self._state.check_open()
+        if self._state.asleep:
             return
-        self._asleep, self._params = True, None
+        self._state.asleep, self._params = True, None
         try:
             self._engine.sleep()
         except EngineFailed as error:
-            log.warning("%s while going to sleep: it is started again when it is needed", error)
+            log.warning("%s while going to sleep: the engine is restarted when it is needed", error)
 
     def wake(self) -> None:
-        self._check_open()
-        if not self._asleep:
+        self._state.check_open()
+        if not self._state.asleep:
             return
         try:
             self._engine.wake_weights()
         except EngineFailed as error:
             self._recover(error)
-        self._asleep = False
+        self._state.asleep = False
 
     def metrics(self) -> dict[str, float]:
         agreement = {}
@@ -169,12 +166,12 @@ class VllmSampler:
 
     def close(self) -> None:
         self._params = None
-        if not self._closed:
+        if not self._state.closed:
             self._engine.close()
-        self._closed = True
+        self._state.closed = True
 
     def _sampling(self, params: SamplingParams) -> dict[str, Any]:
-        """Every parameter by name, so that no default of the engine or the model folder applies."""
+        """Every sampling parameter, so that no default of the engine or the model folder applies."""
         return {
             "max_tokens": params.max_tokens,
             "temperature": params.temperature,
@@ -189,7 +186,7 @@ class VllmSampler:
         }
 
     def _push(self, params: Params, tensors: Sequence[Tensor]) -> None:
-        """Send the weights, in the order that a sleeping engine needs, and verify them."""
+        """Send and verify the weights, in the order that a sleeping engine needs."""
         self._engine.load(tensors)
         self._engine.wake_cache()
         self._engine.reset_prefix_cache()
@@ -199,20 +196,21 @@ class VllmSampler:
             self._mismatch(self.agreement)
 
     def _measure(self, params: Params) -> Agreement:
-        """Compare log-probs of the probe's prompt, and of tokens drawn after it, with the trainer's.
+        """Compare log-probs of the probe's prompt, and of tokens sampled after it, with the trainer's.
 
-        Drawing comes first: it reads the prefix cache, where keys and values of older weights would be found.
+        Sampling comes first, because it reads the prefix cache, where keys and values of older weights would show.
         """
         probe = self._probe
-        drawn: list[Drawn] = []
+        completions: list[EngineCompletion] = []
         sampling = self._sampling(SamplingParams(PROBE_TOKENS, probe.temperature)) | {"stop_token_ids": []}
-        self._engine.generate([Job(0, probe.prompt_ids, 0)], sampling, drawn.append, lambda count: None)
+        self._engine.generate([Job(0, probe.prompt_ids, 0)], sampling, completions.append, lambda count: None)
         prompt_logps = self._engine.prompt_logprobs(probe.prompt_ids)
-        ids = np.concatenate([probe.prompt_ids, drawn[0].token_ids])
+        (completion,) = completions
+        ids = np.concatenate([probe.prompt_ids, completion.token_ids])
         start = len(probe.prompt_ids)
-        prompt = np.abs(prompt_logps - probe.logprobs(params, ids, 1.0)[1:start])
-        after = np.abs(drawn[0].logps - probe.logprobs(params, ids, probe.temperature)[start:])
-        return Agreement(float(max(prompt.mean(), after.mean())), float(max(prompt.max(), after.max())))
+        in_prompt = np.abs(prompt_logps - probe.logprobs(params, ids, 1.0)[1:start])
+        sampled = np.abs(completion.logps - probe.logprobs(params, ids, probe.temperature)[start:])
+        return Agreement(float(max(in_prompt.mean(), sampled.mean())), float(max(in_prompt.max(), sampled.max())))
 
     def _mismatch(self, agreement: Agreement) -> None:
         message = (
@@ -221,37 +219,26 @@ class VllmSampler:
         )
         if self._probe.on_mismatch == "stop":
             raise UserError(
-                f"{message}: the engine does not draw from the weights that are trained. Look at its log, raise "
-                "--sampler.sync-tolerance if the difference is rounding, or go on with --sampler.on-mismatch warn"
+                f"{message}: the engine does not sample with the weights that are trained. Look at its log, raise "
+                "--sampler.sync-tolerance if the difference is rounding, or continue with --sampler.on-mismatch warn"
             )
-        log.warning("%s: going on, as --sampler.on-mismatch warn asks", message)
+        log.warning("%s: continuing, as --sampler.on-mismatch is warn", message)
 
     def _recover(self, error: EngineFailed) -> None:
-        """Start the engine again, with the weights if it had any; the caller then repeats what was lost."""
+        """Restart the engine, with the weights if it had any; the caller then repeats what was lost."""
         while True:
             self._failures += 1
-            if self._failures >= MOST_FAILURES:
+            if self._failures >= MAX_FAILURES:
                 raise UserError(
                     f"the vLLM engine failed {self._failures} times in a row, last: {error}\n"
                     f"the end of its log:\n{self._engine.log_tail()}"
                 ) from None
-            log.warning("%s: starting it again (failure %d of %d)", error, self._failures, MOST_FAILURES)
+            log.warning("%s: restarting the engine (failure %d of %d)", error, self._failures, MAX_FAILURES)
             try:
                 self._engine.start()
                 self._restarts += 1
                 if self._params is not None:
                     self._push(self._params, list(self._tensors(self._params)))
                 return
-            except EngineFailed as again:
-                error = again
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("the sampler is closed: make a new one")
-
-    def _check_ready(self) -> None:
-        self._check_open()
-        if self._asleep:
-            raise RuntimeError("the sampler is asleep: call wake and set_weights before generate")
-        if self._params is None:
-            raise RuntimeError("the sampler has had no weights since it woke: call set_weights before generate")
+            except EngineFailed as failed_again:
+                error = failed_again

@@ -1,4 +1,4 @@
-"""Moving weights from JAX arrays to an engine in another process: through shared memory, or on the GPU by CUDA IPC."""
+"""Send weights from JAX arrays to an engine in another process: by shared memory, or on the GPU by CUDA IPC."""
 
 import contextlib
 import os
@@ -12,16 +12,16 @@ import numpy as np
 from safetensors.numpy import save_file
 
 STAGING_BYTES = 2_000_000_000  # of the buffer on the GPU that weights pass through
-ALIGNMENT = 256  # bytes, of a tensor in it
+ALIGNMENT = 256  # bytes, of tensors in that buffer
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a model, where it lies in the parameter tree."""
+    """One tensor of a model, and where it lies in the parameter tree."""
 
     name: str  # Hugging Face name
-    leaf: Any  # jax array of the tree
-    index: int | None  # row of `leaf` that is the tensor (layers are stacked on axis 0); None: all of it
+    leaf: Any  # jax.Array of the tree
+    index: int | None  # the tensor is this index of the leaf's axis 0 (stacked layers); None: it is the whole leaf
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -33,10 +33,10 @@ class Tensor:
 
 
 def check_tensors(tensors: Sequence[Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse to send anything but the checkpoint's tensors: an engine would take a part of them without a word.
+    """Refuse to send anything but the checkpoint's tensors, since an engine would silently accept some of them.
 
     Raises:
-      ValueError: a name is missing, unknown or there twice, or a shape differs.
+      ValueError: a name is missing, unknown or occurs twice, or a shape differs.
     """
     given = {tensor.name: tensor.shape for tensor in tensors}
     problems = [f"{name} is missing" for name in shapes.keys() - given.keys()]
@@ -54,7 +54,7 @@ def check_tensors(tensors: Sequence[Tensor], shapes: Mapping[str, tuple[int, ...
 
 @contextlib.contextmanager
 def write_shared_file(tensors: Sequence[Tensor]) -> Iterator[Path]:
-    """A safetensors file of the tensors, in memory where the machine has room for it; gone when the context ends."""
+    """Write a safetensors file of the tensors, in memory if there is room; it is deleted when the context ends."""
     leaves = {id(tensor.leaf): np.asarray(tensor.leaf) for tensor in tensors}  # one transfer per leaf
     arrays = {
         tensor.name: leaves[id(tensor.leaf)] if tensor.index is None else leaves[id(tensor.leaf)][tensor.index]
@@ -68,7 +68,7 @@ def write_shared_file(tensors: Sequence[Tensor]) -> Iterator[Path]:
 
 
 def _roomy_folder(size: int) -> str | None:
-    """Shared memory if `size` bytes fit, else None: the system's temporary folder."""
+    """Shared memory if `size` bytes fit; else None, for the system's temporary folder."""
     with contextlib.suppress(OSError):
         room = os.statvfs("/dev/shm")
         if room.f_bavail * room.f_frsize > 1.05 * size:
@@ -76,24 +76,24 @@ def _roomy_folder(size: int) -> str | None:
     return None
 
 
-def send_on_card(
+def send_on_gpu(
     tensors: Sequence[Tensor],
     *,
     open_remote: Callable[[int], bytes],
     load_remote: Callable[[list[tuple[str, str, tuple[int, ...], int]]], int],
     close_remote: Callable[[], None],
 ) -> None:
-    """Copy tensors from JAX's memory into a buffer of another process on the same GPU, a buffer-full at a time.
+    """Copy tensors from JAX's memory into a buffer of another process on the same GPU, one buffer-full at a time.
 
-    The other process owns the buffer: JAX's own memory need not be exportable, and no framework but JAX is needed here.
-    Arrays must be ready (`jax.block_until_ready`), on one GPU.
+    The other process owns the buffer, so JAX's memory need not be exportable, and no framework but JAX is needed here.
+    Arrays must be ready (`jax.block_until_ready`) and on one GPU.
 
     Args:
       open_remote: size in bytes -> the CUDA IPC handle of a fresh buffer.
-      load_remote: called with each buffer-full's (name, dtype, shape, offset); returns how many tensors were taken.
+      load_remote: called with each buffer-full's (name, dtype, shape, offset); returns how many tensors it loaded.
       close_remote: frees the buffer.
     Raises:
-      RuntimeError: CUDA refused, or the other side took another number of tensors.
+      RuntimeError: CUDA failed, or the other side loaded another number of tensors.
     """
     from cuda.bindings import driver
 
@@ -112,9 +112,9 @@ def send_on_card(
                     _checked(driver.cuMemcpyDtoDAsync(int(staging) + offset, source, tensor.nbytes, 0))
                 _checked(driver.cuStreamSynchronize(0))
                 manifest = [(t.name, t.leaf.dtype.name, t.shape, offset) for t, offset in chunk]
-                taken = load_remote(manifest)
-                if taken != len(chunk):
-                    raise RuntimeError(f"the engine took {taken} of {len(chunk)} tensors")
+                loaded = load_remote(manifest)
+                if loaded != len(chunk):
+                    raise RuntimeError(f"the engine loaded {loaded} of {len(chunk)} tensors")
         finally:
             _checked(driver.cuIpcCloseMemHandle(staging))
     finally:
@@ -122,7 +122,7 @@ def send_on_card(
 
 
 def _chunks(tensors: Sequence[Tensor], size: int) -> Iterator[list[tuple[Tensor, int]]]:
-    """Tensors with their offsets, as many at a time as `size` bytes hold."""
+    """Split tensors into buffer-fulls of at most `size` bytes, with their offsets."""
     chunk: list[tuple[Tensor, int]] = []
     end = 0
     for tensor in tensors:
@@ -140,7 +140,7 @@ def _aligned(size: int) -> int:
 
 
 def _enter_primary_context(array: Any) -> None:
-    """Make the CUDA context that JAX uses current in this thread."""
+    """Make JAX's CUDA context current in this thread."""
     from cuda.bindings import driver
 
     _checked(driver.cuInit(0))
@@ -150,7 +150,7 @@ def _enter_primary_context(array: Any) -> None:
 
 
 def _checked(result: tuple) -> tuple:
-    """Values of a CUDA driver call, without its status."""
+    """The values that a CUDA driver call returned, once its status is checked."""
     status, *values = result
     if status.value:
         raise RuntimeError(f"CUDA driver: {status.name}")

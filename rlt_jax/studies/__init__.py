@@ -1,1 +1,1 @@
-"""Several runs that belong together: ablations, the pipeline, and their comparison."""
+"""Studies of several runs: ablations, the pipeline, and their comparison."""

@@ -1,4 +1,4 @@
-"""The runs of an ablation study, one process each, and their comparison."""
+"""Train the runs of an ablation study, one process each, and compare them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,31 +24,33 @@ Runs = Mapping[str, Mapping[int, TrainConfig]]  # arm -> seed -> run
 
 
 def train_all(runs: Mapping[str, TrainConfig]) -> list[str]:
-    """Train the runs that are not finished, one process each; returns a line for each that failed.
+    """Train the runs that are not finished, one process each.
 
+    Returns:
+      A line for each run that failed.
     Raises:
-      UserError: a folder holds a run of another configuration. Nothing has been trained then.
+      UserError: before any training, if a folder holds a run with other settings.
     """
     for run in runs.values():
         check_same_run(run)
     failures = []
     for number, (name, run) in enumerate(runs.items(), 1):
         if is_finished(run):
-            print(f"[{number}/{len(runs)}] {name}: finished already", flush=True)
+            print(f"[{number}/{len(runs)}] {name}: already finished", flush=True)
             continue
         print(f"[{number}/{len(runs)}] {name}: {run.output_dir}", flush=True)
         failure = train_in_process(run, name)
         if failure:
-            print(f"[{number}/{len(runs)}] {name}: failed; the others run all the same", flush=True)
+            print(f"[{number}/{len(runs)}] {name}: failed, continuing with the others", flush=True)
             failures.append(f"{name}: {failure}")
     return failures
 
 
 def check_same_run(run: TrainConfig) -> None:
-    """Refuse a run folder that holds a run with other settings than this one, its length apart."""
+    """Reject a run folder that holds a run with other settings; only the number of steps may differ."""
     saved = Path(run.output_dir) / "config.yaml"
     if saved.exists():
-        # a run is made longer by more steps, and stays the same run up to there
+        # more steps extend a run, which stays the same up to there
         changed = [name for name in changed_fields(run, load_config(saved)) if name != "max_steps"]
         if changed:
             raise UserError(
@@ -58,18 +60,18 @@ def check_same_run(run: TrainConfig) -> None:
 
 
 def is_finished(run: TrainConfig) -> bool:
-    """Whether a run has taken its last step and left what its settings ask for: a checkpoint of it, the teacher."""
+    """Whether a run has evaluated its last step and written the checkpoint and the export that its settings ask for."""
     folder = Path(run.output_dir)
     last, exported = folder / "checkpoints" / str(run.max_steps), folder / "final"
-    wanted = [path for path, asked in ((last, run.checkpoint.at_end), (exported, run.checkpoint.export)) if asked]
-    if not read_evaluations(folder, last=run.max_steps) or not all(path.exists() for path in wanted):
+    required = [path for path, on in ((last, run.checkpoint.at_end), (exported, run.checkpoint.export)) if on]
+    if not read_evaluations(folder, last=run.max_steps) or not all(path.exists() for path in required):
         return False
-    # an export older than the checkpoint is that of a shorter run which was made longer since
-    return len(wanted) < 2 or exported.stat().st_mtime >= last.stat().st_mtime
+    # an export older than the checkpoint dates from before the run was extended
+    return len(required) < 2 or exported.stat().st_mtime >= last.stat().st_mtime
 
 
 def train_in_process(run: TrainConfig, name: str) -> str | None:
-    """`python -m rlt_jax.train`, its output shown behind the run's name and kept; returns why it failed, if it did."""
+    """Run `python -m rlt_jax.train`, and show and log its output; returns why it failed, None if it did not."""
     folder = Path(run.output_dir)
     settings, log = folder.with_name(f"{folder.name}.yaml"), folder.with_name(f"{folder.name}.log")
     with writing_to(folder):
@@ -80,12 +82,12 @@ def train_in_process(run: TrainConfig, name: str) -> str | None:
 
 
 def summarise(runs: Runs, folder: Path) -> None:
-    """Write comparison.md, .csv and .png of the finished runs, and print the table."""
+    """Write comparison.md, .csv and .png of the finished runs, and print the tables."""
     finished = {
         arm: [
-            found
+            evaluations
             for run in by_seed.values()
-            if (found := read_run(Path(run.output_dir), last=run.max_steps, seed=run.seed))
+            if (evaluations := read_run(Path(run.output_dir), last=run.max_steps, seed=run.seed))
         ]
         for arm, by_seed in runs.items()
     }

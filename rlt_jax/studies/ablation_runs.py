@@ -1,4 +1,4 @@
-"""The training runs that an ablation study stands for: arms times grid times seeds."""
+"""The training runs of an ablation study: arms times grid times seeds."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -16,29 +16,29 @@ from rlt_jax.configs.train import TrainConfig, check_config
 from rlt_jax.errors import UserError
 from rlt_jax.studies.study_file import study_path
 
-OF_THE_STUDY = ("preset", "seed", "output_dir", "resume")  # no arm may set these fields of a run
+RESERVED_FIELDS = ("preset", "seed", "output_dir", "resume")  # fields of a run that the study sets, not its arms
 EXAMPLE = "rlt_jax/assets/studies/ablate/paper.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFile:
-    """A study as its file describes it. Arms times grid times seeds are its runs."""
+    """A study, as its file describes it. Its runs are arms times grid times seeds."""
 
     base: dict[str, Any] = field(default_factory=dict)
-    """Fields of TrainConfig that all runs share, nested as in a run's configuration file."""
+    """Fields of TrainConfig for all runs, nested as in a run's configuration file."""
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Name of an arm -> fields that it changes."""
+    """Arm -> fields that it changes."""
     grid: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Field with its section (`loss.beta`) -> values. All combinations, with every arm."""
+    """Field with its section (`loss.beta`) -> values. Every arm is combined with all combinations of values."""
     seeds: tuple[int, ...]
     """Seeds of every arm."""
 
 
 def study_runs(config: AblateConfig) -> dict[str, dict[int, TrainConfig]]:
-    """Arm -> seed -> its training run, all of the study in its order, each of them checked.
+    """Build and check all training runs of a study, in its order: arm -> seed -> run.
 
     Raises:
-      UserError: no such study; mistakes in it or in an arm's configuration, a run without held-out rows, or `only` and
+      UserError: no such study; mistakes in it or in an arm's configuration, a run without held-out rows, or `only` or
         `seeds` that are not in the study, one per line.
     """
     path = study_path(config.study, "ablate")
@@ -50,31 +50,32 @@ def study_runs(config: AblateConfig) -> dict[str, dict[int, TrainConfig]]:
     problems = list(_file_problems(study))
     arms = {} if problems else dict(_arms(study))
     runs: dict[str, dict[int, TrainConfig]] = {}
-    for arm, steps in arms.items():
+    for arm, all_changes in arms.items():
         run = base
-        for changes in steps:
+        for changes in all_changes:
             run = build(TrainConfig, changes, source=f"{path}, arm {arm}", base=run)
         runs[arm] = {
             seed: replace(run, seed=seed, output_dir=str(Path(config.output_dir, arm, f"seed-{seed}")), resume="auto")
             for seed in study.seeds
         }
-        problems += dict.fromkeys(f"arm {arm}: {x}" for run in runs[arm].values() for x in _run_problems(run))
+        found = (problem for run in runs[arm].values() for problem in _run_problems(run))
+        problems += dict.fromkeys(f"arm {arm}: {problem}" for problem in found)  # once, as seeds share them
     if problems:
         raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
-    if asked := list(_asked_problems(config, runs, study.seeds)):
-        raise UserError("\n".join(asked))
+    if problems := list(_option_problems(config, runs, study.seeds)):
+        raise UserError("\n".join(problems))
     return runs
 
 
-def _asked_problems(config: AblateConfig, arms: Collection[str], seeds: Collection[int]) -> Iterator[str]:
-    """What the command line asks for twice, or the study does not have."""
+def _option_problems(config: AblateConfig, arms: Collection[str], seeds: Collection[int]) -> Iterator[str]:
+    """Values of the command's options that the study does not have, or that are given twice."""
     yield from text_problems({"output_dir": (config.output_dir, "a folder for the study")})
-    asked: dict[str, tuple[tuple, Collection]] = {"only": (config.only, arms), "seeds": (config.seeds, seeds)}
-    for flag, (chosen, known) in asked.items():
+    options: dict[str, tuple[tuple, Collection]] = {"only": (config.only, arms), "seeds": (config.seeds, seeds)}
+    for flag, (chosen, known) in options.items():
         for unknown in [name for name in chosen if name not in known]:
             yield f"--{flag} {unknown} is not in the study: choose from {', '.join(map(str, known))}"
         for twice in dict.fromkeys(name for i, name in enumerate(chosen) if name in chosen[:i]):
-            yield f"--{flag}: {twice} is there twice"
+            yield f"--{flag}: {twice} is given twice"
 
 
 def _file_problems(study: StudyFile) -> Iterator[str]:
@@ -94,19 +95,19 @@ def _file_problems(study: StudyFile) -> Iterator[str]:
         for twice in [path for path, _ in leaves(changes) if path in study.grid]:
             yield f"arms.{arm} sets {twice}, which the grid sets too: leave it out of one of them"
     for name, fields in {**{f"arms.{arm}": changes for arm, changes in study.arms.items()}, "grid": study.grid}.items():
-        for taken in [own for own in OF_THE_STUDY if own in fields]:
-            yield f"{name} sets {taken}, which is the study's: leave it out"
+        for reserved in [path for path in RESERVED_FIELDS if path in fields]:
+            yield f"{name} sets {reserved}, which the study sets: leave it out"
     names = [name for name, _ in _arms(study)]
     for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-        yield f"two arms get the folder {name}: write the values of the grid as arms, with names of your own"
+        yield f"two arms get the folder {name}: write the values of the grid as arms, with your own names"
 
 
 def _arms(study: StudyFile) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Every arm in every point of the grid: its name, `no-kl+loss.beta=0.04`, and its changes one after the other."""
+    """Every arm at every point of the grid: its name, such as `no-kl+loss.beta=0.04`, and its changes in order."""
     for arm, changes in (study.arms or {"base": {}}).items():
         for point in product(*study.grid.values()):
             settings = list(zip(study.grid, point))
-            name = "+".join([arm, *(f"{path}={_word(value)}" for path, value in settings)])
+            name = "+".join([arm, *(f"{path}={_folder_name(value)}" for path, value in settings)])
             yield name, [changes, *(_nested(path, value) for path, value in settings)]
 
 
@@ -116,8 +117,8 @@ def _nested(path: str, value: object) -> dict[str, Any]:
     return {first: _nested(rest, value) if rest else value}
 
 
-def _word(value: object) -> str:
-    """A value as a part of a folder's name."""
+def _folder_name(value: object) -> str:
+    """A value as part of a folder's name."""
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     return re.sub(r"[^A-Za-z0-9._,+-]+", "-", text)
 
@@ -130,6 +131,6 @@ def _run_problems(run: TrainConfig) -> list[str]:
     if run.eval_steps == 0 or run.data.eval_rows == 0:
         return [
             f"eval_steps={run.eval_steps}, data.eval_rows={run.data.eval_rows}: arms are compared on held-out rows: "
-            "give both in the base"
+            "set both in the base"
         ]
     return []

@@ -1,6 +1,6 @@
-"""Explanations to compare a teacher's with, and a student's own thoughts, as rows that `rlt_jax.score` reads.
+"""Baselines for a teacher's explanations, and a student's own thoughts, as rows for `rlt_jax.score`.
 
-Every row has `kind` besides: what it is.
+A further column, `kind`, says which of these a row is.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,22 +15,22 @@ BASELINES = ("none", "shuffled", "true", "copied")
 
 
 def baseline_rows(rows: Sequence[Row], tags: Tags) -> list[dict[str, Any]]:
-    """Four rows for each of N, all of one kind together, in the order of BASELINES:
+    """The four baselines of every row, grouped by kind in the order of BASELINES:
 
-    - none: nothing between the explanation's tags but its two newlines, so that the solution follows on an empty
-      thought. Such a row counts as not matched; its log-probs of the solution are what is wanted, not its reward.
-    - shuffled: the trace of the next row (of the first for the last)
+    - none: nothing between the explanation's tags but two newlines, so that the solution follows an empty thought. Such
+      a row counts as not matched; use its log-probs of the solution, not its reward.
+    - shuffled: the trace of the next row (for the last row, of the first)
     - true: the row's own trace
-    - copied: the solution in place of an explanation
+    - copied: the solution instead of an explanation
 
     Raises:
-      UserError: fewer than two rows, or one without a trace.
+      UserError: there are fewer than two rows, or a row has no trace.
     """
     traces = [row.reasoning_trace for row in rows if row.reasoning_trace is not None]
     if len(rows) < 2 or len(traces) < len(rows):
         raise UserError(
             f"expected two or more held-out rows, each with a reasoning_trace, but {len(traces)} of {len(rows)} have "
-            "one: give such rows, or leave the stage baselines out"
+            "one: give such rows, or leave out the stage baselines"
         )
     thoughts = {
         "none": [""] * len(rows),
@@ -44,13 +44,13 @@ def baseline_rows(rows: Sequence[Row], tags: Tags) -> list[dict[str, Any]]:
 
 
 def explained_row(row: Row, thought: str, tags: Tags, *, kind: str) -> dict[str, Any]:
-    """A row with a text as its explanation, padded as explanations are; without words it is an empty one."""
-    written = padded_thought(thought).removeprefix(PADDING) if thought.strip() else ""
-    return raw_row(row, written, tags, kind=kind)
+    """A row with `thought`, padded, as its explanation; an empty one if it has no words."""
+    explanation = padded_thought(thought).removeprefix(PADDING) if thought.strip() else ""
+    return raw_row(row, explanation, tags, kind=kind)
 
 
 def raw_row(row: Row, thought: str, tags: Tags, *, kind: str) -> dict[str, Any]:
-    """A row with `thought` as it stands, up to an end tag in it, as what a teacher wrote after its prompt."""
+    """A row with `thought`, unchanged up to any end tag in it, as what a teacher wrote after its prompt."""
     columns = {"kind": kind, "question": row.question, "solution": row.solution}
     if row.system is not None:
         columns["system"] = row.system
@@ -58,20 +58,20 @@ def raw_row(row: Row, thought: str, tags: Tags, *, kind: str) -> dict[str, Any]:
 
 
 def own_thought(completion: str, tags: Tags) -> tuple[str, bool]:
-    """What a student wrote after its thought's start tag, up to the end tag, and whether there was one.
+    """The thought in what a student wrote after the thought's start tag, and whether it has an end tag.
 
-    Without an end tag it is all of the text, padded as a thought that ends.
+    Without an end tag the thought is the whole text, padded like one that ends.
     """
-    thought, end, _ = completion.partition(tags.thought_end)
-    return (thought, True) if end else (thought + PADDING, False)
+    thought, end_tag, _ = completion.partition(tags.thought_end)
+    return (thought, True) if end_tag else (thought + PADDING, False)
 
 
 def student_rows(rows: Sequence[Row], completions: Sequence[tuple[int, str]], tags: Tags) -> Iterator[dict[str, Any]]:
-    """Rows that show how likely a student finds the solutions: first after no thought (kind `none`), then after the
-    true one (`true`, rows with a trace alone), then after each of its own (`own`, with `place`).
+    """Rows to measure how likely a student finds the solutions: after no thought (kind `none`), then after the true one
+    (`true`, only for rows with a trace), then after each of its own (`own`). `place` is the index in `rows`.
 
     Args:
-      completions: (place in `rows`, what the student wrote after its thought's start tag).
+      completions: (index in `rows`, what the student wrote after the thought's start tag).
     """
     for place, row in enumerate(rows):
         yield {**raw_row(row, "", tags, kind="none"), "place": place}

@@ -1,4 +1,4 @@
-"""Arms of a study side by side: how their held-out metrics changed, with confidence intervals."""
+"""Comparison of a study's arms: how their held-out metrics changed, with confidence intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from rlt_jax.runs.evaluation import read_changes
 
 T = TypeVar("T")
 
-QUANTITIES = (  # the first is the one that compares arms whatever their reward
+QUANTITIES = (  # the first compares arms even if their rewards differ
     Panel("Solution log-prob", "nats per token", "component/solution_logp/mean"),
     Panel("Reward", "nats, weighted", "reward"),
     Panel("Explanation KL", "nats per token", "component/thought_kl/mean"),
@@ -31,15 +31,15 @@ TRACES = Panel("Copy rate of the traces", "share", "trace_copy_rate")
 class Evaluations:
     """The held-out metrics of one finished run."""
 
-    last: int  # step of the last one; the first is at 0
+    last: int  # step of the last evaluation; the first is at 0
     values: Mapping[str, Mapping[int, float]]  # metric (without `eval/`) -> step -> value
-    paired: Mapping[str, PairedChange]  # metric -> its change by prompt, where prompts are recorded
+    paired: Mapping[str, PairedChange]  # metric -> its change, paired by prompt, if recorded by prompt
     seed: int
 
 
 @dataclass(frozen=True)
 class Change:
-    """First and last value of a metric, means over the seeds of an arm; units are the metric's."""
+    """First and last value of a metric, means over the seeds of an arm, in the metric's unit."""
 
     first: float
     last: float
@@ -50,25 +50,25 @@ class Change:
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm's last value minus the first arm's, each pair under the same seed; units are the metric's."""
+    """An arm's last value minus the first arm's, paired by seed, in the metric's unit."""
 
     mean: float
-    half_width: float | None  # of its confidence interval over the seeds; None with a single one
+    half_width: float | None  # of its confidence interval over the seeds; None with a single seed
     seeds: int  # that both arms have
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What is known of an arm."""
+    """The results of an arm."""
 
     finished: int  # seeds
     planned: int  # seeds
     changes: Mapping[str, Change]  # metric -> change
-    from_first: Mapping[str, Difference]  # metric -> difference from the first arm; {} for that arm itself
+    from_first: Mapping[str, Difference]  # metric -> difference from the first arm; {} for the first arm
 
 
 def read_evaluations(run_dir: Path, *, last: int) -> dict[str, dict[int, float]]:
-    """Held-out metric (without `eval/`) -> step -> value; {} if the run has no evaluation at step `last`."""
+    """Read a run's evaluations: metric (without `eval/`) -> step -> value; {} if there is none at step `last`."""
     records = [record for record in read_lines(run_dir / METRICS_FILE) if "eval/reward" in record]
     if last not in (record["step"] for record in records):
         return {}
@@ -81,7 +81,7 @@ def read_evaluations(run_dir: Path, *, last: int) -> dict[str, dict[int, float]]
 
 
 def read_run(run_dir: Path, *, last: int, seed: int) -> Evaluations | None:
-    """All evaluations of a run, to compare it with others; None if it has none at step `last`, its last one."""
+    """Read a run's evaluations for a comparison; None if there is none at step `last`."""
     values = read_evaluations(run_dir, last=last)
     if not values:
         return None
@@ -91,30 +91,30 @@ def read_run(run_dir: Path, *, last: int, seed: int) -> Evaluations | None:
 
 
 def compare(runs: Mapping[str, Sequence[Evaluations]], planned: Mapping[str, int]) -> dict[str, Arm]:
-    """What changed in each arm, and what the others have more than the first.
+    """The change in each arm, and the difference of the other arms from the first.
 
     Args:
       runs: arm -> its finished runs, one per seed.
-      planned: arm -> seeds that it should have.
+      planned: arm -> number of its seeds, finished or not.
     """
     arms: dict[str, Arm] = {}
-    base = next((runs[arm] for arm in planned), [])  # of the first arm
+    first_arm = next((runs[arm] for arm in planned), [])
     for arm, count in planned.items():
         changes = {quantity.metric: _change(runs[arm], quantity.metric) for quantity in (*QUANTITIES, TRACES)}
-        others = QUANTITIES if arms else ()
-        differences = {quantity.metric: _difference(runs[arm], base, quantity.metric) for quantity in others}
-        arms[arm] = Arm(len(runs[arm]), count, _known(changes), _known(differences))
+        compared = QUANTITIES if arms else ()  # the first arm is not compared with itself
+        differences = {quantity.metric: _difference(runs[arm], first_arm, quantity.metric) for quantity in compared}
+        arms[arm] = Arm(len(runs[arm]), count, _without_none(changes), _without_none(differences))
     return arms
 
 
 def _change(runs: Sequence[Evaluations], metric: str) -> Change | None:
-    """Over the runs that have the metric at both ends; None without any."""
+    """Over the runs with the metric at step 0 and at their last step; None if there is no such run."""
     measured = [run for run in runs if {0, run.last} <= run.values.get(metric, {}).keys()]
     if not measured:
         return None
-    ends = [(run.values[metric][0], run.values[metric][run.last]) for run in measured]
-    firsts, lasts = zip(*ends)
-    change, half_width = t_interval([last - first for first, last in ends])
+    firsts = [run.values[metric][0] for run in measured]
+    lasts = [run.values[metric][run.last] for run in measured]
+    change, half_width = t_interval([last - first for first, last in zip(firsts, lasts)])
     over: Literal["seeds", "prompts"] | None = None if half_width is None else "seeds"
     if len(measured) == 1 and metric in measured[0].paired:
         paired = measured[0].paired[metric]
@@ -122,20 +122,20 @@ def _change(runs: Sequence[Evaluations], metric: str) -> Change | None:
     return Change(float(np.mean(firsts)), float(np.mean(lasts)), change, half_width, over)
 
 
-def _difference(runs: Sequence[Evaluations], base: Sequence[Evaluations], metric: str) -> Difference | None:
-    """Over the seeds for which both have the metric's last value; None without any."""
-    lasts, bases = _last_values(runs, metric), _last_values(base, metric)
-    shared = [seed for seed in lasts if seed in bases]
+def _difference(runs: Sequence[Evaluations], first_arm: Sequence[Evaluations], metric: str) -> Difference | None:
+    """Over the seeds that have the metric's last value in both arms; None if there is no such seed."""
+    values, first_values = _last_values(runs, metric), _last_values(first_arm, metric)
+    shared = [seed for seed in values if seed in first_values]
     if not shared:
         return None
-    mean, half_width = t_interval([lasts[seed] - bases[seed] for seed in shared])
+    mean, half_width = t_interval([values[seed] - first_values[seed] for seed in shared])
     return Difference(mean, half_width, len(shared))
 
 
 def _last_values(runs: Sequence[Evaluations], metric: str) -> dict[int, float]:
-    """Seed -> a metric's last value, of the runs that have one."""
+    """Seed -> last value of a metric, for the runs that have one."""
     return {run.seed: values[run.last] for run in runs if run.last in (values := run.values.get(metric, {}))}
 
 
-def _known(found: Mapping[str, T | None]) -> dict[str, T]:
-    return {name: value for name, value in found.items() if value is not None}
+def _without_none(values: Mapping[str, T | None]) -> dict[str, T]:
+    return {name: value for name, value in values.items() if value is not None}

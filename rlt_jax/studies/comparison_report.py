@@ -1,4 +1,4 @@
-"""A comparison of arms as Markdown, as a table in a terminal, as a CSV file and as a picture."""
+"""A comparison of arms as Markdown, as tables in a terminal, as a CSV file and as a picture."""
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,17 +20,17 @@ MISSING = "–"
 
 CAPTION = (
     "Change of each held-out metric from the first evaluation to the last, mean over seeds ± half the width of its "
-    "95 % confidence interval (Student t); after the arrow, the last value. An arm with one seed has its interval over "
-    "the held-out prompts, paired, for the metrics that are recorded by prompt. Seeds: finished / planned; only "
+    "95 % confidence interval (Student t); after the arrow, the last value. For an arm with one seed, the interval is "
+    "over the held-out prompts, paired, for the metrics that are recorded by prompt. Seeds: finished / planned; only "
     "finished runs count.",
     "Look at the solution log-prob first. Rewards of arms with different coefficients, reductions or terms are not "
-    "comparable. Nor are solution log-probs and KLs of arms with different student temperatures, nor KLs by different "
-    "estimators.",
+    "comparable. Neither are solution log-probs and KLs of arms with different student temperatures, nor KLs by "
+    "different estimators.",
 )  # paragraphs
 
 
 def comparison_markdown(arms: Mapping[str, Arm]) -> str:
-    """The tables with their captions as Markdown; the second, of differences, where two arms have a seed in common."""
+    """The tables with captions as Markdown; the second, of differences, only if two arms share a seed."""
     parts = [_markdown(*_cells(arms)), *CAPTION]
     if rows := _difference_rows(arms):
         parts += [_markdown(_header(), rows), _difference_caption(arms)]
@@ -38,7 +38,7 @@ def comparison_markdown(arms: Mapping[str, Arm]) -> str:
 
 
 def comparison_tables(arms: Mapping[str, Arm]) -> list[Table]:
-    """The same for a terminal."""
+    """The same tables for a terminal."""
     tables = [_terminal_table(*_cells(arms), "\n".join(CAPTION))]
     if rows := _difference_rows(arms):
         tables.append(_terminal_table(_header(), rows, _difference_caption(arms)))
@@ -46,7 +46,7 @@ def comparison_tables(arms: Mapping[str, Arm]) -> list[Table]:
 
 
 def write_comparison_csv(arms: Mapping[str, Arm], path: Path) -> None:
-    """The numbers in full, one line per arm and metric; empty where a number is not known."""
+    """Write all numbers, one line per arm and metric; unknown numbers are empty."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         facts = ("arm", "metric", "unit", "seeds", "planned")
@@ -59,30 +59,31 @@ def write_comparison_csv(arms: Mapping[str, Arm], path: Path) -> None:
                 if (change := arm.changes.get(quantity.metric)) is not None:
                     limits = _limits(change.change, change.half_width)
                     numbers = (change.first, change.last, change.change, *limits, change.over or "")
-                more: tuple = ("",) * 4
-                if (differs := arm.from_first.get(quantity.metric)) is not None:
-                    more = (differs.mean, *_limits(differs.mean, differs.half_width), differs.seeds)
-                first = (name, f"eval/{quantity.metric}", quantity.unit, arm.finished, arm.planned)
-                writer.writerow((*first, *numbers, *more))
+                from_first: tuple = ("",) * 4
+                if (difference := arm.from_first.get(quantity.metric)) is not None:
+                    limits = _limits(difference.mean, difference.half_width)
+                    from_first = (difference.mean, *limits, difference.seeds)
+                arm_facts = (name, f"eval/{quantity.metric}", quantity.unit, arm.finished, arm.planned)
+                writer.writerow((*arm_facts, *numbers, *from_first))
 
 
 def draw_comparison(
     runs: Mapping[str, Sequence[Evaluations]], path: Path, *, levels: Mapping[str, Mapping[str, float]] | None = None
 ) -> None:
-    """Draw a line per arm for each metric over the steps, the mean over its seeds, into `path`, a PNG.
+    """Draw each metric over the steps, a line per arm with the mean over its seeds, into `path`, a PNG file.
 
-    The band is the confidence interval over the seeds, where there are two or more.
+    With two or more seeds, a band shows the confidence interval over the seeds.
 
     Args:
-      runs: arm -> its finished runs; at least one arm has any.
-      levels: metric -> label -> a value to compare it with, drawn as a dashed line.
+      runs: arm -> its finished runs; at least one arm must have some.
+      levels: metric -> label -> value to compare with, drawn as a dashed line.
     """
     drawn = {arm: seeds for arm, seeds in runs.items() if seeds}
     rows = -(-len(QUANTITIES) // COLUMNS)
     figure = new_figure(4.1 * COLUMNS, 2.75 * rows + 0.3 + 0.2 * -(-len(drawn) // COLUMNS))
     for index, quantity in enumerate(QUANTITIES):
         axes = figure.add_subplot(rows, COLUMNS, index + 1)
-        for (arm, seeds), (colour, line) in zip(drawn.items(), _looks()):
+        for (arm, seeds), (colour, line) in zip(drawn.items(), _line_styles()):
             _draw_arm(axes, arm, [run.values.get(quantity.metric, {}) for run in seeds], colour, line)
         draw_levels(axes, {**_own_level(quantity, drawn), **(levels or {}).get(quantity.metric, {})})
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -94,7 +95,7 @@ def draw_comparison(
 
 
 def _own_level(quantity: Panel, runs: Mapping[str, Sequence[Evaluations]]) -> dict[str, float]:
-    """The mean of the metric that a quantity is compared with, by its label, where the runs have it."""
+    """Label -> mean of the metric that a quantity is compared with, if the runs have it."""
     values = [
         value for seeds in runs.values() for run in seeds for value in run.values.get(quantity.level or "", {}).values()
     ]
@@ -115,7 +116,7 @@ def _draw_arm(axes: Axes, arm: str, seeds: Iterable[Mapping[int, float]], colour
 
 
 def _draw_legend(figure: Figure, *, several: bool) -> None:
-    """One legend of the arms, which all panels share."""
+    """One legend of the arms for all panels."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
         handles,
@@ -131,8 +132,8 @@ def _draw_legend(figure: Figure, *, several: bool) -> None:
     )
 
 
-def _looks() -> Iterator[tuple[str, str]]:
-    """Colour and line of one arm after the other, all different for as long as possible."""
+def _line_styles() -> Iterator[tuple[str, str]]:
+    """Colours and line styles for the arms, all different for the first 40 arms."""
     while True:
         for line in ("-", "--", ":", "-."):
             for colour in color_sequences["tab10"]:
@@ -140,7 +141,7 @@ def _looks() -> Iterator[tuple[str, str]]:
 
 
 def _limits(mean: float, half_width: float | None) -> tuple[float | str, float | str]:
-    """Of an interval, as a CSV file holds them."""
+    """Limits of an interval for a CSV file; empty if it is unknown."""
     return ("", "") if half_width is None else (mean - half_width, mean + half_width)
 
 
@@ -180,7 +181,7 @@ def _change_cell(change: Change | None, unit: str) -> str:
 
 
 def _difference_rows(arms: Mapping[str, Arm]) -> list[list[str]]:
-    """A row per arm that has a seed in common with the first."""
+    """A row for each arm that shares a seed with the first."""
     rows = []
     for name, arm in arms.items():
         if arm.from_first:
@@ -192,9 +193,9 @@ def _difference_rows(arms: Mapping[str, Arm]) -> list[list[str]]:
 
 def _difference_caption(arms: Mapping[str, Arm]) -> str:
     return (
-        f"What the last evaluation of each arm has more than that of {next(iter(arms))}: mean over the seeds that both "
-        "have, paired, ± half the width of its 95 % confidence interval (Student t). What is said above about what is "
-        "not comparable holds here."
+        f"The last evaluation of each arm minus that of {next(iter(arms))}: mean over the seeds that both have, "
+        "paired, ± half the width of its 95 % confidence interval (Student t). What is not comparable above is not "
+        "comparable here either."
     )
 
 

@@ -11,14 +11,14 @@ MISSING = "–"
 
 CAPTION = (
     "Mean ± half the width of its 95 % confidence interval: with two or more seeds over the seeds (Student t), with "
-    "one seed over its prompts, where the quantity is known by prompt. Differences are taken prompt by prompt under "
-    "the same seed, so their intervals are those of paired comparisons. An interval over prompts says what another "
-    "draw of prompts would change, not another seed; one over seeds, which share their prompts, the other way round."
+    "one seed over its prompts, if the quantity is known by prompt. Differences are taken prompt by prompt under "
+    "the same seed, so their intervals are those of paired comparisons. An interval over prompts says what other "
+    "prompts would change, not another seed; one over seeds, which share their prompts, the other way round."
 )
 
 
 def table_markdown(table: Table) -> str:
-    """A table with its heading."""
+    """A table with its heading, as Markdown."""
     header = ["", "seeds", *(f"{measure.title}, {measure.unit}" for measure in table.measures)]
     lines = [header, [":--", *["--:"] * (len(header) - 1)]]
     for variant, quantities in table.rows.items():
@@ -33,7 +33,7 @@ def table_markdown(table: Table) -> str:
 
 
 def write_outcome_csv(tables: Iterable[Table], path: Path) -> None:
-    """The numbers in full, one line per table, variant and quantity; empty where a number is not known."""
+    """Write all numbers, one line per table, variant and quantity; unknown numbers are empty."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         names = ("table", "variant", "quantity", "unit", "seeds", "prompts", "mean", "ci_low", "ci_high", "over")
@@ -45,12 +45,12 @@ def write_outcome_csv(tables: Iterable[Table], path: Path) -> None:
                         continue
                     mean, half, over, seeds, prompts = estimate(quantities[measure.key])
                     limits = ("", "") if half is None else (mean - half, mean + half)
-                    first = (table.title, variant, measure.key, measure.unit, seeds, prompts)
-                    writer.writerow((*first, mean, *limits, over or ""))
+                    facts = (table.title, variant, measure.key, measure.unit, seeds, prompts)
+                    writer.writerow((*facts, mean, *limits, over or ""))
 
 
 def draw_outcomes(table: Table, path: Path, *, measures: Sequence[str]) -> None:
-    """Draw a dot with its interval for each variant of a table (differences left out), a panel per quantity."""
+    """Draw the variants of a table (without differences) as dots with their intervals, one panel per quantity."""
     shown = [measure for measure in table.measures if measure.key in measures]
     variants = [variant for variant in table.rows if not is_difference(variant)]
     figure = new_figure(3.6 * len(shown) + 1.2, 0.42 * len(variants) + 1.5)
@@ -71,7 +71,7 @@ def draw_outcomes(table: Table, path: Path, *, measures: Sequence[str]) -> None:
                 )
         axes.set_ylim(-0.6, len(variants) - 0.4)
         style_axes(axes, measure.title, measure.unit)
-        # after the style, which sets ticks of its own
+        # after style_axes, which sets its own ticks
         axes.set_yticks(range(len(variants)), list(reversed(variants)) if index == 0 else [""] * len(variants))
         axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
         axes.tick_params(axis="y", colors=INK)

@@ -1,6 +1,6 @@
 """The results of a pipeline over several seeds: tables of quantities with confidence intervals.
 
-Every quantity is kept by seed and by prompt, so that what is compared under one seed is compared on the same prompts.
+Every quantity is stored by seed and by prompt, so that comparisons under one seed are over the same prompts.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,12 +16,12 @@ from rlt_jax.report.json_lines import read_json_lines
 from rlt_jax.report.writer import METRICS_FILE, read_lines
 from rlt_jax.studies.pipeline_folder import MATCHED_FILE, SECONDS_FILE, finished_tasks
 
-Values = Mapping[int, float]  # prompt -> value; of a quantity that is not known by prompt, a single 0 -> value
-Variants = Mapping[str, Mapping[str, Values]]  # of one seed: variant -> key of a measure -> values
+Values = Mapping[int, float]  # prompt -> value; 0 -> value if it is not known by prompt
+Variants = Mapping[str, Mapping[str, Values]]  # of one seed: variant -> measure's key -> values
 
 
 class Measure(NamedTuple):
-    """A quantity as it is read and shown."""
+    """A quantity: its column in the files, and how it is shown."""
 
     key: str
     title: str
@@ -34,19 +34,19 @@ class Table:
     """Quantities of some variants, and of differences between them."""
 
     title: str
-    about: str  # what the rows and columns are
+    about: str  # explains rows and columns
     measures: tuple[Measure, ...]
-    rows: Mapping[str, Mapping[str, Sequence[Values]]]  # variant -> key of a measure -> one per seed that has it
+    rows: Mapping[str, Mapping[str, Sequence[Values]]]  # variant -> measure's key -> one per seed that has it
 
 
 class Estimate(NamedTuple):
-    """A mean and how sure it is, in the unit of the quantity."""
+    """A mean with its confidence interval, in the quantity's unit."""
 
     mean: float
     half_width: float | None  # of the 95 % confidence interval; None: unknown
     over: Literal["seeds", "prompts"] | None  # what the interval is over
     seeds: int
-    prompts: int  # of all seeds together
+    prompts: int  # summed over the seeds
 
 
 REWARD = Measure("reward", "Reward", "nats, weighted")
@@ -88,7 +88,7 @@ def estimate(per_seed: Sequence[Values]) -> Estimate:
     """Mean over seeds of the mean over prompts, with its interval.
 
     Args:
-      per_seed: one or more, none of them empty.
+      per_seed: one or more, none of which is empty.
     """
     means = [float(np.mean(list(values.values()))) for values in per_seed]
     prompts = sum(map(len, per_seed))
@@ -100,17 +100,17 @@ def estimate(per_seed: Sequence[Values]) -> Estimate:
 
 
 def difference(later: Values, earlier: Values) -> dict[int, float]:
-    """later - earlier, on the prompts that both have."""
+    """later - earlier, for the prompts in both."""
     return {prompt: later[prompt] - earlier[prompt] for prompt in later if prompt in earlier}
 
 
 def is_difference(variant: str) -> bool:
-    """Whether a row of a table is the difference of two others."""
+    """Whether a table's row is the difference of two other rows."""
     return " − " in variant
 
 
 def outcome_tables(works: Sequence[Path]) -> list[Table]:
-    """The tables of some finished or unfinished pipelines that differ by their seed alone; empty ones are left out."""
+    """The tables of finished or unfinished pipelines that differ only in their seed; empty tables are left out."""
     tables = (
         _table(
             "Warm-up of the teacher",
@@ -121,9 +121,9 @@ def outcome_tables(works: Sequence[Path]) -> list[Table]:
         ),
         _table(
             "Explanations of held-out questions",
-            "Baselines, and what the teachers write: one explanation a question. The solution's log-prob is the reward "
-            "student's, at the reward's temperature. Without an explanation, and for texts that the teacher did not "
-            "write, reward and KL mean little. An honest trace has a copy rate too.",
+            "Baselines, and what the teachers write: one explanation per question. The solution's log-prob is the "
+            "reward student's, at the reward's temperature. Without an explanation, and for texts that the teacher did "
+            "not write, reward and KL mean little. An honest trace has a copy rate too.",
             (LOGP, REWARD, KL, COPY, REPEAT),
             [{**_baselines(work), **_teachers(work)} for work in works],
             [
@@ -134,11 +134,11 @@ def outcome_tables(works: Sequence[Path]) -> list[Table]:
         ),
         _table(
             "Explanations of the training questions",
-            "What students are distilled on: of each question the only explanation that was sampled, or, beside all, "
+            "What students are distilled on: the only explanation that was sampled for each question, or, next to all, "
             "the best-rewarded of several. Means over the questions.",
             (REWARD, LOGP, KL, COPY, REPEAT, LENGTH),
             [_explained(work) for work in works],
-            [(f"{TEACHERS['rlt']}{end}", f"{TEACHERS['warmup']}{end}") for end in ("", ", best")],
+            [(f"{TEACHERS['rlt']}{suffix}", f"{TEACHERS['warmup']}{suffix}") for suffix in ("", ", best")],
         ),
         _table(
             STUDENTS_TITLE,
@@ -154,7 +154,7 @@ def outcome_tables(works: Sequence[Path]) -> list[Table]:
         ),
         _table(
             "Time",
-            "Seconds of each stage, with the start of its commands, interrupted ones too.",
+            "Seconds of each stage, including the start of its commands and interrupted ones.",
             (Measure("seconds", "Time", "s", 0),),
             [_seconds(work) for work in works],
             [],
@@ -170,15 +170,15 @@ def _warmup(work: Path) -> dict[str, dict[str, Values]]:
 def _baselines(work: Path) -> dict[str, dict[str, Values]]:
     lines = _lines(work / "results" / "baselines.jsonl")
     return {
-        name: _by_row(own, (LOGP, REWARD, KL, COPY, REPEAT))
+        name: _means_by_row(of_kind, (LOGP, REWARD, KL, COPY, REPEAT))
         for kind, name in BASELINE_NAMES.items()
-        if (own := [line for line in lines if line["kind"] == kind])
+        if (of_kind := [line for line in lines if line["kind"] == kind])
     }
 
 
 def _teachers(work: Path) -> dict[str, dict[str, Values]]:
-    """The first evaluation of an RLT run is of the warmed-up teacher, the last of the RLT teacher."""
-    found: dict[str, dict[str, Values]] = {}
+    """The first evaluation of an RLT run is that of the warmed-up teacher, the last that of the RLT teacher."""
+    teachers: dict[str, dict[str, Values]] = {}
     for arm in ("rlt", "no-kl"):
         records = read_lines(work / arm / "eval.jsonl")
         evaluations = {
@@ -189,7 +189,7 @@ def _teachers(work: Path) -> dict[str, dict[str, Values]]:
         for name, step in ((TEACHERS["warmup"], 0), (TEACHERS[arm], max(record["step"] for record in records))):
             lines = [record for record in records if record["step"] == step]
             columns = {"solution_logp": "solution_logp/mean", "thought_kl": "thought_kl/mean"}
-            if arm == "rlt":  # the other arm has another reward
+            if arm == "rlt":  # the other arm has a different reward
                 columns["reward"] = "reward"
             values: dict[str, Values] = {
                 key: {line["row"]: line[column] for line in lines}
@@ -201,19 +201,19 @@ def _teachers(work: Path) -> dict[str, dict[str, Values]]:
                 for measure in (COPY, REPEAT)
                 if f"eval/{measure.key}" in evaluations[step]
             }
-            found.setdefault(name, {**values, **rates})
-    return found
+            teachers.setdefault(name, {**values, **rates})
+    return teachers
 
 
 def _explained(work: Path) -> dict[str, dict[str, Values]]:
-    """All explanations of each teacher, and the kept ones where some were left out."""
+    """All explanations of each teacher and, if there are several per question, the best ones."""
     explained = {}
     for source, name in TEACHERS.items():
         lines = _lines(work / "results" / f"explained-{source}.jsonl")
-        kept = [line for line in lines if line["kept"]]
-        for end, part in ((", all", lines), (", best", kept)) if len(kept) < len(lines) else (("", lines),):
-            if part:
-                explained[name + end] = _by_row(part, (REWARD, LOGP, KL, COPY, REPEAT, LENGTH))
+        best = [line for line in lines if line["kept"]]
+        for suffix, chosen in ((", all", lines), (", best", best)) if len(best) < len(lines) else (("", lines),):
+            if chosen:
+                explained[name + suffix] = _means_by_row(chosen, (REWARD, LOGP, KL, COPY, REPEAT, LENGTH))
     return explained
 
 
@@ -223,7 +223,7 @@ def _students(work: Path) -> dict[str, dict[str, Values]]:
     for student, name in STUDENTS.items():
         measured: dict[str, Values] = {}
         if lines := _lines(work / "results" / f"student-{student}.jsonl"):
-            measured = _by_row(lines, [measure for measure in STUDENT if measure.key not in NOT_BY_QUESTION])
+            measured = _means_by_row(lines, [measure for measure in STUDENT if measure.key not in NOT_BY_QUESTION])
         if losses := _losses(work, f"student-{student}"):
             measured["loss"] = {0: losses[1]}
             students.setdefault(STUDENTS["base"], {}).setdefault("loss", {0: losses[0]})
@@ -244,24 +244,24 @@ def _seconds(work: Path) -> dict[str, dict[str, Values]]:
 
 
 def _losses(work: Path, run: str) -> list[float]:
-    """First and last held-out loss of a finished fine-tuning; [] if it is not finished."""
+    """First and last held-out loss of a fine-tuning run; [] if it is not finished."""
     if run not in finished_tasks(work):
         return []
     losses = [line["eval/loss"] for line in read_lines(work / run / METRICS_FILE) if "eval/loss" in line]
     return [losses[0], losses[-1]] if losses else []
 
 
-def _by_row(lines: Sequence[Mapping[str, Any]], measures: Iterable[Measure]) -> dict[str, Values]:
-    """key -> row -> its mean; keys that no line has a number of are left out."""
-    found: dict[str, Values] = {}
+def _means_by_row(lines: Sequence[Mapping[str, Any]], measures: Iterable[Measure]) -> dict[str, Values]:
+    """Measure's key -> row -> mean over its lines, without measures that no line has."""
+    means: dict[str, Values] = {}
     for measure in measures:
         values_of: dict[int, list[float]] = {}
         for line in lines:
             if line.get(measure.key) is not None:
                 values_of.setdefault(line["row"], []).append(float(line[measure.key]))
         if values_of:
-            found[measure.key] = {row: float(np.mean(values)) for row, values in values_of.items()}
-    return found
+            means[measure.key] = {row: float(np.mean(values)) for row, values in values_of.items()}
+    return means
 
 
 def _table(
@@ -271,7 +271,7 @@ def _table(
     seeds: Sequence[Variants],
     pairs: Iterable[tuple[str, str]],
 ) -> Table:
-    """Variants of all seeds in their order, then the differences of `pairs` (later, earlier)."""
+    """A table of the variants of all seeds, in order, then of the differences of `pairs` (later, earlier)."""
     rows: dict[str, dict[str, list[Values]]] = {}
 
     def add(variant: str, values_of: Callable[[Variants, str], Values]) -> None:
@@ -288,7 +288,7 @@ def _table(
 
 
 def _values(variant: str, seed: Variants, key: str) -> Values:
-    """Of one variant under one seed; empty where there are none."""
+    """The values of a variant under one seed; empty if there are none."""
     return seed.get(variant, {}).get(key, {})
 
 
@@ -298,5 +298,5 @@ def _paired(later: str, earlier: str, seed: Variants, key: str) -> Values:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file; [] when there is none."""
+    """The objects of a JSON Lines file; [] if there is no file."""
     return read_json_lines(path) if path.exists() else []

@@ -1,4 +1,4 @@
-"""The stages of a pipeline study under one seed: one process for each command, none for what is done already."""
+"""Run the stages of a pipeline study under one seed: one process per command, and none for what is already done."""
 
 import time
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from rlt_jax.report.folder import writing_to
 from rlt_jax.runs.launch import OutOfTime, run_logged
 from rlt_jax.studies.pipeline_data import (
     check_matching,
+    write_data_files,
     write_distillation,
-    write_problems,
     write_results,
     write_rows_to_score,
 )
@@ -25,24 +25,24 @@ def run_stages(config: PipelineConfig, study: PipelineStudy, work: Path) -> None
     """Run the chosen stages of a study under one seed.
 
     Args:
-      config: seed, stages, time limit; whether to show what the commands print.
-      work: folder of everything that is made.
+      config: seed, stages, time limit, and whether to show the output of the commands.
+      work: folder for all files.
     Raises:
-      UserError: anything in the study that cannot work, before the first command; a command that failed.
-      OutOfTime: config.minutes are over. The same call resumes.
+      UserError: the study cannot work (found before the first command), or a command failed.
+      OutOfTime: config.minutes have passed. The same call resumes.
     """
     started = time.monotonic()
     deadline = None if config.minutes is None else started + 60 * config.minutes
     stages = chosen_stages(config, study)
     tasks = pipeline_tasks(study, work, seed=config.seed)
     check_work(tasks, stages, study, work)
-    write_problems(study, work)
+    write_data_files(study, work)
     for stage in stages:
         before = time.monotonic()
-        own = [task for task in tasks if task.stage == stage]
-        if stage == "distil" and not all(task.result.exists() for task in own):
+        stage_tasks = [task for task in tasks if task.stage == stage]
+        if stage == "distil" and not all(task.result.exists() for task in stage_tasks):
             write_distillation(study, work)
-        for task in own:
+        for task in stage_tasks:
             run_task(task, study, work, quiet=config.quiet, deadline=deadline)
         write_results(stage, study, work)
         print(f"[{stage}] {time.monotonic() - before:.1f} s", flush=True)
@@ -50,20 +50,20 @@ def run_stages(config: PipelineConfig, study: PipelineStudy, work: Path) -> None
 
 
 def chosen_stages(config: PipelineConfig, study: PipelineStudy) -> list[Stage]:
-    """The stages to run, in their order; without config.stages all, but no-kl only where it is asked for or needed."""
+    """The stages to run, in order. Without config.stages: all, but no-kl only with --no-kl or if a student needs it."""
     with_no_kl = config.no_kl or "no-kl" in study.students
     chosen = config.stages or tuple(stage for stage in STAGES if stage != "no-kl" or with_no_kl)
     return [stage for stage in STAGES if stage in chosen or (stage == "no-kl" and config.no_kl)]
 
 
 def check_work(tasks: Sequence[Task], stages: Sequence[Stage], study: PipelineStudy, work: Path) -> None:
-    """Refuse what cannot work, before hours are spent on what comes before it.
+    """Reject what cannot work, before hours are spent on the stages before it.
 
     Args:
-      tasks: all of the study.
+      tasks: all tasks of the study.
     Raises:
-      UserError: the work folder was begun with other settings, something that a stage needs is missing, or models do
-        not fit together.
+      UserError: the work folder was started with other settings, something that a stage needs is missing, or the models
+        do not fit together.
     """
     for task in tasks:
         check_same_task(task, settings_file(work, task.name))
@@ -75,15 +75,15 @@ def check_work(tasks: Sequence[Task], stages: Sequence[Stage], study: PipelineSt
 
 
 def check_needs(tasks: Sequence[Task]) -> None:
-    """Refuse tasks that need a file which is not there and which none of them makes.
+    """Reject tasks that need a file which does not exist and which none of them writes.
 
     Raises:
-      UserError: every missing path once, a line for each stage.
+      UserError: every missing path once, with one line per stage.
     """
-    made = {task.result for task in tasks}
+    results = {task.result for task in tasks}
     missing: dict[Path, Stage] = {}
     for task in [task for task in tasks if not task.result.exists()]:
-        for path in [path for path in task.needs if path not in made and not path.exists()]:
+        for path in [path for path in task.needs if path not in results and not path.exists()]:
             missing.setdefault(path, task.stage)
     if missing:
         raise UserError(
@@ -96,10 +96,10 @@ def check_needs(tasks: Sequence[Task]) -> None:
 
 
 def check_models(study: PipelineStudy) -> None:
-    """Refuse models and prompts that cannot work.
+    """Reject models and prompts that cannot work.
 
     Raises:
-      UserError: a model or prompt file is missing or of another kind, or the reward student has another vocabulary.
+      UserError: a model or prompt file is missing or not supported, or the reward student has a different vocabulary.
     """
     from rlt_jax.planner.run_plan import find_model  # here: it loads JAX, which takes a second
 
@@ -116,22 +116,22 @@ def check_models(study: PipelineStudy) -> None:
 
 
 def run_task(task: Task, study: PipelineStudy, work: Path, *, quiet: bool, deadline: float | None) -> None:
-    """Run one command unless its result is there, and record how long it took.
+    """Run one command unless its result exists, and record how long it took.
 
     Args:
-      deadline: time.monotonic() at which to stop it. None: never.
+      deadline: time.monotonic() at which to stop. None: never.
     Raises:
-      UserError: it failed.
+      UserError: the command failed.
       OutOfTime: the deadline has passed.
     """
     if task.result.exists():
         if task.name not in finished_tasks(work):
             record_seconds(work, task, 0.0, finished=True)
-        print(f"[{task.stage}] {task.name}: done already", flush=True)
+        print(f"[{task.stage}] {task.name}: already done", flush=True)
         return
     before, settings = time.monotonic(), settings_file(work, task.name)
     if deadline is not None and before >= deadline:
-        raise OutOfTime(out_of_time(task))
+        raise OutOfTime(time_is_up(task))
     write_rows_to_score(task, study, work)
     with writing_to(work):
         task.result.parent.mkdir(parents=True, exist_ok=True)
@@ -149,15 +149,15 @@ def run_task(task: Task, study: PipelineStudy, work: Path, *, quiet: bool, deadl
         )
         finished = failure is None and task.result.exists()
     except OutOfTime:
-        raise OutOfTime(out_of_time(task)) from None
+        raise OutOfTime(time_is_up(task)) from None
     finally:
         record_seconds(work, task, time.monotonic() - before, finished=finished)
     if not finished:
         reason = failure or f"it left no {task.result}"
-        raise UserError(f"{task.name} failed: {reason}: fix what is wrong and repeat the call, which resumes")
+        raise UserError(f"{task.name} failed: {reason}: fix the cause and repeat the call, which resumes")
     print(f"[{task.stage}] {task.name}: {time.monotonic() - before:.1f} s", flush=True)
 
 
-def out_of_time(task: Task) -> str:
-    """What to say when the time limit stops a task."""
+def time_is_up(task: Task) -> str:
+    """The message when the time limit stops a task."""
     return f"[{task.stage}] {task.name}: the time is up, repeat the call to resume"

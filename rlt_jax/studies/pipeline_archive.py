@@ -1,4 +1,4 @@
-"""The small files of a pipeline in one archive: enough to summarise and to read elsewhere."""
+"""Pack the small files of a pipeline into an archive: enough to summarise and inspect it elsewhere."""
 
 import io
 import tarfile
@@ -9,8 +9,8 @@ from rlt_jax.errors import UserError
 from rlt_jax.report.whole_file import whole_file
 from rlt_jax.studies.pipeline_folder import SECONDS_FILE, check_work_folder
 
-MAX_BYTES = 15_500_000  # of an archive: less than 16 MiB with its own overhead
-PACKED = (  # what the summary needs first, then what is good to read, while there is room
+MAX_BYTES = 15_500_000  # of files in an archive, which is less than 16 MiB including its overhead
+PACKED = (  # first what the summary needs, then what is useful to read, while there is room
     ("results/*", SECONDS_FILE, "tasks/*.yaml", "*/config.yaml", "*/metrics.jsonl", "*/eval.jsonl", "*/curves.png"),
     ("evaluated/*.summary.json", "tasks/*.log", "*/logs/training.log", "*/completions.jsonl", "evaluated/*.jsonl"),
     ("explained/*.jsonl", "data/*.jsonl"),
@@ -18,15 +18,15 @@ PACKED = (  # what the summary needs first, then what is good to read, while the
 
 
 def collect(work: Path, archive: Path) -> None:
-    """Pack the small files of a work folder, those that the summary needs first.
+    """Pack the small files of a work folder, starting with those that the summary needs.
 
     Raises:
-      UserError: no such folder, or what the summary needs is too large.
+      UserError: there is no such folder, or the files that the summary needs are too large.
     """
     check_work_folder(work, "--work")
     room, left_out = MAX_BYTES, []
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as tar:
         for number, patterns in enumerate(PACKED):
             files = {file for pattern in patterns for file in work.glob(pattern) if file.is_file()}
             for file in sorted(files, key=lambda file: (file.stat().st_size, file)):
@@ -35,10 +35,10 @@ def collect(work: Path, archive: Path) -> None:
                     tar.add(file, arcname=f"{work.name}/{file.relative_to(work)}", recursive=False)
                     room -= size
                 elif number == 0:
-                    raise UserError(f"{file} does not fit into an archive of 16 MiB with the other numbers")
+                    raise UserError(f"{file} does not fit into an archive of 16 MiB with the summary's other files")
                 else:
                     left_out.append(str(file.relative_to(work)))
     with whole_file(archive, "--collect") as path:
-        path.write_bytes(packed.getvalue())
+        path.write_bytes(content.getvalue())
     without = f", without {', '.join(dict.fromkeys(left_out))}" if left_out else ""
-    print(f"{len(packed.getvalue()) / 1e6:.1f} MB{without}: {archive}")
+    print(f"{len(content.getvalue()) / 1e6:.1f} MB{without}: {archive}")

@@ -1,4 +1,4 @@
-"""The rows that the commands of a pipeline read, and the small files of results that its summary reads."""
+"""The rows that a pipeline's commands read, and the small results files that its summary reads."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -22,19 +22,19 @@ from rlt_jax.studies.pipeline_tasks import Task, explained_sources
 from rlt_jax.types import Row
 
 
-def write_problems(study: PipelineStudy, work: Path) -> None:
-    """data/{train,explain,heldout,test}.jsonl: the rows of the study, where they are not there yet.
+def write_data_files(study: PipelineStudy, work: Path) -> None:
+    """Write the study's rows to data/{train,explain,heldout,test}.jsonl, unless they are there already.
 
     Raises:
-      UserError: too few rows, or a solution without the answer that data.answer describes.
+      UserError: there are too few rows, or a solution has no match for data.answer.
     """
     files = {name: work / "data" / f"{name}.jsonl" for name in ("train", "explain", "heldout", "test")}
     settings, data = settings_file(work, "data"), study.data
     check_same_settings(data, settings, "data")
     if settings.exists() and all(file.exists() for file in files.values()):
         return
-    train, heldout = read_problems(data)
-    chosen = {
+    train, heldout = read_study_rows(data)
+    contents = {
         "train": [row_columns(row) for row in train],
         "explain": [row_columns(row) for row in train[: data.explain_rows]],
         "heldout": [row_columns(row) for row in heldout[: data.heldout_rows]],
@@ -42,16 +42,16 @@ def write_problems(study: PipelineStudy, work: Path) -> None:
     }
     with writing_to(work):
         settings.parent.mkdir(parents=True, exist_ok=True)
-    for name, rows in chosen.items():
+    for name, rows in contents.items():
         write_json_lines(files[name], rows)
     save_config(data, settings)
 
 
-def read_problems(data: PipelineData) -> tuple[list[Row], list[Row]]:
-    """The rows to train on, and all that are held out.
+def read_study_rows(data: PipelineData) -> tuple[list[Row], list[Row]]:
+    """Read the rows to train on, and all held-out rows.
 
     Raises:
-      UserError: too few rows, or none to train on with a reasoning_trace.
+      UserError: there are too few rows, or no row to train on has a reasoning_trace.
     """
     needed = max(data.heldout_rows, data.test_rows)
     train = list(load_rows(data.path, split=data.split, log=print).rows)
@@ -76,31 +76,31 @@ def read_problems(data: PipelineData) -> tuple[list[Row], list[Row]]:
 
 
 def row_columns(row: Row) -> dict[str, str]:
-    """A row as a line of a data set."""
+    """The columns of a row in a data file."""
     columns = {"question": row.question, "solution": row.solution}
     optional = {"reasoning_trace": row.reasoning_trace, "system": row.system}
     return columns | {name: text for name, text in optional.items() if text is not None}
 
 
 def answer_of(row: Row, pattern: str | None) -> str:
-    """The answer alone: what the pattern's group last matches in the solution; without a pattern the whole solution.
+    """The answer in a row's solution: the last match of the pattern's group; without a pattern, the whole solution.
 
     Raises:
-      UserError: it matches nowhere.
+      UserError: there is no match.
     """
     if pattern is None:
         return row.solution.strip()
-    found = re.findall(pattern, row.solution)
-    if not found:
+    matches = re.findall(pattern, row.solution)
+    if not matches:
         raise UserError(
             f"held-out row {row.number}: data.answer={pattern!r} is not in its solution ({row.solution[-60:]!r}): fix "
             "the expression"
         )
-    return found[-1]
+    return matches[-1]
 
 
 def write_rows_to_score(task: Task, study: PipelineStudy, work: Path) -> None:
-    """The rows that a score command reads: baselines, or a student's thoughts. Nothing for other commands."""
+    """Write the rows that a score command reads, baselines or a student's thoughts; nothing for other commands."""
     if not isinstance(task.config, ScoreConfig):
         return
     tags = tags_of(study.tags)
@@ -115,26 +115,27 @@ def write_rows_to_score(task: Task, study: PipelineStudy, work: Path) -> None:
 
 
 def check_matching(study: PipelineStudy, work: Path) -> None:
-    """Refuse a token_tolerance other than the one that students were trained under.
+    """Reject a token_tolerance that differs from the one that students were trained with.
 
     Raises:
-      UserError: it is another one.
+      UserError: it differs.
     """
     matched = work / "results" / MATCHED_FILE
     if matched.exists() and (before := read_json_lines(matched)[0].get("tolerance")) != study.token_tolerance:
         raise UserError(
-            f"{matched}: questions were matched with token_tolerance={before}, now it is {study.token_tolerance:g}: "
+            f"{matched}: questions were matched with token_tolerance={before}, which is now {study.token_tolerance:g}: "
             "give another --work, or delete this file, distil/ and student-*/"
         )
 
 
 def write_distillation(study: PipelineStudy, work: Path) -> None:
-    """distil/SOURCE.jsonl: for each student the same questions, each with its best explanation.
+    """Write distil/SOURCE.jsonl: the same questions for each student, each with its best explanation.
 
-    Also results/matched.jsonl, one line: questions asked, common to all teachers, and left, and the tokens of the last.
+    Also writes results/matched.jsonl, one line with the numbers of questions asked, explained by all teachers, and left
+    after matching, and the tokens of the explanations left.
 
     Raises:
-      UserError: no common question, or a student has been trained on questions that were matched otherwise.
+      UserError: no question is left, or a student has been trained on questions that were matched differently.
     """
     matched = work / "results" / MATCHED_FILE
     best = {source: best_rows(work / "explained" / f"{source}.jsonl") for source in explained_sources(study)}
@@ -142,23 +143,23 @@ def write_distillation(study: PipelineStudy, work: Path) -> None:
     tokens = {source: {question: rows[question]["tokens"] for question in common} for source, rows in best.items()}
     questions = balanced_questions(tokens["warmup"], tokens["rlt"], tolerance=study.token_tolerance)
     if not questions:
-        raise UserError(f"no question has a usable explanation by each teacher: look at {work}/tasks/explain-*.log")
-    problems = read_json_lines(work / "data" / "explain.jsonl")
+        raise UserError(f"no question has a usable explanation by every teacher: look at {work}/tasks/explain-*.log")
+    asked = read_json_lines(work / "data" / "explain.jsonl")
     total = {source: sum(lengths[question] for question in questions) for source, lengths in tokens.items()}
     facts = {
         "tolerance": study.token_tolerance,
-        "asked": len(problems),
+        "asked": len(asked),
         "common": len(common),
         "questions": len(questions),
         "tokens": total,
     }
     if matched.exists() and read_json_lines(matched) != [facts]:
         raise UserError(
-            f"{matched}: students were trained on questions that were matched otherwise: give another --work, or "
+            f"{matched}: students were trained on questions that were matched differently: give another --work, or "
             "delete this file, distil/ and student-*/"
         )
     for source in study.students:
-        rows = problems if source == "traces" else best[source]
+        rows = asked if source == "traces" else best[source]
         write_json_lines(work / "distil" / f"{source}.jsonl", [rows[question] for question in questions])
     write_json_lines(matched, [facts])
     print(
@@ -168,7 +169,7 @@ def write_distillation(study: PipelineStudy, work: Path) -> None:
     if more - fewer > study.token_tolerance * fewer:
         print(
             f"[distil] WARNING {more / fewer - 1:.1%} more tokens for one student than for the other (token_tolerance "
-            f"allows {study.token_tolerance:.1%}): half of the questions have been left out, and no more are",
+            f"allows {study.token_tolerance:.1%}): half of the questions are left out already, which is the limit",
             flush=True,
         )
 
@@ -176,12 +177,12 @@ def write_distillation(study: PipelineStudy, work: Path) -> None:
 def best_rows(file: Path) -> dict[int, dict[str, Any]]:
     """Question -> its best-rewarded explanation."""
     rows = read_json_lines(file)
-    kept = select_rows(np.array([row["reward"] for row in rows]), [row["row"] for row in rows], best_of_question=1)
-    return {rows[i]["row"]: rows[i] for i in kept}
+    best = select_rows(np.array([row["reward"] for row in rows]), [row["row"] for row in rows], best_of_question=1)
+    return {rows[i]["row"]: rows[i] for i in best}
 
 
 def write_results(stage: Stage, study: PipelineStudy, work: Path) -> None:
-    """Condense what a stage found out about each prompt into the small files that the summary reads."""
+    """Condense the results of a stage, by prompt, into the small files that the summary reads."""
     results = work / "results"
     match stage:
         case "baselines":
@@ -205,40 +206,39 @@ def explained_values(work: Path, source: str) -> Iterator[dict[str, Any]]:
     file = work / "explained" / f"{source}.jsonl"
     best = {(row["row"], row["sample"]) for row in best_rows(file).values()}
     for row in read_json_lines(file):
-        kept = (row["row"], row["sample"]) in best
         yield {
             "row": row["row"],
             "sample": row["sample"],
-            "kept": kept,
+            "kept": (row["row"], row["sample"]) in best,
             "tokens": row["tokens"],
             **scored_values(row),
         }
 
 
 def student_values(study: PipelineStudy, work: Path, student: str) -> Iterator[dict[str, Any]]:
-    """One line per test question, means over its samples."""
+    """One line per test question, with means over its samples."""
     stem, tags = work / "evaluated" / student, tags_of(study.tags)
-    found: dict[int, dict[str, list[float]]] = {}
+    questions: dict[int, dict[str, list[float]]] = {}  # row -> column -> a value per sample
     for answer in read_json_lines(Path(f"{stem}.jsonl")):
         closed = own_thought(answer["completion"], tags)[1]
-        samples = found.setdefault(answer["row"], {})
+        columns = questions.setdefault(answer["row"], {})
         for name, value in {"accuracy": answer["correct"], "closed": closed, "tokens": answer["tokens"]}.items():
-            samples.setdefault(name, []).append(float(value))
+            columns.setdefault(name, []).append(float(value))
     for row, score in scored_rows(stem):
         logp = score["components"]["solution_logp/mean"]
-        found[row["place"]].setdefault(f"{row['kind']}_logp", []).append(logp)
-    for place, samples in sorted(found.items()):
-        yield {"row": place, **{name: float(np.mean(values)) for name, values in samples.items()}}
+        questions[row["place"]].setdefault(f"{row['kind']}_logp", []).append(logp)
+    for number, columns in sorted(questions.items()):
+        yield {"row": number, **{name: float(np.mean(values)) for name, values in columns.items()}}
 
 
 def scored_rows(stem: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each row that a score command read, with what it wrote about it."""
+    """Each row that a score command read, with its scores."""
     rows, scores = read_json_lines(Path(f"{stem}.rows.jsonl")), read_json_lines(Path(f"{stem}.scores.jsonl"))
     return zip(rows, scores, strict=True)
 
 
 def scored_values(score: Mapping[str, Any]) -> dict[str, float]:
-    """What is kept of a line with reward and components."""
+    """The values of a scored line that go into the results."""
     components = score["components"]
     return {
         "reward": score["reward"],

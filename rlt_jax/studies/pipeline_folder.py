@@ -1,4 +1,4 @@
-"""What a pipeline's work folder records of each command: settings and seconds; and whether folders belong together."""
+"""A pipeline's work folder: the settings and seconds of each command, and checks that they match a study."""
 
 import contextlib
 import json
@@ -28,44 +28,44 @@ MATCHED_FILE = "matched.jsonl"  # in results/
 
 
 def settings_file(work: Path, name: str) -> Path:
-    """The settings that a task runs with: `--config` of its command."""
+    """The file with a task's settings, for `--config` of its command."""
     return work / "tasks" / f"{name}.yaml"
 
 
 def record_seconds(work: Path, task: Task, seconds: float, *, finished: bool) -> None:
-    """Append a line to the file of times."""
+    """Append a line to SECONDS_FILE."""
     line = {"stage": task.stage, "task": task.name, "seconds": round(seconds, 2), "finished": finished}
     with writing_to(work), (work / SECONDS_FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
 def finished_tasks(work: Path) -> set[str]:
-    """Names of the tasks that have done their work."""
+    """Names of the finished tasks."""
     file = work / SECONDS_FILE
     return {line["task"] for line in read_json_lines(file) if line["finished"]} if file.exists() else set()
 
 
 def check_work_folder(work: Path, flag: str) -> None:
-    """Refuse a folder in which no pipeline has run.
+    """Reject a folder in which no pipeline has run.
 
     Args:
       flag: the flag that names the folder.
     Raises:
-      UserError: it is none.
+      UserError: the folder is not a work folder.
     """
     if not (work / SECONDS_FILE).exists():
         raise UserError(f"{flag} {work}: expected the work folder of a pipeline, but it has no {SECONDS_FILE}")
 
 
 def check_same_task(task: Task, saved: Path) -> None:
-    """Refuse to resume a task under other settings, those apart that change neither its result nor what it left.
+    """Refuse to resume a task with other settings that would change its result.
 
-    Commands that write one file check its chunks themselves.
+    Commands that write a single file check unfinished ones themselves.
 
     Args:
-      saved: the settings that the task was begun with.
+      saved: file with the settings that the task was started with.
     Raises:
-      UserError: they differ in these fields, or the file cannot be read.
+      UserError: the settings differ (the message names the fields), or the file cannot be read.
     """
     folder = task.result.parent
     if task.result.exists() or (task.command in ("sft", "train") and any((folder / "checkpoints").glob("*"))):
@@ -73,35 +73,35 @@ def check_same_task(task: Task, saved: Path) -> None:
 
 
 def check_same_settings(config: "DataclassInstance", saved: Path, name: str) -> None:
-    """Refuse settings that differ from those in `saved`, where there are any, in fields that decide the result.
+    """Reject settings that differ from those in the file `saved`, if it exists, in fields that decide the result.
 
     Args:
-      name: what they are the settings of, for the message.
+      name: what the settings are for, for the error message.
     Raises:
-      UserError: they differ in these fields, or the file cannot be read.
+      UserError: the settings differ (the message names the fields), or the file cannot be read.
     """
     if not saved.exists():
         return
     if changed := changed_fields(config, _load(saved, type(config))):
         raise UserError(
-            f"{saved}: {name} was begun with other settings ({', '.join(changed)}): give another --work, or delete "
+            f"{saved}: {name} was started with other settings ({', '.join(changed)}): give another --work, or delete "
             "this one"
         )
 
 
 def check_summary_folders(works: Sequence[Path], *, running: Path | None = None, seed: int) -> None:
-    """Refuse to summarise folders unless they are of one study, each of another seed.
+    """Refuse to summarise folders unless they are of one study and of different seeds.
 
     Args:
-      running: the folder that the same call makes, under `seed`; it may be empty yet.
+      running: the folder that the same call fills, with `seed`; it may still be empty.
     Raises:
-      UserError: a folder without a pipeline, two of one seed, or two that differ by more than their seed.
+      UserError: a folder has no pipeline, two have the same seed, or two differ in more than their seed.
     """
-    made = None if running is None else running.resolve()
+    running = None if running is None else running.resolve()
     recorded: list[tuple[Path, Mapping[str, Any]]] = []
     seeds: list[tuple[Path, int | None]] = []
     for work in works:
-        if work.resolve() == made:
+        if work.resolve() == running:
             seeds.append((work, seed))
             continue
         check_work_folder(work, "--summary")
@@ -112,32 +112,32 @@ def check_summary_folders(works: Sequence[Path], *, running: Path | None = None,
 
 
 def recorded_settings(tasks: Path) -> dict[str, Any]:
-    """The settings that a work folder's commands ran with: "TASK.FIELD" -> value, without paths inside the folder and
-    without what may change.
+    """Read the settings of a work folder's commands, "TASK.FIELD" -> value, without paths inside the folder and without
+    those that may change.
 
     Args:
-      tasks: the folder of their files; one that cannot be read is left out.
+      tasks: the folder of the settings files; files that cannot be read are left out.
     """
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     work = None
     for file in sorted(tasks.glob("*.yaml")):
         with contextlib.suppress(UserError):
             config = _load(file, _config_class(file.stem))
             if isinstance(config, SftConfig | TrainConfig):
                 work = Path(config.output_dir).parent
-            found |= leaves({file.stem: deciding_settings(config)})
+            settings |= leaves({file.stem: deciding_settings(config)})
 
     def is_inside(value: object) -> bool:
         return work is not None and isinstance(value, str) and Path(value).is_relative_to(work)
 
-    def without_place(value: object) -> object:  # the package may be installed elsewhere for another seed
+    def in_package(value: object) -> object:  # for another seed, the package may be installed elsewhere
         return ASSETS + value.rpartition(ASSETS)[2] if isinstance(value, str) and ASSETS in value else value
 
-    return {name: without_place(value) for name, value in found.items() if not is_inside(value)}
+    return {name: in_package(value) for name, value in settings.items() if not is_inside(value)}
 
 
 def _recorded_seed(settings: Mapping[str, Any]) -> int | None:
-    """The seed that the commands of a work folder ran with; None where none has a seed."""
+    """The seed of a work folder's commands; None if none of them has a seed."""
     return next((value for name, value in settings.items() if name.endswith(".seed") and isinstance(value, int)), None)
 
 
@@ -148,8 +148,8 @@ def _check_seeds(seeds: Sequence[tuple[Path, int | None]]) -> None:
             continue
         if seed in folder_of:
             raise UserError(
-                f"--summary {folder_of[seed]} {work}: both are of seed {seed}, expected one folder for each seed: they "
-                "would be taken for two seeds that agree"
+                f"--summary {folder_of[seed]} {work}: both are of seed {seed}, expected one folder per seed, as they "
+                "would count as two seeds that agree"
             )
         folder_of[seed] = work
 
@@ -161,7 +161,7 @@ def _check_same_study(recorded: Sequence[tuple[Path, Mapping[str, Any]]]) -> Non
         if different := sorted(name for name in common if expected[name] != settings[name]):
             shown = ", ".join(different[:6]) + (", ..." if len(different) > 6 else "")
             raise UserError(
-                f"--summary {first} {work}: expected folders of one study, which differ by their seed alone, but "
+                f"--summary {first} {work}: expected folders of one study, which differ only in their seed, but "
                 f"these settings differ: {shown}"
             )
 
@@ -171,7 +171,7 @@ def _load(file: Path, config_class: "type[DataclassInstance]") -> "DataclassInst
 
 
 def _config_class(name: str) -> "type[DataclassInstance]":
-    """Of a task's settings, by the task's name."""
+    """The class of a task's settings, from the task's name."""
     match name.split("-"):
         case ["data"]:
             return PipelineData

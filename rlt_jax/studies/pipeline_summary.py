@@ -1,4 +1,4 @@
-"""The results of several pipelines of one study, each under another seed, as tables and pictures."""
+"""The results of a study's pipelines, one per seed, as tables and pictures."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,17 +12,17 @@ from rlt_jax.studies.outcome_report import CAPTION, draw_outcomes, table_markdow
 from rlt_jax.studies.outcomes import BASELINE_NAMES, STUDENTS_TITLE, Table, Values, estimate, outcome_tables
 from rlt_jax.studies.pipeline_folder import finished_tasks
 
-STUDENT_MEASURES = ("accuracy", "own_logp", "none_logp", "true_logp")  # that the picture has a panel of
+STUDENT_MEASURES = ("accuracy", "own_logp", "none_logp", "true_logp")  # panels of students.png
 
 
 def summarise(works: Sequence[Path], out: Path) -> None:
-    """Write summary.md, summary.csv, rlt.csv, rlt.png and students.png, and print the first.
+    """Write summary.md, summary.csv, rlt.csv, rlt.png and students.png, and print summary.md.
 
     Args:
       works: work folders that `check_summary_folders` accepts.
-      out: folder of the summary.
+      out: folder for the summary.
     Raises:
-      UserError: no stage has finished in any folder; a file of results is broken; `out` cannot be written.
+      UserError: no stage has finished in any folder, a results file is broken, or `out` cannot be written.
     """
     tables = outcome_tables(works)
     if not tables:
@@ -50,18 +50,18 @@ def summarise(works: Sequence[Path], out: Path) -> None:
 
 
 def read_runs(works: Sequence[Path]) -> dict[str, list[Evaluations]]:
-    """Arm (`rlt`, `no-kl`) -> the evaluations of its finished runs; without arms of which none has finished."""
+    """Read the evaluations of finished runs: arm (`rlt`, `no-kl`) -> runs, without arms that have none."""
     runs: dict[str, list[Evaluations]] = {}
     for arm in ("rlt", "no-kl"):
         for work in (work for work in works if arm in finished_tasks(work)):
             config = load_config(work / arm / "config.yaml")
-            if found := read_run(work / arm, last=config.max_steps, seed=config.seed):
-                runs.setdefault(arm, []).append(found)
+            if evaluations := read_run(work / arm, last=config.max_steps, seed=config.seed):
+                runs.setdefault(arm, []).append(evaluations)
     return runs
 
 
 def baseline_levels(tables: Iterable[Table]) -> dict[str, dict[str, float]]:
-    """Mean solution log-prob of each baseline, to draw beside the curves."""
+    """Mean solution log-prob of each baseline, to draw with the curves: metric -> baseline -> value."""
     rows: Mapping[str, Mapping[str, Sequence[Values]]] = next(
         (table.rows for table in tables if BASELINE_NAMES["true"] in table.rows), {}
     )

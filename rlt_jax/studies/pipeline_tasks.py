@@ -1,4 +1,4 @@
-"""The commands that a pipeline study stands for, in their order."""
+"""The commands of a pipeline study, in order."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 from rlt_jax.configs.evaluate import EvaluateConfig, QuestionsConfig, check_evaluate_config
 from rlt_jax.configs.files import build
 from rlt_jax.configs.generate import GenerateConfig, RowsConfig, check_generate_config
-from rlt_jax.configs.pipeline import PipelineStudy, Source, Stage
+from rlt_jax.configs.pipeline import ExplanationSource, PipelineStudy, Stage
 from rlt_jax.configs.presets import train_config
 from rlt_jax.configs.schema import CheckpointConfig, DataConfig, RewardConfig
 from rlt_jax.configs.score import ScoreConfig, check_score_config
@@ -31,7 +31,7 @@ COMMAND_OF: dict[type, Command] = {
     EvaluateConfig: "evaluate",
 }
 
-OF_THE_STUDY = {  # fields that no section may set: the pipeline does, or the study for all sections
+RESERVED_FIELDS = {  # no section may set them: the pipeline does, or the study for all sections
     "warmup": ("target", "student_gap", "model", "output_dir", "resume", "seed", "data"),
     "student_warmup": ("target", "student_gap", "model", "output_dir", "resume", "seed", "data"),
     "rlt": ("teacher", "student", "output_dir", "resume", "seed", "data", "reward"),
@@ -48,87 +48,87 @@ class Task(NamedTuple):
     name: str  # unique; names its files
     command: Command
     config: "DataclassInstance"
-    result: Path  # when it is there, the task is done
+    result: Path  # once it exists, the task is done
     needs: tuple[Path, ...]  # results of other tasks
 
 
 def pipeline_tasks(study: PipelineStudy, work: Path, *, seed: int) -> list[Task]:
-    """Every command of a study in its order, each checked.
+    """Build and check every command of a study, in order.
 
     Args:
-      work: folder of everything that is made.
+      work: folder for all files.
     Raises:
-      UserError: mistakes in the sections, one per line.
+      UserError: mistakes in the study's sections, one per line.
     """
     problems = [
         f"{section}.{name}: the pipeline sets it, or the study for all sections: leave it out"
-        for section, taken in OF_THE_STUDY.items()
-        for name in taken
+        for section, reserved in RESERVED_FIELDS.items()
+        for name in reserved
         if name in (getattr(study, section) or {})
     ]
     tasks = [] if problems else list(_tasks(study, work, seed))
-    found = (_problem_of_study(problem, task, study) for task in tasks for problem in _task_problems(task))
-    problems += dict.fromkeys(found)  # once, as several tasks share a setting
+    found = (_study_problem(problem, task, study) for task in tasks for problem in _task_problems(task))
+    problems += dict.fromkeys(found)  # once, as tasks share settings
     if problems:
         raise UserError("\n".join(problems))
     return tasks
 
 
-def explained_sources(study: PipelineStudy) -> tuple[Source, ...]:
-    """Teachers that explain the training questions: the two that are compared, and another that a student needs."""
+def explained_sources(study: PipelineStudy) -> tuple[ExplanationSource, ...]:
+    """Teachers that explain the training questions: the two that are compared, and any other that a student needs."""
     return ("warmup", "rlt", *(source for source in study.students if source == "no-kl"))
 
 
 def _tasks(study: PipelineStudy, work: Path, seed: int) -> Iterator[Task]:
-    """In order: each needs only earlier ones."""
+    """In order: each task needs only earlier ones."""
 
-    def trained(stage: Stage, config: SftConfig | TrainConfig, *needs: Path) -> Task:
+    def training_task(stage: Stage, config: SftConfig | TrainConfig, *needs: Path) -> Task:
         folder = Path(config.output_dir)
         return Task(stage, folder.name, COMMAND_OF[type(config)], config, folder / "final", needs)
 
-    def written(stage: Stage, name: str, config: GenerateConfig | ScoreConfig | EvaluateConfig, *needs: Path) -> Task:
+    def file_task(stage: Stage, name: str, config: GenerateConfig | ScoreConfig | EvaluateConfig, *needs: Path) -> Task:
         return Task(stage, name, COMMAND_OF[type(config)], config, Path(config.out), needs)
 
-    rows, warm = work / "data" / "train.jsonl", work / "warmup" / "final"
-    yield trained("warmup", _sft(study, work / "warmup", seed, rows=rows, section="warmup"))
-    reward_student, models = study.reward_student or study.student, [warm]
+    rows, warm_teacher = work / "data" / "train.jsonl", work / "warmup" / "final"
+    yield training_task("warmup", _sft(study, work / "warmup", seed, rows=rows, section="warmup"))
+    reward_student, models = study.reward_student or study.student, [warm_teacher]
     if study.student_warmup is not None:
         folder = work / "reward-student"
-        yield trained("warmup", _sft(study, folder, seed, rows=rows, section="student_warmup"))
+        yield training_task("warmup", _sft(study, folder, seed, rows=rows, section="student_warmup"))
         models.append(folder / "final")
         reward_student = str(folder / "final")
 
     stem = work / "baselines" / "baselines"
-    baselines = _score(study, stem, teacher=str(warm), student=reward_student, reward=study.reward)
-    yield written("baselines", "baselines", baselines, *models)
+    baselines = _score(study, stem, teacher=str(warm_teacher), student=reward_student, reward=study.reward)
+    yield file_task("baselines", "baselines", baselines, *models)
 
     arms: tuple[Literal["rlt", "no-kl"], ...] = ("rlt", "no-kl")
     for arm in arms:
-        run = _run(study, work / arm, seed, teacher=str(warm), student=reward_student)
+        run = _run(study, work / arm, seed, teacher=str(warm_teacher), student=reward_student)
         if arm == "no-kl":
             run = replace(run, reward=replace(run.reward, kl_penalty_reward_coeff=(0.0,)))
-        yield trained(arm, run, *models)
+        yield training_task(arm, run, *models)
 
     explained = []
     for source in explained_sources(study):
         teacher, out = work / source / "final", work / "explained" / f"{source}.jsonl"
         explain = _explain(study, out, seed, teacher=str(teacher), student=reward_student)
         explained.append(out)
-        yield written("explain", f"explain-{source}", explain, teacher, *models)
+        yield file_task("explain", f"explain-{source}", explain, teacher, *models)
 
     for source in study.students:
         folder, taught = work / f"student-{source}", work / "distil" / f"{source}.jsonl"
-        yield trained("distil", _sft(study, folder, seed, rows=taught, section="distil"), *explained)
+        yield training_task("distil", _sft(study, folder, seed, rows=taught, section="distil"), *explained)
 
-    # what a student itself finds likely, at temperature 1; the command needs a teacher, which does not count here
-    own = RewardConfig(unbias_student_log_probs_temp=None)
+    # the student's own log-probs at temperature 1; the command also needs a teacher, which plays no role here
+    at_temperature_1 = RewardConfig(unbias_student_log_probs_temp=None)
     for name in ("base", *study.students):
         model = study.student if name == "base" else str(work / f"student-{name}" / "final")
         distilled = [] if name == "base" else [Path(model)]
         out = work / "evaluated" / f"{name}.jsonl"
-        yield written("evaluate", f"evaluate-{name}", _evaluate(study, out, seed, model=model), *distilled)
-        score = _score(study, out.with_suffix(""), teacher=model, student=model, reward=own)
-        yield written("evaluate", f"logp-{name}", score, out, *distilled)
+        yield file_task("evaluate", f"evaluate-{name}", _evaluate(study, out, seed, model=model), *distilled)
+        score = _score(study, out.with_suffix(""), teacher=model, student=model, reward=at_temperature_1)
+        yield file_task("evaluate", f"logp-{name}", score, out, *distilled)
 
 
 def _sft(
@@ -139,7 +139,7 @@ def _sft(
     rows: Path,
     section: Literal["warmup", "student_warmup", "distil"],
 ) -> SftConfig:
-    """The warm-up of the teacher or of the reward student, or a student to distil."""
+    """Settings for the warm-up of the teacher or of the reward student, or for distilling a student."""
     base = SftConfig(
         target="teacher",
         model=study.teacher,
@@ -153,7 +153,7 @@ def _sft(
     )
     if section != "warmup":
         base = replace(base, target="student", student_gap="blank-line", model=study.student)
-    return _with(base, getattr(study, section) or {}, section)
+    return _override(base, getattr(study, section) or {}, section)
 
 
 def _run(study: PipelineStudy, folder: Path, seed: int, *, teacher: str, student: str) -> TrainConfig:
@@ -175,7 +175,7 @@ def _run(study: PipelineStudy, folder: Path, seed: int, *, teacher: str, student
         data=_data(study, folder.parent, folder.parent / "data" / "train.jsonl"),
         checkpoint=CheckpointConfig(keep=1, at_end=False),
     )
-    return _with(base, study.rlt, "rlt")
+    return _override(base, study.rlt, "rlt")
 
 
 def _explain(study: PipelineStudy, out: Path, seed: int, *, teacher: str, student: str) -> GenerateConfig:
@@ -199,7 +199,7 @@ def _explain(study: PipelineStudy, out: Path, seed: int, *, teacher: str, studen
         reward=study.reward,
         score_batch_size=study.score_batch_size,
     )
-    return _with(base, study.explain, "explain")
+    return _override(base, study.explain, "explain")
 
 
 def _evaluate(study: PipelineStudy, out: Path, seed: int, *, model: str) -> EvaluateConfig:
@@ -214,7 +214,7 @@ def _evaluate(study: PipelineStudy, out: Path, seed: int, *, model: str) -> Eval
         temperature=study.temperature,
         sampler=study.sampler,
     )
-    return _with(base, study.evaluate, "evaluate")
+    return _override(base, study.evaluate, "evaluate")
 
 
 def _score(study: PipelineStudy, stem: Path, *, teacher: str, student: str, reward: RewardConfig) -> ScoreConfig:
@@ -228,7 +228,7 @@ def _score(study: PipelineStudy, stem: Path, *, teacher: str, student: str, rewa
         tags=study.tags,
         teacher_prompt_file=study.teacher_prompt_file,
         student_prompt_file=study.student_prompt_file,
-        on_bad_row="stop",  # a row left out would shift those behind it
+        on_bad_row="stop",  # a skipped row would shift those after it
         dtype=study.dtype,
         score_batch_size=study.score_batch_size,
     )
@@ -245,13 +245,13 @@ def _data(study: PipelineStudy, work: Path, rows: Path) -> DataConfig:
     )
 
 
-def _with(base: Config, section: Mapping[str, Any], name: str) -> Config:
-    """A command's configuration with what a section of the study changes in it."""
+def _override(base: Config, section: Mapping[str, Any], name: str) -> Config:
+    """A command's configuration with the fields that a section of the study sets."""
     return build(type(base), section, source=name, base=base)
 
 
-def _problem_of_study(problem: str, task: Task, study: PipelineStudy) -> str:
-    """A problem of a command as one of the study: behind the section whose field it is, alone if it is the study's."""
+def _study_problem(problem: str, task: Task, study: PipelineStudy) -> str:
+    """A command's problem as one of the study: after the name of the section that sets the field, if one does."""
     section = _section(task)
     name = re.split(r"\W", problem, maxsplit=1)[0]
     if section is None or (hasattr(study, name) and name not in (getattr(study, section) or {})):
@@ -260,7 +260,7 @@ def _problem_of_study(problem: str, task: Task, study: PipelineStudy) -> str:
 
 
 def _section(task: Task) -> str | None:
-    """The section of the study that sets fields of a command; None for those that score, which have none."""
+    """The section of the study for a command; None for score commands, which have none."""
     if isinstance(task.config, ScoreConfig):
         return None
     if task.name == "reward-student":

@@ -1,4 +1,4 @@
-"""Which file `--study` names."""
+"""Find the study file that `--study` names."""
 
 from pathlib import Path
 from typing import Literal
@@ -9,12 +9,12 @@ STUDIES = Path(__file__).resolve().parents[1] / "assets" / "studies"
 
 
 def study_path(study: str, command: Literal["ablate", "pipeline"]) -> Path:
-    """The file of a study: that of the package with this name, else the path itself.
+    """The file of a study: the package's study of this name, else the path itself.
 
     Args:
-      command: the command whose studies the package has in assets/studies/COMMAND.
+      command: the command that the study is for; the package has its studies in assets/studies/COMMAND.
     Raises:
-      UserError: neither is there.
+      UserError: there is neither.
     """
     shipped = {path.stem: path for path in (STUDIES / command).glob("*.yaml")}
     if study in shipped:

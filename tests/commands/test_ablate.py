@@ -16,6 +16,8 @@ from rlt_jax import ablate as ablate_command
 from rlt_jax.configs import load_config
 from rlt_jax.studies.ablation import is_finished
 
+pytestmark = pytest.mark.slow
+
 STUDY = """\
 base:
   preset: tiny
@@ -92,7 +94,7 @@ def done(interrupted, command) -> tuple[Path, tuple, str, str]:
     return folder, flags, first + command("ablate", *flags, "--only", "no-kl", "paper"), before
 
 
-def test_an_interrupted_study_goes_on_where_it_stopped(done):
+def test_an_interrupted_study_resumes_where_it_stopped(done):
     folder, _, printed, _ = done
     log = (folder / "paper" / "seed-1" / "logs" / "training.log").read_text()
     assert "resuming from step" in log
@@ -102,9 +104,9 @@ def test_an_interrupted_study_goes_on_where_it_stopped(done):
     assert headings == [
         f"[1/2] paper, seed 1: {folder}/paper/seed-1",
         f"[2/2] no-kl, seed 1: {folder}/no-kl/seed-1",
-        "[1/4] paper, seed 1: finished already",
+        "[1/4] paper, seed 1: already finished",
         f"[2/4] paper, seed 2: {folder}/paper/seed-2",
-        "[3/4] no-kl, seed 1: finished already",
+        "[3/4] no-kl, seed 1: already finished",
         f"[4/4] no-kl, seed 2: {folder}/no-kl/seed-2",
     ]
     assert "no-kl, seed 2: step 2/2  reward" in printed
@@ -160,7 +162,7 @@ def test_a_finished_study_trains_nothing_and_prints_the_same(done, main, capsys)
     before = {path: path.read_bytes() for path in folder.rglob("*.jsonl")}
     main(ablate_command, *flags, "--only", "paper", "no-kl")
     everything = capsys.readouterr().out
-    assert everything.count("finished already") == 4
+    assert everything.count("already finished") == 4
     main(ablate_command, *flags, "--summary-only")
     assert everything.endswith(capsys.readouterr().out)
     assert before == {path: path.read_bytes() for path in folder.rglob("*.jsonl")}
@@ -179,12 +181,12 @@ def test_a_failing_arm_is_reported_and_does_not_stop_the_others(done, study, tmp
     assert "Traceback" not in ended.stderr and ended.stderr.startswith("error: 1 of 2 runs failed:\n  broken, seed 2: ")
     assert "exit code 2 (error: expected a model folder or a hub name, but /no/such/model" in ended.stderr
     assert f"see {tmp_path}/out/broken/seed-2.log" in ended.stderr
-    assert "[2/2] paper, seed 2: finished already" in ended.stdout
+    assert "[2/2] paper, seed 2: already finished" in ended.stdout
     assert "| paper | 2/2 | " in ended.stdout and "| broken | 0/2 | – |" in ended.stdout
     assert table(tmp_path / "out")["paper", LOGP] == table(folder)["paper", LOGP]
 
 
-def test_a_run_is_finished_when_it_left_what_it_was_told_to_leave(done, tmp_path):
+def test_a_run_is_finished_when_it_left_what_it_was_to_leave(done, tmp_path):
     folder, *_ = done
     shutil.copytree(folder / "paper" / "seed-1", tmp_path / "run")
     run = replace(load_config(tmp_path / "run" / "config.yaml"), output_dir=str(tmp_path / "run"))
@@ -205,7 +207,7 @@ def test_a_run_is_finished_when_it_left_what_it_was_told_to_leave(done, tmp_path
 REFUSED = {
     "other settings": ("learning_rate: 1e-3", "learning_rate: 2e-3", "holds a run with other settings (learning_rate)"),
     "no held-out rows": ("data: {eval_rows: 8}", "data: {eval_rows: 0}", "eval_steps=1 but data.eval_rows=0"),
-    "no evaluations": ("eval_steps: 1", "eval_steps: 0", "arms are compared on held-out rows: give both in the base"),
+    "no evaluations": ("eval_steps: 1", "eval_steps: 0", "arms are compared on held-out rows: set both in the base"),
     "an arm that cannot be": ("/no/such/model}", "x, num_generations: 3}", "num_generations=3 does not divide"),
 }
 
@@ -234,10 +236,10 @@ def test_nothing_to_compare_yet(study, main, tmp_path, capsys):
 ASKED = {
     "a folder that is not there": (
         ("--summary-only",),
-        "--output-dir {}/out: expected the folder of a study, but there is none: give the one that its runs are in, or "
+        "--output-dir {}/out: expected the folder of a study, but there is none: give the folder of its runs, or "
         "leave out --summary-only to train them",
     ),
-    "a seed twice": (("--seeds", 1, 1), "--seeds: 1 is there twice"),
+    "a seed twice": (("--seeds", 1, 1), "--seeds: 1 is given twice"),
 }
 
 

@@ -170,16 +170,16 @@ def test_configuration_files(refused, place, content_and_parts):
 
 def test_a_preset_and_a_configuration_file_at_once(refused, place):
     message = refused(train_command, "--preset", "tiny", "--config", place.file("run.yaml", "seed: 1\n"))
-    assert "give one, a file names the preset it starts from" in message
+    assert "give only one; a file names the preset it starts from" in message
 
 
 MODELS = {
     "no such folder": (lambda p: "/no/such/model", ["expected a model folder or a hub name, but /no/such/model"]),
     "no such hub name": (
         lambda p: "nobody/nothing",
-        ["nobody/nothing is no folder and the hub says", "check the name"],
+        ["nobody/nothing is not a folder and the hub says", "check the name"],
     ),
-    "a file": (lambda p: p.file("model.bin", "x"), ["expected a model folder", "model.bin is no folder"]),
+    "a file": (lambda p: p.file("model.bin", "x"), ["expected a model folder", "model.bin is not a folder"]),
     "empty folder": (lambda p: p.file("empty/x", "").parent, ["expected tokenizer.json", "but there is none: copy"]),
     "no config.json": (lambda p: p.model("config.json", None), ["model/config.json, found chat_template.jinja"]),
     "broken config.json": (
@@ -239,7 +239,7 @@ MODELS = {
     ),
     "broken end tokens": (
         lambda p: p.model("generation_config.json", '{"eos_token_id": "end"}'),
-        ["expected a JSON object with eos_token_id (a number or several)", "mend the file"],
+        ["expected a JSON object with eos_token_id (a number or several)", "fix the file"],
     ),
 }
 
@@ -335,11 +335,11 @@ DATA = {
     ),
     "a bad row, when these stop": (
         lambda p: ["--data.path", p.rows(*ROWS, "{"), "--data.on-bad-row", "stop"],
-        ["rows.jsonl, row 30: not JSON", "mend the row, or skip such rows with on_bad_row skip"],
+        ["rows.jsonl, row 30: not JSON", "fix the row, or skip such rows with on_bad_row skip"],
     ),
     "an empty solution, when these stop": (
         lambda p: ["--data.path", p.rows({"question": "a", "solution": ""}, *ROWS), "--data.on-bad-row", "stop"],
-        ["rows.jsonl, row 0: solution is empty: mend the row"],
+        ["rows.jsonl, row 0: solution is empty: fix the row"],
     ),
     "all prompts too long": (
         lambda p: ["--max-prompt-length", "5"],
@@ -454,7 +454,7 @@ RESUMES = {
         lambda run: shutil.rmtree(run / "checkpoints" / "2" / "arrays"),
         [
             "expected a whole checkpoint, but it cannot be read",
-            "delete this folder to go on from the checkpoint before",
+            "delete this folder to resume from the checkpoint before",
         ],
     ),
     "arrays cut short": ([], cut_checkpoint, ["expected a whole checkpoint, but it cannot be read"]),
@@ -495,7 +495,7 @@ SCORES = {
     ),
     "rows with both": (
         lambda p: ["--data", p.rows({**ROWS[0], "completion": "x"}), "--on-bad-row", "stop"],
-        ["row 0: both completion and explanation: keep one: mend the row"],
+        ["row 0: both completion and explanation: keep one: fix the row"],
     ),
     "an explanation with its end tag": (
         lambda p: ["--data", p.rows({**ROWS[0], "explanation": "a<|end_of_explanation|>b"})],

@@ -10,6 +10,8 @@ from rlt_jax import evaluate as evaluate_command
 from rlt_jax.evals.accuracy import pass_rates
 from tests.commands.killing import kill_after
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS, SAMPLES = 32, 4
 
 
@@ -87,7 +89,7 @@ def test_the_summary_is_that_of_the_answers(tested):
     assert sorted(path.name for path in out.parent.iterdir()) == ["answers.jsonl", "answers.summary.json"]
 
 
-def test_a_killed_start_goes_on_to_the_same_bytes(main, flags, tmp_path):
+def test_a_killed_start_resumes_to_the_same_bytes(main, flags, tmp_path):
     flags = (*flags, "--samples", 2, "--questions-per-chunk", 4)
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     main(evaluate_command, *flags, "--out", whole)
@@ -146,7 +148,7 @@ REFUSED = {
         ("--temperature", 0, "--samples", 2),
         "temperature=0 with samples=2: all samples of a row would be",
     ),
-    "k beyond the samples": (("--samples", 2, "--k", 1, 4), "k=4 with samples=2: expected 1 to 2: draw more samples"),
+    "k beyond the samples": (("--samples", 2, "--k", 1, 4), "k=4 with samples=2: expected 1 to 2: raise samples"),
     "no chunks": (("--questions-per-chunk", 0), "questions_per_chunk=0: expected a positive whole number"),
     "one column twice": (("--data.choice-columns", "answer"), "the columns problem, answer, answer name one twice"),
     "no such column": (

@@ -12,6 +12,8 @@ from rlt_jax.configs import SftConfig, parse_command
 from rlt_jax.runs.sft import chat_format_of, load_examples
 from tests.commands.killing import kill_after
 
+pytestmark = pytest.mark.slow
+
 ROWS, SAMPLES = 24, 2
 
 
@@ -64,7 +66,7 @@ def test_every_row_is_explained(taught, data):
         assert record["explanation"] == record["explanation"].strip("\n") != ""
     assert len({record["explanation"] for record in records}) > ROWS  # the samples of a row differ
     mean = np.mean([record["reward"] for record in records])
-    assert printed == f"24 rows, 48 explanations, mean reward {mean:.4f}, 0 drawn again, 0 dropped: {out}"
+    assert printed == f"24 rows, 48 explanations, mean reward {mean:.4f}, 0 resampled, 0 dropped: {out}"
     assert [path.name for path in out.parent.iterdir()] == ["taught.jsonl"]
 
 
@@ -111,7 +113,7 @@ def test_rewards_are_those_of_score(taught, main, tiny, tmp_path):
         assert ours["repeat_rate"] == theirs["repeat_rate"]
 
 
-def test_a_killed_start_goes_on_to_the_same_bytes(main, flags, tmp_path, capsys):
+def test_a_killed_start_resumes_to_the_same_bytes(main, flags, tmp_path, capsys):
     flags = (*flags, "--rows-per-chunk", 2)
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     main(generate_command, *flags, "--out", whole)
@@ -120,12 +122,12 @@ def test_a_killed_start_goes_on_to_the_same_bytes(main, flags, tmp_path, capsys)
         file.write(b'{"records": [{"row": 99, "quest')  # as a kill in the middle of a line leaves it
     done = partial.read_bytes().count(b"\n") - 1
     main(generate_command, *flags, "--out", killed)
-    assert f"going on after {done} of 12 chunks\n" in capsys.readouterr().out
+    assert f"resuming after {done} of 12 chunks\n" in capsys.readouterr().out
     assert killed.read_bytes() == whole.read_bytes()
     assert not partial.exists()
 
 
-def test_what_a_row_gets_does_not_depend_on_the_pieces(taught, main, flags, tmp_path):
+def test_what_a_row_gets_does_not_depend_on_the_chunks(taught, main, flags, tmp_path):
     main(generate_command, *flags, "--rows-per-chunk", 7, "--out", tmp_path / "out.jsonl")
     texts = [[record["explanation"] for record in read(path)] for path in (taught[0], tmp_path / "out.jsonl")]
     assert texts[0] == texts[1]
@@ -150,14 +152,14 @@ def test_what_is_cut_off_is_drawn_again_and_then_dropped(main, flags, tmp_path, 
     dropped = ROWS * SAMPLES - len(found[0])
     assert 0 < dropped < ROWS * SAMPLES
     assert summaries[0].startswith(
-        f"24 rows, {len(found[0])} explanations, 0 drawn again, {dropped} dropped, "
+        f"24 rows, {len(found[0])} explanations, 0 resampled, {dropped} dropped, "
         f"wrong after the last try: {dropped} cut off: "
     )
-    assert f", {dropped} drawn again, " in summaries[1]
+    assert f", {dropped} resampled, " in summaries[1]
     assert len(found[0]) < len(found[1]) < len(found[4])
     assert {record["draw"] for record in found[0]} == {0} and {record["draw"] for record in found[1]} == {0, 1}
     assert all(record["matched"] and record["finished"] for record in found[4])
-    assert [record for record in found[4] if record["draw"] == 0] == found[0]  # what was right is not drawn again
+    assert [record for record in found[4] if record["draw"] == 0] == found[0]  # what was right is not resampled
 
 
 def test_unfinished_ones_can_be_kept(main, flags, tmp_path, capsys):
@@ -167,7 +169,7 @@ def test_unfinished_ones_can_be_kept(main, flags, tmp_path, capsys):
     cut = [record for record in records if not record["finished"]]
     assert len(records) == ROWS * SAMPLES
     assert all(record["tokens"] == 24 and not record["matched"] for record in cut)
-    assert f"48 explanations, 0 drawn again, 0 dropped, wrong after the last try: {len(cut)} cut off: " in (
+    assert f"48 explanations, 0 resampled, 0 dropped, wrong after the last try: {len(cut)} cut off: " in (
         capsys.readouterr().out
     )
 
@@ -202,11 +204,11 @@ REFUSED = {
     ),
     "greedy redraws": (
         ("--temperature", 0, "--samples", 1),
-        "temperature=0 with redraws: a further try would give the",
+        "temperature=0 with redraws: sampling again would give the",
     ),
     "negative temperature": (
         ("--temperature", -1),
-        "temperature=-1: expected a number above 0, or 0 for the likeliest",
+        "temperature=-1: expected a number above 0, or 0 for greedy",
     ),
     "no samples": (("--samples", 0), "samples=0: expected a positive whole number"),
     "no redraws": (("--redraws", -1), "redraws=-1: expected a positive whole number, or 0 for none"),
@@ -246,5 +248,5 @@ def test_an_existing_file_and_another_half_are_not_touched(main, flags, taught, 
     half = partial.read_bytes()
     with pytest.raises(SystemExit):
         main(generate_command, *flags, "--rows-per-chunk", 1, "--temperature", 0.5, "--out", tmp_path / "out.jsonl")
-    assert "was begun with other settings: temperature=0.7 (now 0.5): give those again" in capsys.readouterr().err
+    assert "was started with other settings: temperature=0.7 (now 0.5): use those" in capsys.readouterr().err
     assert partial.read_bytes() == half

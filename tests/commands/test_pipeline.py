@@ -17,6 +17,8 @@ import yaml
 
 from rlt_jax.studies.study_file import study_path
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "rlt_jax.pipeline")
 T_OF_TWO, T_OF_EIGHT = 12.7062, 2.36462  # Student's t at 0.975 with 1 and 7 degrees of freedom, from a table
@@ -79,7 +81,7 @@ def test_an_interrupted_call_resumes(interrupted, whole):
     assert code == 128 + signal.SIGTERM
     assert "[baselines] baselines: " in before and "[rlt] rlt: " not in before
     after = whole[1]
-    assert "[warmup] warmup: done already" in after and "[baselines] baselines: done already" in after
+    assert "[warmup] warmup: already done" in after and "[baselines] baselines: already done" in after
     assert "rlt: INFO resuming from step" in after
     steps = [line["step"] for line in lines(work / "rlt" / "metrics.jsonl") if "reward" in line]
     assert steps == [1, 2, 3]
@@ -97,7 +99,7 @@ def test_times_of_interrupted_commands_count(whole):
 def test_done_work_is_not_done_again(study, whole):
     output = call("--study", study, "--work", whole[0], "--seed", "1")
     assert "python -m" not in output
-    assert output.count("done already") == 10
+    assert output.count("already done") == 10
 
 
 def test_baselines_are_what_they_are_called(whole):
@@ -206,7 +208,7 @@ def test_one_seed_does_not_count_twice(summary, tmp_path):
     first, second, _ = summary
     for folders in ((first, first), (first, second, first)):
         error = call("--summary", *folders, "--out", tmp_path / "out", expected=2)
-        assert f"--summary {first} {first}: both are of seed 1, expected one folder for each seed" in error
+        assert f"--summary {first} {first}: both are of seed 1, expected one folder per seed" in error
     assert not (tmp_path / "out").exists()
 
 
@@ -217,7 +219,7 @@ def test_folders_of_different_studies_are_not_pooled(summary, tmp_path):
     settings = other / "tasks" / "rlt.yaml"
     settings.write_text(settings.read_text().replace("max_steps: 3", "max_steps: 4"))
     error = call("--summary", first, other, "--out", tmp_path / "out", expected=2)
-    assert error.endswith("differ by their seed alone, but these settings differ: rlt.max_steps\n")
+    assert error.endswith("differ only in their seed, but these settings differ: rlt.max_steps\n")
     assert not (tmp_path / "out").exists()
 
 
@@ -254,9 +256,9 @@ def test_other_settings_in_the_same_folder_are_refused(study, whole):
     other = study.with_name("other.yaml")
     other.write_text(json.dumps(values))
     error = call("--study", other, "--work", whole[0], "--seed", "1", expected=2)
-    assert "rlt.yaml: rlt was begun with other settings (learning_rate): give another --work" in error
+    assert "rlt.yaml: rlt was started with other settings (learning_rate): give another --work" in error
     error = call("--study", study, "--work", whole[0], "--seed", "2", expected=2)
-    assert "was begun with other settings (seed)" in error
+    assert "was started with other settings (seed)" in error
 
 
 TINY = ("--study", "tiny", "--work", "{new}/seed-1")
@@ -269,7 +271,7 @@ TINY = ("--study", "tiny", "--work", "{new}/seed-1")
             (),
             "nothing to do: give --study NAME and --work DIR, or --collect FILE and --work DIR, or --summary DIR ...",
         ),
-        (("--study", "tiny"), "--work is missing: give the folder of the pipeline's files"),
+        (("--study", "tiny"), "--work is missing: give a folder for the pipeline's files"),
         (
             ("--work", "nowhere", "--collect", "x.tar.gz"),
             "--work nowhere: expected the work folder of a pipeline, but it has no seconds.jsonl",
@@ -294,7 +296,7 @@ TINY = ("--study", "tiny", "--work", "{new}/seed-1")
         ((*TINY, "--collect", "c.zip"), "--collect c.zip: expected a name that ends in .tar.gz"),
         (
             ("--study", "tiny", "--minutes", "0", "--collect", "c.zip"),
-            "--work is missing: give the folder of the pipeline's files\n"
+            "--work is missing: give a folder for the pipeline's files\n"
             "--minutes 0: expected a number above 0; leave it out for no limit\n"
             "--collect c.zip: expected a name that ends in .tar.gz",
         ),
@@ -402,7 +404,7 @@ def test_students_are_not_taught_with_two_tolerances(study, whole, tmp_path):
     changed = tmp_path / "study.yaml"
     changed.write_text(json.dumps(json.loads(study.read_text()) | {"token_tolerance": 0.5}))
     output = call("--study", changed, "--work", whole[0], "--seed", "1", expected=2)
-    assert "questions were matched with token_tolerance=0.02, now it is 0.5: give another --work" in output
+    assert "questions were matched with token_tolerance=0.02, which is now 0.5: give another --work" in output
 
 
 @pytest.mark.parametrize("name", ["teacher", "student", "reward_student"])

@@ -48,8 +48,8 @@ def test_mono85_in_a_process_of_its_own():
     assert "GPU: peak 76.39 GB in update; planned 77 GB, budget 85 GB" in lines
     assert "Pinned: 106.62 GB of the host's, under XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB=105 (GiB)" in lines
     assert any(line.startswith("vLLM: 46.8 GB hold the keys and values of 501,777 tokens") for line in lines)
-    assert "Longest context in 77 GB, nothing kept: 16,384 tokens of prompt and completion" in lines
-    assert "Largest micro-batch in 77 GB, nothing kept: 5 sequences at this run's lengths" in lines
+    assert "Longest context in 77 GB without saved activations: 16,384 tokens of prompt and completion" in lines
+    assert "Largest micro-batch in 77 GB without saved activations: 5 sequences at this run's lengths" in lines
     assert lines[-1] == "Fits"
 
 

@@ -12,6 +12,8 @@ import pytest
 from rlt_jax import score as score_command
 from rlt_jax.losses import ORIGINAL_NAMES
 
+pytestmark = pytest.mark.slow
+
 # Golden cases whose prompt ends with the start tag and two newlines, and on which we differ: see tests/data/test_spans
 MENDED = {
     *("thought_occurs_in_question", "trailing_merge_mismatch", "leading_merge_mismatch"),
@@ -134,7 +136,7 @@ def test_every_flag_reaches_the_reward(main, flags, short_cases, recorded, golde
     assert_original(read(out), short_cases, recorded, np.load(golden / "reward_cases.npz"), config)
 
 
-def test_pieces_change_nothing(main, flags, short_cases, recorded, golden, tmp_path, monkeypatch):
+def test_chunks_change_nothing(main, flags, short_cases, recorded, golden, tmp_path, monkeypatch):
     """Rows are scored and written some at a time: here 16 in two chunks of 8."""
     monkeypatch.setattr(score_command, "BATCHES_PER_CHUNK", 1)
     data, out = write_cases(tmp_path / "rows.jsonl", short_cases), tmp_path / "scores.jsonl"
@@ -283,11 +285,11 @@ def test_a_selection_can_be_scored_again(main, models, explained, tmp_path):
 
 
 REFUSED_SELECTIONS = {
-    "nothing to select for": (["--top-fraction", "0.5"], "top_fraction select rows for selected_out: name that file"),
+    "nothing to select for": (["--top-fraction", "0.5"], "top_fraction select rows for selected_out: give that file"),
     "no rows": (["--best-of-question", "0", "--selected-out", "{}/k"], "best_of_question=0: expected a positive whole"),
     "no share": (["--top-fraction", "1.5", "--selected-out", "{}/k"], "top_fraction=1.5: expected a share above 0"),
     "no picture": (["--histogram", "{}/h.jpg"], "h.jpg: expected a name that ends in .png"),
-    "one file twice": (["--selected-out", "{}/scores.jsonl"], "out, selected_out and histogram name one file twice"),
+    "one file twice": (["--selected-out", "{}/scores.jsonl"], "out, selected_out and histogram name the same file"),
     "kept rows exist": (["--selected-out", "{}/old.png"], "--selected-out {}/old.png exists: choose another file"),
     "picture exists": (["--histogram", "{}/old.png"], "--histogram {}/old.png exists: choose another file"),
     "below a file": (["--selected-out", "{}/old.png/k"], "cannot write --selected-out {}/old.png/k"),

@@ -21,6 +21,8 @@ from rlt_jax.runs.setup import load_chat_format
 from rlt_jax.runs.sft import chat_format_of, load_examples
 from rlt_jax.sft import sft
 
+pytestmark = pytest.mark.slow
+
 
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]

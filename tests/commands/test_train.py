@@ -27,6 +27,8 @@ from rlt_jax.rewards.rlt import RewardInputs, Rewards
 from rlt_jax.runs.setup import load_chat_format
 from rlt_jax.train import train
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 SHORTEST = 66  # tokens of the shortest prompt: one less is still in its bucket
 METRICS = (  # of every training line, beside the components
@@ -261,7 +263,7 @@ def test_the_trained_teacher_opens_in_transformers_with_equal_logits(run, tiny):
     assert min(moved) > 0 and max(moved) < 0.1
 
 
-def test_a_run_that_was_killed_goes_on_as_if_nothing_had_happened(run, killed):
+def test_a_run_that_was_killed_resumes_as_if_nothing_had_happened(run, killed):
     assert "resuming from step" in (killed / "logs" / "training.log").read_text()
     assert_same_run(killed, run, STEPS)
 

@@ -24,6 +24,8 @@ from rlt_jax.train import train
 from rlt_jax.types import GB
 from tests.commands.test_train import assert_same_run, checkpoint, training_lines, without_times
 
+pytestmark = pytest.mark.slow
+
 ON_HOST = ("--memory.optimizer", "host", "--memory.frozen", "host")
 
 
@@ -47,7 +49,7 @@ def test_where_the_state_lies_changes_no_bit(flags, tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
-def test_a_run_on_the_host_goes_on_bit_for_bit(flags, tmp_path):
+def test_a_run_on_the_host_resumes_bit_for_bit(flags, tmp_path):
     line = (*flags, *ON_HOST, "--dtype", "bfloat16", "--memory.moments", "bfloat16", "--save-steps", 2)
     whole = run(tmp_path / "whole", *line, "--max-steps", 4)
     run(tmp_path / "halves", *line, "--max-steps", 2)
@@ -82,7 +84,7 @@ class TooSmall:
         return self.reward(inputs)
 
 
-def test_scoring_that_runs_out_of_memory_goes_on_with_fewer_sequences(flags, tmp_path):
+def test_scoring_that_runs_out_of_memory_continues_with_fewer_sequences(flags, tmp_path):
     config, _ = parse_train_args(
         [*map(str, flags), "--max-steps", "1", "--eval-steps", "0", "--output-dir", str(tmp_path)]
     )
@@ -120,7 +122,7 @@ def test_too_little_memory_for_anything_ends_with_plan_and_advice(flags, tmp_pat
         main(train_command, *line)
     error = capsys.readouterr().err
     assert end.value.code == 2 and "Traceback" not in error
-    assert "the GPU's memory is too small: score does not fit with one sequence at a time either" in error
+    assert "the GPU's memory is too small: score does not fit even with one sequence at a time" in error
     assert "on the GPU, GB" in error and "--preset mono85_fallback" in error
 
 
@@ -134,7 +136,7 @@ def test_an_environment_that_asks_for_another_allocator_is_refused(monkeypatch):
         jax_setup.share_gpu_memory()
     assert str(refusal.value) == (
         "XLA_PYTHON_CLIENT_ALLOCATOR=bfc in the environment: this run needs XLA_PYTHON_CLIENT_ALLOCATOR=platform: "
-        "unset it, or set that"
+        "unset it or set that"
     )
 
 

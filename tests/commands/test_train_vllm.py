@@ -40,12 +40,12 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_run_goes_on(run):
+def test_the_run_resumes(run):
     folder, printed = run
     steps = [record for record in lines(folder / "metrics.jsonl") if "loss" in record]
     assert [record["step"] for record in steps] == [1, 2, 3, 4]
     assert steps[-1]["engine_restarts"] == 1
-    assert "starting it again (failure 1 of 3)" in printed
+    assert "restarting the engine (failure 1 of 3)" in printed
     assert (folder / "final" / "model.safetensors").exists()
 
 

@@ -86,7 +86,7 @@ REFUSED_BY_CHECK = [
     ),
     ("--preset=huge --help", "preset=huge: no such preset: use one of tiny, mono_basic"),
     ("--config /no/such.yaml", "cannot read the configuration file /no/such.yaml (No such file or directory)"),
-    ("--preset tiny --config a.yaml", "--preset tiny and --config a.yaml: give one"),
+    ("--preset tiny --config a.yaml", "--preset tiny and --config a.yaml: give only one"),
 ]
 
 

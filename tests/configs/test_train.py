@@ -65,7 +65,7 @@ TOP = [
     ({"dtype": "float16"}, "dtype='float16': expected 'bfloat16' or 'float32'"),
     (
         {"teacher": Path("folder")},
-        f"teacher={[repr(Path('folder'))]}: expected a text",
+        f"teacher={[repr(Path('folder'))]}: expected text",
     ),
     ({"data": None}, "data: expected a section (indented lines `key: value`), came None"),
 ]
@@ -99,12 +99,12 @@ NESTED = [
     (
         "sampler",
         {"kind": "native", "url": "http://127.0.0.1:8000"},
-        "sampler.url=http://127.0.0.1:8000 with sampler.kind=native: only vllm-server talks to a server",
+        "sampler.url=http://127.0.0.1:8000 with sampler.kind=native: only vllm-server has a URL, leave it out",
     ),
     (
         "sampler",
         {"kind": "native", "python": "/usr/bin/python3"},
-        "sampler.python=/usr/bin/python3 with sampler.kind=native: only vllm starts a Python of its own",
+        "sampler.python=/usr/bin/python3 with sampler.kind=native: only vllm starts an interpreter, leave it out",
     ),
     (
         "sampler",
@@ -139,7 +139,7 @@ NESTED = [
     (
         "reward",
         {"reduction_kl": ()},
-        "reward.reduction_kl is empty: expected at least one; a weight of 0 switches the term off",
+        "reward.reduction_kl is empty: expected at least one; with a weight of 0 the term is off",
     ),
     (
         "reward",

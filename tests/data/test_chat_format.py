@@ -71,7 +71,7 @@ def test_golden_student_chats_of_the_reward(reward_cases, chat):
     for case in reward_cases.values():
         inputs = case["inputs"]
         if case["id"].startswith(("empty_", "missing_end_tag_empty")) or case["id"].endswith("_merge_mismatch"):
-            continue  # the original loses the thought's newlines there (mend: see test_spans)
+            continue  # the original loses the thought's newlines there (fixed: see test_spans)
         thought = case["student_chat"].rpartition("<|im_start|>assistant\n<|begin_of_thought|>")[2]
         thought = thought.removesuffix(
             f"<|end_of_thought|>\n\n<|begin_of_solution|>{inputs['solutions_content']}<|end_of_solution|><|im_end|>\n"

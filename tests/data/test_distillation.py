@@ -44,7 +44,7 @@ def test_training_on_it_teaches_the_very_chat_that_was_scored(chat, tmp_path):
     assert columns["conversations"][1]["value"] in scored
 
 
-def test_the_rows_system_prompt_unless_the_layout_says_otherwise(chat):
+def test_the_rows_system_prompt_unless_the_chat_format_says_otherwise(chat):
     row = replace(ROW, system="Be short.")
     assert distillation_row(row, "x", chat)["system"] == "Be short."
     own = replace(chat, student_prompt="Use {thought_start}.", student_prompt_overrides_rows=True)

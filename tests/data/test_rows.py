@@ -98,7 +98,7 @@ def test_bad_row_is_skipped_or_stops(raw, reason, tmp_path):
     assert lines == [f"{source}: 2 rows, 1 skipped: 1 x {reason.partition(' (')[0]} (row 1)"]
     with pytest.raises(UserError) as stop:
         load_rows(source, on_bad_row="stop")
-    assert str(stop.value) == f"{source}, row 1: {reason}: mend the row, or skip such rows with on_bad_row skip"
+    assert str(stop.value) == f"{source}, row 1: {reason}: fix the row, or skip such rows with on_bad_row skip"
 
 
 def test_broken_lines_carry_their_line_number(tmp_path):

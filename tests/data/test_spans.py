@@ -27,7 +27,7 @@ from rlt_jax.types import Prompt, Row, ScoreRow
 
 EOS = (999,)
 
-# Golden cases on which we differ, and why (mends). Which of ids and spans still agree is asserted below.
+# Golden cases on which we differ, and why (fixes). Which of ids and spans still agree is asserted below.
 MENDED = {
     "thought_occurs_in_question": "the original finds the student's thought in the question",
     "trailing_merge_mismatch": "`?!)<|` merges: the original escapes its tags and scores shifted spans",
@@ -74,7 +74,7 @@ def test_golden_cases_from_text(reward_cases, chat):
     assert len(reward_cases) == 27 and len(reward_cases.keys() - MENDED.keys()) == 21
 
 
-def test_golden_cases_that_are_mended(reward_cases, chat):
+def test_golden_cases_that_are_fixed(reward_cases, chat):
     for name in MENDED:
         case, row = reward_cases[name], from_text(reward_cases[name], chat)
         assert (row.teacher_ids.tolist() == case["teacher_text_ids"]) is (name in SAME_TEACHER_IDS), name
@@ -207,7 +207,7 @@ def test_ids_beyond_the_vocabulary_stay_in_the_thought(chat):
     assert row.student_ids[row.student_thought][-1] == 1005
 
 
-def test_r1_layout_and_row_system(tokenizer):
+def test_r1_chat_and_row_system(tokenizer):
     chat = ChatFormat(tokenizer, R1)
     row = Row(number=0, question="q", solution="\n5\n", reasoning_trace=None, system="Short.")
     prompt = build_prompts([row], chat, max_prompt_length=1000).prompts[0]

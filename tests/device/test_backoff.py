@@ -1,4 +1,4 @@
-"""Too little memory: a pass is done again with less, the run remembers, and says what to do when nothing is left."""
+"""Out of memory: a phase is retried with less, the run records it, and gives advice when nothing is left to lower."""
 
 import json
 
@@ -19,7 +19,7 @@ def allocate(num_bytes: int) -> jax.Array:
 
 
 def needing(phase: str, most: int, tried: list[BatchSizes]):
-    """A call that fits with at most so many sequences of a phase, without kept layers."""
+    """A call that fits with at most so many sequences of a phase, without saved activations."""
 
     def call(sizes: BatchSizes) -> BatchSizes:
         tried.append(sizes)
@@ -35,7 +35,7 @@ def backoff(tmp_path):
     return MemoryBackoff(CONFIGURED, tmp_path, exhausted=lambda: "the plan\ntake mono85_fallback")
 
 
-def test_what_fits_is_done_once_and_nothing_is_remembered(backoff, tmp_path):
+def test_what_fits_is_done_once_and_nothing_is_recorded(backoff, tmp_path):
     tried: list[BatchSizes] = []
     assert backoff.run("score", needing("score", 5, tried)) == CONFIGURED
     assert tried == [CONFIGURED] and not (tmp_path / FILE).exists()
@@ -49,7 +49,7 @@ def test_fewer_sequences_until_it_fits(backoff, logged):
     assert any("score 5 -> 3 sequences" in message for message in logged.messages)
 
 
-def test_the_update_gives_up_kept_layers_before_sequences(backoff):
+def test_the_update_gives_up_saved_activations_before_sequences(backoff):
     tried: list[BatchSizes] = []
     backoff.run("update", needing("update", 1, tried))
     assert [(sizes.update, sizes.save_activations) for sizes in tried] == [
@@ -60,11 +60,11 @@ def test_the_update_gives_up_kept_layers_before_sequences(backoff):
     ]
 
 
-def test_a_continued_run_starts_with_what_fitted(backoff, tmp_path, logged):
+def test_a_resumed_run_starts_with_what_fitted(backoff, tmp_path, logged):
     backoff.run("update", needing("update", 2, []))
     again = MemoryBackoff(CONFIGURED, tmp_path, exhausted=str)
     assert again.sizes == BatchSizes(generate=8, score=5, update=2, save_activations=False)
-    assert any("delete the file to try those of the configuration" in message for message in logged.messages)
+    assert any("delete the file to try the configured ones" in message for message in logged.messages)
     smaller = MemoryBackoff(BatchSizes(generate=8, score=1, update=1), tmp_path, exhausted=str)
     assert smaller.sizes == BatchSizes(
         generate=8, score=1, update=1, save_activations=False
@@ -77,7 +77,7 @@ def test_nothing_left_to_lower_ends_with_the_plan(backoff):
         backoff.run("score", needing("score", 0, tried))
     assert [sizes.score for sizes in tried] == [5, 3, 2, 1]
     message = str(refusal.value)
-    assert message.startswith("the GPU's memory is too small: score does not fit with one sequence at a time either")
+    assert message.startswith("the GPU's memory is too small: score does not fit even with one sequence at a time")
     assert message.endswith("the plan\ntake mono85_fallback")
 
 
@@ -111,7 +111,7 @@ def test_what_a_full_gpu_makes_of_kernels_and_handles_counts_too(backoff, messag
 
 @pytest.mark.parametrize("gpu", [None, with_free(60e9)])
 @pytest.mark.parametrize("message", [CUDNN, CUBLAS])
-def test_a_library_that_fails_beside_free_memory_is_broken(backoff, message, gpu, monkeypatch, tmp_path):
+def test_a_library_that_fails_with_free_memory_is_broken(backoff, message, gpu, monkeypatch, tmp_path):
     monkeypatch.setattr("rlt_jax.device.backoff.read_gpu", lambda: gpu)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Failed to initialize"):
         backoff.run("score", failing(message))
@@ -121,7 +121,8 @@ def test_a_library_that_fails_beside_free_memory_is_broken(backoff, message, gpu
 def test_the_line_that_speaks_of_memory_is_shown(backoff, logged):
     backoff.run("score", failing(AUTOTUNING))
     (warning,) = logged.messages
-    assert "cudaErrorMemoryAllocation : out of memory); going on with less" in warning and "NOT_FOUND" not in warning
+    assert "cudaErrorMemoryAllocation : out of memory); retrying with score 5 -> 3 sequences" in warning
+    assert "NOT_FOUND" not in warning
 
 
 def test_other_errors_of_jax_are_bugs(backoff, tmp_path):
@@ -161,7 +162,9 @@ def test_a_failed_call_leaves_its_arrays_to_be_freed(backoff):
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps({"generate": 1})])
 def test_a_damaged_file_is_refused_by_name(tmp_path, content):
     (tmp_path / FILE).write_text(content)
-    with pytest.raises(UserError, match=r"backoff\.json: expected the sizes that a run remembered.*delete the file"):
+    with pytest.raises(
+        UserError, match=r"backoff\.json: expected the batch sizes that a run recorded.*delete the file"
+    ):
         MemoryBackoff(CONFIGURED, tmp_path, exhausted=str)
 
 

@@ -10,7 +10,7 @@ def peaks(**phases: float) -> dict[str, float]:
 def test_a_phase_near_the_budget_is_said_once():
     watch = BudgetWatch(85.0)
     (warning,) = watch(peaks(generate=62.0, update=77.0))
-    assert warning == "update took 77.0 GB of the GPU, 91% of the budget of 85 GB"
+    assert warning == "update took 77.0 GB of GPU memory, 91% of the budget of 85 GB"
     assert list(watch(peaks(generate=62.0, update=77.5))) == []
     assert len(list(watch(peaks(generate=62.0, update=78.3)))) == 1  # a GB more
     assert len(list(watch(peaks(generate=80.0, update=77.0)))) == 1  # another phase

@@ -12,12 +12,12 @@ DRIVER = """
 from types import SimpleNamespace
 class NVMLError(Exception): pass
 GIB = 2**30
-CARDS = [("NVIDIA small", 24 * GIB, GIB), ("NVIDIA H100 80GB HBM3", 80 * GIB, 3 * GIB)]
+GPUS = [("NVIDIA small", 24 * GIB, GIB), ("NVIDIA H100 80GB HBM3", 80 * GIB, 3 * GIB)]
 def nvmlInit(): pass
-def nvmlDeviceGetCount(): return len(CARDS)
+def nvmlDeviceGetCount(): return len(GPUS)
 def nvmlDeviceGetHandleByIndex(index): return index
-def nvmlDeviceGetMemoryInfo(handle): return SimpleNamespace(total=CARDS[handle][1], used=CARDS[handle][2])
-def nvmlDeviceGetName(handle): return CARDS[handle][0]
+def nvmlDeviceGetMemoryInfo(handle): return SimpleNamespace(total=GPUS[handle][1], used=GPUS[handle][2])
+def nvmlDeviceGetName(handle): return GPUS[handle][0]
 def nvmlSystemGetDriverVersion(): return "580.95"
 def nvmlSystemGetCudaDriverVersion_v2(): return 13010
 """

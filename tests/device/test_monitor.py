@@ -11,7 +11,7 @@ import pytest
 
 from rlt_jax.device.monitor import PeakMonitor, gpu_memory_reader, memory_metrics, visible_gpus
 
-needs_no_card = pytest.mark.skipif(gpu_memory_reader() is not None, reason="there is a GPU")
+needs_no_gpu = pytest.mark.skipif(gpu_memory_reader() is not None, reason="there is a GPU")
 
 
 def test_host_memory_is_this_process_s_in_gb_of_1e9_bytes():
@@ -21,7 +21,7 @@ def test_host_memory_is_this_process_s_in_gb_of_1e9_bytes():
     assert memory_metrics()["memory/host_gb"] - before == pytest.approx(block.nbytes / 1e9, abs=0.03)
 
 
-@needs_no_card
+@needs_no_gpu
 def test_without_a_gpu_there_is_no_figure_and_no_thread():
     assert set(memory_metrics()) == {"memory/host_gb"}
     threads = threading.active_count()
@@ -136,7 +136,7 @@ def test_phases_do_not_nest_and_close_after_an_error():
         ("0,-1,1", ["index 0"]),
     ],
 )
-def test_cards_are_those_that_cuda_may_use(visible, expected):
+def test_gpus_are_those_that_cuda_may_use(visible, expected):
     nvml = SimpleNamespace(  # the three calls of NVML that it takes
         nvmlDeviceGetCount=lambda: 2,
         nvmlDeviceGetHandleByIndex=lambda index: f"index {index}",

@@ -24,7 +24,7 @@ CONFIGS = {
         "qwen3", VOCAB, 48, 80, LAYERS, 4, 4, 16, tie_word_embeddings=True, attention_bias=True
     ),
 }
-KEPT = {
+SAVED = {
     "mlp of some": {"saved_mlp": 2},
     "more attention than mlp": {"saved_mlp": 1, "saved_attention": 2},
     "more mlp than attention": {"saved_mlp": LAYERS, "saved_attention": 1},
@@ -126,11 +126,12 @@ def test_gradients_equal_those_of_the_plain_model(name, loss, temperature):
         assert float(aux[key]) == pytest.approx(float(value), rel=1e-5)
 
 
-@pytest.mark.parametrize("kept", KEPT)
-def test_what_is_kept_changes_no_gradient(kept):
+@pytest.mark.slow
+@pytest.mark.parametrize("saved", SAVED)
+def test_saved_activations_change_no_gradient(saved):
     model, params = make_model("qwen3")
     batch = make_batch()
-    accumulate = layerwise(model, grpo, temperature=0.7, chunk=7, **KEPT[kept])
+    accumulate = layerwise(model, grpo, temperature=0.7, chunk=7, **SAVED[saved])
     found, _ = accumulate(params, zeros(params), batch, 1.0)
     assert_close(found, dense_gradient(model, grpo, params, batch, 0.7)[0])
 
@@ -177,13 +178,14 @@ def packed_rows() -> tuple[SftBatch, SftBatch]:
     return packed, SftBatch(pad_rows(ids, LENGTH, num_rows=6), pad_rows(trained, LENGTH, num_rows=6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "kept"), [*((name, {}) for name in CONFIGS), *(("qwen3", KEPT[kept]) for kept in KEPT)]
+    ("name", "saved"), [*((name, {}) for name in CONFIGS), *(("qwen3", SAVED[saved]) for saved in SAVED)]
 )
-def test_the_gradient_of_packed_rows_is_that_of_single_ones(name, kept):
+def test_the_gradient_of_packed_rows_is_that_of_single_ones(name, saved):
     model, params = make_model(name)
     packed, single = packed_rows()
-    found, aux = layerwise(model, sft, temperature=1.0, chunk=7, **kept)(params, zeros(params), packed, 1.0)
+    found, aux = layerwise(model, sft, temperature=1.0, chunk=7, **saved)(params, zeros(params), packed, 1.0)
     expected, expected_aux = dense_gradient(model, sft, params, single, 1.0)
     assert_close(found, expected)
     assert float(aux["loss"]) == pytest.approx(float(expected_aux["loss"]), rel=1e-5)
@@ -215,7 +217,7 @@ def test_a_batch_without_segments_has_the_program_of_a_batch_that_knows_none():
 
     model, params = make_model("qwen2.5")
     packed, _ = packed_rows()
-    accumulate = layerwise(model, sft, temperature=1.0, chunk=7, **KEPT["mlp of some"])
+    accumulate = layerwise(model, sft, temperature=1.0, chunk=7, **SAVED["mlp of some"])
     program = {
         name: accumulate.lower(params, zeros(params), batch, 1.0).as_text()
         for name, batch in (
@@ -248,10 +250,11 @@ def test_a_batch_with_nothing_on_its_mask_adds_nothing():
     assert all((np.asarray(leaf) == 1).all() for leaf in jax.tree.leaves(found))
 
 
+@pytest.mark.slow
 def test_bfloat16_gradients_are_as_exact_as_those_of_jax_grad():
     """Rounding to 8 bits puts both 3 % from float32, single arrays 2 to 7 %, by ways of their own."""
     model, params = make_model("qwen2.5", "bfloat16")
-    accumulate = layerwise(model, grpo, temperature=0.7, chunk=7, **KEPT["mlp of some"])
+    accumulate = layerwise(model, grpo, temperature=0.7, chunk=7, **SAVED["mlp of some"])
     ours, theirs = [], []
     for seed in range(3):
         batch = make_batch(seed)
@@ -281,11 +284,11 @@ TOKENS = 16
 
 
 @cache
-def compiled(dtype: str = "float32", **kept) -> jax.stages.Compiled:
+def compiled(dtype: str = "float32", **saved) -> jax.stages.Compiled:
     """The program for one row of TOKENS tokens of the WIDE model."""
     model = build_model(WIDE)
     batch = full_batch(np.zeros((1, TOKENS), np.int32))
-    accumulate = layerwise(model, sft, temperature=1.0, chunk=8, **kept)
+    accumulate = layerwise(model, sft, temperature=1.0, chunk=8, **saved)
     return accumulate.lower(model.shapes(dtype), model.shapes("float32"), batch, 1.0).compile()
 
 
@@ -296,14 +299,15 @@ def gradient_bytes() -> tuple[int, int]:
     return tree, layers // WIDE.num_hidden_layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("dtype", "kept"),
+    ("dtype", "saved"),
     [("float32", {}), ("float32", {"saved_mlp": 5, "saved_attention": 9}), ("bfloat16", {})],
-    ids=["float32", "more kept", "bfloat16"],
+    ids=["float32", "more saved", "bfloat16"],
 )
-def test_no_second_gradient_exists(dtype, kept):
+def test_no_second_gradient_exists(dtype, saved):
     """The accumulators are reused for the result, and what comes on top is a few of the sixteen layers' size."""
-    memory = compiled(dtype, **kept).memory_analysis()
+    memory = compiled(dtype, **saved).memory_analysis()
     tree, layer = gradient_bytes()
     assert memory.alias_size_in_bytes >= tree
     # A CPU has no product of bfloat16: XLA keeps a float32 copy of all weights there.
@@ -313,11 +317,11 @@ def test_no_second_gradient_exists(dtype, kept):
 
 def test_kept_projections_take_their_memory_and_save_their_flops():
     """2 · inner numbers a token and layer; the two products that made them (XLA counts a loop's body once)."""
-    plain, kept = compiled(), compiled(saved_mlp=16)
-    more = kept.memory_analysis().temp_size_in_bytes - plain.memory_analysis().temp_size_in_bytes
+    plain, saved = compiled(), compiled(saved_mlp=16)
+    more = saved.memory_analysis().temp_size_in_bytes - plain.memory_analysis().temp_size_in_bytes
     assert more == pytest.approx(16 * TOKENS * 2 * WIDE.intermediate_size * 4, rel=0.1)
     products = 2 * (2 * TOKENS * WIDE.hidden_size * WIDE.intermediate_size)
-    assert plain.cost_analysis()["flops"] - kept.cost_analysis()["flops"] == pytest.approx(products, rel=0.01)
+    assert plain.cost_analysis()["flops"] - saved.cost_analysis()["flops"] == pytest.approx(products, rel=0.01)
 
 
 def test_kept_attention_is_not_computed_again():
@@ -346,15 +350,15 @@ def test_arguments_out_of_range_are_refused(changed, message):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU")
-def test_flash_attention_is_kept_once_on_a_gpu():
+def test_flash_attention_is_saved_once_on_a_gpu():
     """The same gradient, and its output, which both its own backward pass and the next product read, held once."""
     heads, keys, size, layers, rows, length = 8, 2, 64, 8, 2, 1024
     config = ModelConfig("qwen2", 512, 256, 512, layers, heads, keys, size)
     model, params = init_model(config, 0, dtype="bfloat16")
     batch = full_batch(np.random.default_rng(0).integers(0, 512, (rows, length), np.int32))
     gradients, temporary = [], []
-    for kept in (0, layers):
-        accumulate = layerwise(model, sft, temperature=1.0, chunk=256, saved_attention=kept)
+    for saved in (0, layers):
+        accumulate = layerwise(model, sft, temperature=1.0, chunk=256, saved_attention=saved)
         program = accumulate.lower(params, zeros(params), batch, 1.0).compile()
         assert "cudnn" in program.as_text()
         temporary.append(program.memory_analysis().temp_size_in_bytes)
@@ -377,8 +381,8 @@ def test_packed_rows_on_a_gpu():
     packed = SftBatch(ids.reshape(2, length), np.ones((2, length), bool), segments)
     expected, _ = layerwise(model, sft, temperature=1.0, chunk=256)(params, zeros(params), single, 1.0)
     temporary = []
-    for kept in (0, layers):
-        accumulate = layerwise(model, sft, temperature=1.0, chunk=256, saved_attention=kept)
+    for saved in (0, layers):
+        accumulate = layerwise(model, sft, temperature=1.0, chunk=256, saved_attention=saved)
         program = accumulate.lower(params, zeros(params), packed, 1.0).compile()
         assert "fmhaScaleBiasSoftmaxBackward" in program.as_text()
         temporary.append(program.memory_analysis().temp_size_in_bytes)

@@ -58,8 +58,8 @@ def optimizers(options=ADAMW, **schedule):
 def whole(params, state, field):
     """A field of the streamed state as leaves of the parameters' shapes."""
     leaves = [np.zeros(leaf.shape, getattr(state.shards[0], field).dtype) for leaf in jax.tree.leaves(params)]
-    for shard, of_piece in zip(cut_shards(params), state.shards, strict=True):
-        flat = np.asarray(getattr(of_piece, field))
+    for shard, of_shard in zip(cut_shards(params), state.shards, strict=True):
+        flat = np.asarray(getattr(of_shard, field))
         for i in shard.leaves:
             rows = leaves[i][shard.start : shard.start + shard.rows]
             rows[...], flat = flat[: rows.size].reshape(rows.shape), flat[rows.size :]
@@ -243,7 +243,7 @@ def test_programs_compile_in_the_first_step_alone():
 
 
 @pytest.mark.parametrize("moments", ["float32", "bfloat16"])
-def test_a_restored_run_goes_on_bit_for_bit(tmp_path, moments):
+def test_a_restored_run_resumes_bit_for_bit(tmp_path, moments):
     def steps(params, state, seeds):
         for seed in seeds:
             params, state, _ = host_apply(params, state, step_gradients(params, seed))
@@ -283,21 +283,21 @@ row = st.lists(sizes, max_size=2).map(tuple)
     stacked=st.lists(row, min_size=1, max_size=5),
     others=st.lists(st.tuples(st.integers(1, 60), sizes) | st.tuples(sizes), max_size=4),
 )
-def test_pieces_hold_every_parameter_once_and_none_is_larger_than_a_layer(layers, stacked, others):
+def test_shards_hold_every_parameter_once_and_none_is_larger_than_a_layer(layers, stacked, others):
     leaf = lambda shape: jax.ShapeDtypeStruct(shape, jnp.bfloat16)  # noqa: E731
     params = {f"other{i}": leaf(shape) for i, shape in enumerate(others)}
     params["layers"] = {str(i): leaf((layers, *shape)) for i, shape in enumerate(stacked)}
     assert all((count == 1).all() for count in coverage(params))
     layer = sum(math.prod(shape) for shape in stacked)
     state = host_state_shapes(params)
-    for shard, of_piece in zip(cut_shards(params), state.shards, strict=True):
+    for shard, of_shard in zip(cut_shards(params), state.shards, strict=True):
         largest_row = max(math.prod(jax.tree.leaves(params)[i].shape[1:]) for i in shard.leaves)
-        assert of_piece.mu.shape[0] <= max(layer, largest_row)  # a row is not cut
+        assert of_shard.mu.shape[0] <= max(layer, largest_row)  # a row is not cut
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("model_type", "num_leaves"), [("qwen2", 12), ("qwen3", 11)])  # biases, or head norms
-def test_pieces_of_a_model(tied, model_type, num_leaves):
+def test_shards_of_a_model(tied, model_type, num_leaves):
     config = ModelConfig(
         model_type=model_type,
         vocab_size=1003,

@@ -170,13 +170,14 @@ def test_supervised_micro_batches_sum_to_the_mean_over_all_tokens(policy):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), whole, parts)
 
 
-@pytest.mark.parametrize("kept", [{}, {"saved_mlp": 2, "saved_attention": 1}])
+@pytest.mark.slow
+@pytest.mark.parametrize("saved", [{}, {"saved_mlp": 2, "saved_attention": 1}])
 @pytest.mark.parametrize(("packed_length", "shapes"), [(32, [(2, 32), (2, 32)]), (48, [(2, 48)])])
-def test_a_packed_step_is_the_step_of_single_rows(policy, packed_length, shapes, kept):
+def test_a_packed_step_is_the_step_of_single_rows(policy, packed_length, shapes, saved):
     model, params = policy
     rng = np.random.default_rng(2)
     examples = [(rng.integers(0, 900, n).astype(np.int32), np.arange(n) >= n // 3) for n in (9, 30, 14, 21, 5, 10)]
-    accumulate = make_layerwise_accumulate(model, sft_objective, temperature=1.0, chunk=32, **kept)
+    accumulate = make_layerwise_accumulate(model, sft_objective, temperature=1.0, chunk=32, **saved)
     packed = list(sft_batches(examples, batch_size=2, packed_length=packed_length))
     assert [batch.ids.shape for batch, _ in packed] == shapes  # the first fills its second micro-batch up
     assert sum(batch.mask.sum() for batch, _ in packed) == sum(trained.sum() for _, trained in examples)

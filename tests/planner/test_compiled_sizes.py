@@ -29,6 +29,7 @@ def sizes(config: TrainConfig = CONFIG) -> dict[str, float]:
     return compiled_temporaries(config, run_shape(config, TEACHER, STUDENT), TEACHER, STUDENT)
 
 
+@pytest.mark.slow
 def test_each_program_has_its_own_and_nothing_is_allocated():
     before = jax.live_arrays()  # held, so that none of other tests' is freed meanwhile
     found = compiled_temporaries(CONFIG, run_shape(CONFIG, TEACHER, STUDENT), TEACHER, STUDENT)
@@ -38,10 +39,11 @@ def test_each_program_has_its_own_and_nothing_is_allocated():
     assert found["score teacher"] != found["score student"]
     run = run_shape(CONFIG, TEACHER, STUDENT)
     tokens = run.micro_batch * run.teacher_tokens
-    assert found["update"] >= 4 * tokens * (6 * 16 + 2 * 2 * 512)  # the layers' inputs and what is kept
+    assert found["update"] >= 4 * tokens * (6 * 16 + 2 * 2 * 512)  # the layers' inputs and the saved activations
 
 
-def test_kept_layers_take_what_the_ledger_says():
+@pytest.mark.slow
+def test_saved_layers_take_what_the_ledger_says():
     """From 2 to 4 of the 6 layers."""
     keeping = replace(CONFIG, loss=LossConfig(saved_mlp=4, saved_attention=0))
     entries = make_ledger(model_shape(TEACHER), run_shape(keeping, TEACHER, STUDENT)).phase("update").gpu
@@ -49,6 +51,7 @@ def test_kept_layers_take_what_the_ledger_says():
     assert sizes(keeping)["update"] - sizes()["update"] == pytest.approx(four / 2, rel=0.05)
 
 
+@pytest.mark.slow
 def test_longer_sequences_take_more():
     """Twice as long, but for the student's, whose bucket is the same."""
     longer = sizes(replace(CONFIG, max_completion_length=96))

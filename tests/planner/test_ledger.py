@@ -12,8 +12,8 @@ from rlt_jax.planner.ledger import (
     make_ledger,
     pinned_bytes,
     vllm_cache_tokens,
-    vllm_has_room,
-    vllm_least_bytes,
+    vllm_min_bytes,
+    vllm_missing_bytes,
     vllm_sequences,
 )
 from rlt_jax.planner.shapes import ModelShape, RunShape
@@ -143,7 +143,7 @@ def owners(phase: str, run: RunShape = MONO85) -> set[str]:
     return {entry.owner for entry in make_ledger(QWEN_7B, run).phase(phase).gpu}
 
 
-def test_who_is_on_the_gpu_when():
+def test_owners_on_the_gpu_by_phase():
     always = {"trainer's context", "teacher"}
     assert owners("generate") == always | {"vLLM awake"}
     assert owners("score teacher") == always | {"vLLM asleep", "teacher's forward pass"}
@@ -152,8 +152,8 @@ def test_who_is_on_the_gpu_when():
     assert owners("update") == always | {"vLLM asleep", "gradients", "activations", "backward pass"}
     assert owners("optimizer") == always | {"vLLM asleep", "gradients", "optimizer state in flight"}
     assert owners("sync") == always | {"vLLM awake"}
-    keeping = replace(MONO85, saved_attention=1, saved_mlp=1)
-    assert owners("update", keeping) - owners("update") == {"saved attention", "saved MLP"}
+    saving = replace(MONO85, saved_attention=1, saved_mlp=1)
+    assert owners("update", saving) - owners("update") == {"saved attention", "saved MLP"}
 
 
 def test_what_stays_on_the_gpu_is_there_in_every_phase():
@@ -207,15 +207,15 @@ def test_step_peaks_go_by_the_trainer_s_phases():
 
 
 def test_compiled_temporaries_replace_the_formulas():
-    keeping = replace(MONO85, saved_attention=4)
-    plan = make_ledger(QWEN_7B, keeping, {"update": 20e9})
+    saving = replace(MONO85, saved_attention=4)
+    plan = make_ledger(QWEN_7B, saving, {"update": 20e9})
     update = plan.phase("update")
     assert {entry.owner for entry in update.gpu if entry.source != "compiled"} == (
         {"trainer's context", "teacher", "vLLM asleep", "gradients"}
     )
     rest = TRAINER_CONTEXT + 2 * PARAMETERS + VLLM_ASLEEP + 4 * PARAMETERS
     assert update.gpu_bytes == pytest.approx(rest + 20e9)
-    assert plan.phase("score teacher") == make_ledger(QWEN_7B, keeping).phase("score teacher")
+    assert plan.phase("score teacher") == make_ledger(QWEN_7B, saving).phase("score teacher")
 
 
 def test_the_staging_buffer_is_smaller_than_the_cache_that_follows_it():
@@ -224,7 +224,7 @@ def test_the_staging_buffer_is_smaller_than_the_cache_that_follows_it():
 
 
 @pytest.mark.parametrize("planned", [50e9, 66.1e9, 70e9, 77e9, 90e9, 200e9])
-def test_kept_layers_are_the_most_that_fits_attention_first(planned):
+def test_saved_layers_are_the_most_that_fits_attention_first(planned):
     attention, mlp = saved_layers(QWEN_7B, MONO85, planned, 3, 12288)
 
     def size(attention: int, mlp: int) -> float:
@@ -241,14 +241,14 @@ def test_kept_layers_are_the_most_that_fits_attention_first(planned):
         assert size(28, mlp + 1) > room
 
 
-def test_kept_layers_of_other_micro_batches():
+def test_saved_layers_of_other_micro_batches():
     assert saved_layers(QWEN_7B, MONO85, 77e9, 3, 12288) == (18, 0)
     assert saved_layers(QWEN_7B, MONO85, 77e9, 3, 6144) == (28, 7)
     assert saved_layers(QWEN_7B, replace(MONO85, saved_attention=9, saved_mlp=9), 77e9, 3, 12288) == (18, 0)
     assert saved_layers(QWEN_7B, MONO85, 0.0, 3, 12288) == (0, 0)
 
 
-def test_kept_layers_that_are_decided_already():
+def test_saved_layers_that_are_decided_already():
     decided = saved_layers(QWEN_7B, MONO85, 77e9, 3, 12288, saved_mlp=2)
     assert decided[1] == 2 and 0 < decided[0] < 18
     assert saved_layers(QWEN_7B, MONO85, 77e9, 3, 12288, saved_attention=0) == (0, 3)
@@ -267,7 +267,7 @@ def test_longest_sequence_is_the_last_that_fits():
 
 
 def test_longest_sequence_is_bound_by_the_engine_s_cache():
-    run = replace(MONO85, micro_batch=1, score_batch=1, vllm_bytes=vllm_least_bytes(QWEN_7B, MONO85))
+    run = replace(MONO85, micro_batch=1, score_batch=1, vllm_bytes=vllm_min_bytes(QWEN_7B, MONO85))
     assert longest_sequence(QWEN_7B, run, 1e15) == run.sequence_tokens
 
 
@@ -290,10 +290,11 @@ def test_what_an_engine_s_share_holds():
 
 
 def test_an_engine_needs_room_for_one_sequence():
-    least = vllm_least_bytes(QWEN_7B, MONO85)
-    assert vllm_has_room(QWEN_7B, replace(MONO85, vllm_bytes=least))
-    assert not vllm_has_room(QWEN_7B, replace(MONO85, vllm_bytes=least - 57_344))
-    assert vllm_has_room(QWEN_7B, ALONE)
+    least = vllm_min_bytes(QWEN_7B, MONO85)
+    assert vllm_missing_bytes(QWEN_7B, replace(MONO85, vllm_bytes=least)) == 0
+    assert vllm_missing_bytes(QWEN_7B, replace(MONO85, vllm_bytes=least - 57_344)) == 57_344
+    assert vllm_missing_bytes(QWEN_7B, ALONE) == 0
+    assert vllm_cache_tokens(QWEN_7B, replace(MONO85, vllm_bytes=least)) == MONO85.sequence_tokens
 
 
 def test_without_a_fused_kernel_all_scores_exist():

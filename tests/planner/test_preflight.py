@@ -97,12 +97,12 @@ def test_a_good_gpu():
             replace(H100, used_bytes=30 * 10**9),
             "GPU memory",
             "problem",
-            "expected 76.39 GB: end what else uses the GPU",
+            "expected 76.39 GB: stop other programs on the GPU",
         ),
         (replace(H100, total_bytes=48 * 10**9), "GPU memory", "problem", "expected 76.39 GB: take a larger GPU"),
     ],
 )
-def test_cards_that_will_not_do(gpu, name, status, advice):
+def test_gpus_that_will_not_do(gpu, name, status, advice):
     check = checks(MONO85, gpu, host_gb=1000)[name]
     assert check.status == status and advice in check.advice
     assert check.concerns_plan == (status == "problem")
@@ -110,21 +110,21 @@ def test_cards_that_will_not_do(gpu, name, status, advice):
 
 def test_a_gpu_that_is_smaller_than_the_plan_but_not_than_the_need():
     check = checks(replace(MONO85, planned_gb=None), replace(H100, total_bytes=80 * 10**9))["GPU memory"]
-    assert check.status == "warning" and "the 85 GB that are planned" in check.advice
+    assert check.status == "warning" and "the planned 85 GB" in check.advice
 
 
 def test_host_memory_that_is_too_small(small_machine):
     check = checks(MONO85, H100)["host memory"]
     assert (check.status, check.concerns_plan) == ("problem", True)
     assert check.found == "8.0 GB free of 16.0"
-    assert check.advice.startswith("expected 127.7 GB: lower what the plan names")
+    assert check.advice.startswith("expected 127.7 GB: lower what the plan suggests")
     assert checks(MONO85, H100, host_gb=100)["host memory"].found == "8.0 GB free of 16.0, 100 may be used"
 
 
 def test_host_memory_that_others_use(small_machine):
     """It may be free by the time of the run."""
     check = checks(MONO85, H100, host_gb=1000)["host memory"]
-    assert check.status == "warning" and "end other programs" in check.advice
+    assert check.status == "warning" and "stop other programs" in check.advice
 
 
 def test_a_budget_of_several_gpus():

@@ -12,7 +12,7 @@ from rlt_jax.configs import PRESETS, LossConfig, MemoryConfig, SamplerConfig
 from rlt_jax.errors import UserError
 from rlt_jax.models import ModelConfig, build_model, read_config
 from rlt_jax.models.config import known_config
-from rlt_jax.planner.advice import what_to_lower
+from rlt_jax.planner.advice import suggest
 from rlt_jax.planner.run_plan import (
     at_batch_sizes,
     find_model,
@@ -127,15 +127,15 @@ def test_vllm_s_share_is_of_the_budget_else_of_the_gpu():
     assert run_shape(replace(MONO85, sampler=SamplerConfig()), QWEN_7B, QWEN_7B).vllm_bytes == 0
 
 
-def test_layers_to_keep_follow_the_plan():
-    kept = {
+def test_saved_layers_follow_the_plan():
+    saved = {
         planned: (run.saved_attention, run.saved_mlp)
         for planned in (None, 60.0, 70.0, 77.0, 85.0)
         for run in [run_shape(replace(MONO85, planned_gb=planned), QWEN_7B, QWEN_7B)]
     }
-    assert kept == {None: (0, 0), 60.0: (0, 0), 70.0: (6, 0), 77.0: (18, 0), 85.0: (28, 0)}
-    said = replace(MONO85, loss=LossConfig(saved_attention=3, saved_mlp=99))
-    assert (run_shape(said, QWEN_7B, QWEN_7B).saved_attention, run_shape(said, QWEN_7B, QWEN_7B).saved_mlp) == (3, 28)
+    assert saved == {None: (0, 0), 60.0: (0, 0), 70.0: (6, 0), 77.0: (18, 0), 85.0: (28, 0)}
+    run = run_shape(replace(MONO85, loss=LossConfig(saved_attention=3, saved_mlp=99)), QWEN_7B, QWEN_7B)
+    assert (run.saved_attention, run.saved_mlp) == (3, 28)
 
 
 @pytest.mark.parametrize("name", ["mono85", "mono85_fallback", "mono96"])
@@ -153,7 +153,7 @@ def test_mono_basic_does_not_fit_and_what_would():
         "GPU: 40 GB may be used, up to 14.70 GB too little for update 54.70 GB, optimizer 54.45 GB, "
     )
     assert "generate 44.43 GB" in line
-    (way,) = what_to_lower(MONO_BASIC, **SEVEN, gpu_bytes=40e9, host_bytes=None)
+    (way,) = suggest(MONO_BASIC, **SEVEN, gpu_bytes=40e9, host_bytes=None)
     assert way.flags == ("--vllm-gpu-memory-utilization 0.55", "--memory.gradients bfloat16")
     assert shortfalls(plan(way.config), gpu_bytes=40e9, host_bytes=None) == []
     assert way.gpu_bytes == plan(way.config).gpu_peak.gpu_bytes <= 40e9
@@ -165,14 +165,14 @@ def peak_with(config) -> float:
 
 def test_each_value_together_is_the_mildest():
     """One step back of any of them does not fit."""
-    (way,) = what_to_lower(MONO_BASIC, **SEVEN, gpu_bytes=40e9, host_bytes=None)
+    (way,) = suggest(MONO_BASIC, **SEVEN, gpu_bytes=40e9, host_bytes=None)
     assert peak_with(replace(way.config, vllm_gpu_memory_utilization=0.6)) > 40e9
     assert peak_with(replace(way.config, memory=MONO_BASIC.memory)) > 40e9
 
 
 def test_single_flags_that_are_enough_come_in_the_order_of_their_cost():
     tight = replace(MONO85, planned_gb=65.0)
-    ways = what_to_lower(tight, **SEVEN, gpu_bytes=65e9, host_bytes=None)
+    ways = suggest(tight, **SEVEN, gpu_bytes=65e9, host_bytes=None)
     flags = [way.flags for way in ways]
     assert flags[0] == ("--per-device-train-batch-size 2",)
     assert flags[-2:] == [
@@ -184,22 +184,29 @@ def test_single_flags_that_are_enough_come_in_the_order_of_their_cost():
 
 
 def test_a_plan_for_more_than_the_gpu_has_is_lowered_first():
-    """What planned_gb leaves room for is kept, so that a plan of 77 GB fills them."""
-    (way,) = what_to_lower(MONO85, **SEVEN, gpu_bytes=70.5e9, host_bytes=None)
+    """Saved activations fill what planned_gb leaves, all 77 GB of them."""
+    (way,) = suggest(MONO85, **SEVEN, gpu_bytes=70.5e9, host_bytes=None)
     assert way.flags == ("--planned-gb 70",) and 66e9 < way.gpu_bytes <= 70e9
-    ways = what_to_lower(MONO85, **SEVEN, gpu_bytes=65e9, host_bytes=None)
+    ways = suggest(MONO85, **SEVEN, gpu_bytes=65e9, host_bytes=None)
     assert ways[0].flags == ("--planned-gb 65", "--per-device-train-batch-size 2")
     assert ways[-1].flags == ("--preset mono85_fallback", "--planned-gb 65")
 
 
-def test_kept_layers_that_were_asked_for_are_the_first_to_go():
+def test_saved_layers_that_were_asked_for_are_the_first_to_go():
     config = replace(MONO85, loss=LossConfig(saved_attention=28, saved_mlp=4))
-    first = what_to_lower(config, **SEVEN, gpu_bytes=85e9, host_bytes=None)[0]
+    first = suggest(config, **SEVEN, gpu_bytes=85e9, host_bytes=None)[0]
     assert first.flags == ("--loss.saved-mlp 0",)
 
 
+@pytest.mark.parametrize("owner", ["frozen", "optimizer"])
+def test_what_lies_on_the_device_can_go_to_the_host(owner):
+    config = replace(MONO85, planned_gb=None, memory=replace(MONO85.memory, **{owner: "device"}))
+    first = suggest(config, **SEVEN, gpu_bytes=77e9, host_bytes=None)[0]
+    assert first.flags == (f"--memory.{owner} host",)
+
+
 def test_host_memory_is_lowered_by_the_moments():
-    first = what_to_lower(MONO85, **SEVEN, gpu_bytes=77e9, host_bytes=110e9)[0]
+    first = suggest(MONO85, **SEVEN, gpu_bytes=77e9, host_bytes=110e9)[0]
     assert first.flags == ("--memory.moments bfloat16",)
     assert first.host_bytes <= 110e9
 
@@ -211,8 +218,8 @@ def test_an_engine_s_share_without_room_for_a_sequence():
 
 
 def test_nothing_is_lowered_where_all_fits_or_nothing_helps():
-    assert what_to_lower(MONO85, **SEVEN, gpu_bytes=77e9, host_bytes=130e9) == []
-    assert what_to_lower(MONO85, **SEVEN, gpu_bytes=20e9, host_bytes=None) == []
+    assert suggest(MONO85, **SEVEN, gpu_bytes=77e9, host_bytes=130e9) == []
+    assert suggest(MONO85, **SEVEN, gpu_bytes=20e9, host_bytes=None) == []
 
 
 def test_longest_context_is_a_bucket_or_all_positions():

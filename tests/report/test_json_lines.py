@@ -38,7 +38,7 @@ def test_a_place_that_cannot_be_written(tmp_path):
 BROKEN = {
     "torn": (b'{"a": 1}\n{"a": ', r"line 2 is not JSON \(Expecting value\)"),
     "blank": (b'{"a": 1}\n\n', r"line 2 is not JSON"),
-    "a list": (json.dumps([1]).encode(), r"line 1 is no object"),
+    "a list": (json.dumps([1]).encode(), r"line 1 is not an object"),
     "not UTF-8": (b'{"a": "\xff"}', r"it is not UTF-8 text"),
 }
 

@@ -44,7 +44,7 @@ def test_the_result_appears_whole_and_the_partial_file_goes(out):
     assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"]
 
 
-def test_a_second_start_goes_on(out):
+def test_a_second_start_resumes(out):
     start(out, 0, 1)
     assert start(out, 2) == 2
     with open_partial(out, SETTINGS) as partial:
@@ -55,7 +55,7 @@ def test_a_second_start_goes_on(out):
 
 
 @pytest.mark.parametrize("torn", [b'{"records": [{"chunk": 2, "te', b'{"records": [], "counts": {}}', b"\0\0\0\n"])
-def test_a_torn_piece_is_done_again(out, torn):
+def test_a_torn_chunk_is_done_again(out, torn):
     start(out, 0, 1)
     partial = out.with_name("out.jsonl.partial")
     with partial.open("ab") as file:
@@ -71,7 +71,7 @@ def test_a_torn_first_line_is_a_new_start(out):
     assert [record["chunk"] for record in finish(out)] == [5, 5]
 
 
-def test_a_start_without_a_piece_leaves_nothing(out):
+def test_a_start_without_a_chunk_leaves_nothing(out):
     with pytest.raises(RuntimeError), open_partial(out, SETTINGS):
         raise RuntimeError("no model")
     assert not out.parent.exists()
@@ -95,8 +95,8 @@ def test_other_settings_are_refused(out):
     with pytest.raises(UserError) as refused:
         start(out, 1, settings=other)
     assert str(refused.value) == (
-        f"{out}.partial was begun with other settings: rows=None (now abc); sampler.top_p=0.9 (now 0.8); "
-        "seed=1 (now 2): give those again to go on, or delete the file to start anew"
+        f"{out}.partial was started with other settings: rows=None (now abc); sampler.top_p=0.9 (now 0.8); "
+        "seed=1 (now 2): use those to resume, or delete the file to start over"
     )
     assert start(out) == 1  # and nothing was lost
 

@@ -147,7 +147,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_serves(written, t
     damage(tmp_path / "copy" / "6")
     message = message_of(tmp_path / "copy", training_state("float32"))
     assert message.startswith(f"{tmp_path}/copy/6: expected a whole checkpoint, but it cannot be read (")
-    assert "delete this folder to go on from the checkpoint before it" in message
+    assert "delete this folder to resume from the checkpoint before it" in message
     shutil.rmtree(tmp_path / "copy" / "6")
     (state, _), facts = restore(tmp_path / "copy", training_state("float32"))
     assert facts["step"] == 4
@@ -214,6 +214,7 @@ print((peak[0] - before) / sum(leaf.nbytes for leaf in arrays))
 """
 
 
+@pytest.mark.slow
 def test_saving_takes_little_memory_beside_the_arrays(tmp_path):
     """A run whose optimizer fills the host has no room for copies of it: 80 % of the arrays without the limits."""
     line = [sys.executable, "-c", MEMORY_OF_SAVING, str(tmp_path)]

@@ -57,7 +57,7 @@ def test_a_new_folder_is_made_with_its_parents(tmp_path):
 
 
 @pytest.mark.parametrize("resume", ["auto", "must"])
-def test_a_folder_with_a_checkpoint_is_continued(tmp_path, resume):
+def test_a_folder_with_a_checkpoint_is_resumed(tmp_path, resume):
     (tmp_path / "checkpoints" / "20").mkdir(parents=True)
     assert open_run_folder(str(tmp_path), resume=resume) == tmp_path
 
@@ -79,10 +79,10 @@ def test_never_resume_refuses_a_folder_that_holds_anything(tmp_path):
         open_run_folder(str(tmp_path), resume="never")
 
 
-def test_starting_anew_over_a_run_without_a_checkpoint_is_said(tmp_path, logged):
+def test_starting_over_a_run_without_a_checkpoint_is_logged(tmp_path, logged):
     (tmp_path / "metrics.jsonl").write_text("")
     open_run_folder(str(tmp_path), resume="auto")
-    assert f"{tmp_path} holds a run without a checkpoint: starting anew, its metrics are replaced" in logged.messages
+    assert f"{tmp_path} holds a run without a checkpoint: starting over, its metrics are replaced" in logged.messages
 
 
 @pytest.mark.parametrize("resume", ["auto", "must", "never"])
@@ -124,7 +124,7 @@ def test_too_many_held_out_rows_are_refused(tmp_path):
     with pytest.raises(UserError) as refusal:
         load_split_rows(DataConfig(path=path, eval_rows=4))
     assert str(refusal.value) == (
-        f"data.eval_rows=4: expected fewer than the 4 rows of {path}, which they are taken from: lower it, or give "
+        f"data.eval_rows=4: expected fewer than the 4 rows of {path}, from which they are taken: lower it, or give "
         "--data.eval-path"
     )
     with pytest.raises(UserError) as refusal:
@@ -159,7 +159,7 @@ def test_too_long_prompts_may_be_cut_on_their_left(tmp_path, chat):
 # chat format and models
 
 
-def test_layout_takes_the_prompts_of_files_and_rows(tmp_path, chat):
+def test_the_chat_format_takes_the_prompts_of_files_and_rows(tmp_path, chat):
     assert chat.teacher_prompt == Path(TINY.data.teacher_prompt_file).read_text().strip()
     assert chat.student_prompt == STUDENT_PROMPT and not chat.student_prompt_overrides_rows
     (tmp_path / "student.txt").write_text("Be brief.\n")
@@ -201,7 +201,7 @@ def test_the_reference_must_be_of_the_teachers_architecture(golden, tmp_path):
     with pytest.raises(UserError) as refusal:
         load_reference(config, teacher, params)
     assert "num_hidden_layers=3 (teacher: 2)" in str(refusal.value)
-    assert str(refusal.value).endswith("or leave the flag out for the teacher itself")
+    assert str(refusal.value).endswith("or leave out the flag to use the teacher itself")
     longer = shutil.copytree(golden / "teacher", tmp_path / "longer")  # what computation does not depend on may differ
     values = json.loads((longer / "config.json").read_text())
     (longer / "config.json").write_text(json.dumps({**values, "max_position_embeddings": 9999}))

@@ -1,4 +1,4 @@
-"""What every sampler refuses, and in which words."""
+"""What every sampler refuses, with the messages."""
 
 import numpy as np
 import pytest
@@ -40,17 +40,15 @@ def test_params_at_the_ends_of_their_ranges():
         (
             [5] * 7,
             "request 1 has a prompt of 7 tokens, with max_tokens=4 that is 11, but the model has 10 positions: "
-            "shorten the prompt to 6 tokens or draw fewer",
+            "shorten the prompt to 6 tokens or lower max_tokens",
         ),
         (
             [5, 100, 7],
-            "request 1 has token id 100, but the model knows 0 to 99: "
-            "tokenise with the tokenizer that belongs to the model",
+            "request 1 has token id 100, but the model knows 0 to 99: use the tokenizer that belongs to the model",
         ),
         (
             [-1, 7],
-            "request 1 has token id -1, but the model knows 0 to 99: "
-            "tokenise with the tokenizer that belongs to the model",
+            "request 1 has token id -1, but the model knows 0 to 99: use the tokenizer that belongs to the model",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What the commands that draw share: seeds that follow from what is drawn, and files that tell a model's state."""
+"""What the commands that sample share: seeds that follow from what is sampled, and files that show a model's state."""
 
 import os
 import shutil

@@ -17,7 +17,7 @@ from rlt_jax.types import Request, SamplingParams
 
 # Compiling takes the time here: most tests have 6 rows, prompts of up to 48 tokens and two EOS ids, so that they share
 # their programs.
-UNREACHABLE = (10**6, 10**6 + 1)  # no model draws these: completions run to max_tokens
+UNREACHABLE = (10**6, 10**6 + 1)  # no model samples these: completions run to max_tokens
 SMALL = ModelConfig("qwen2", 300, 64, 96, 2, 2, 1, 32, tie_word_embeddings=True, initializer_range=0.1)
 TWO_PROMPTS = (20, 45)
 PARAMS = SamplingParams(max_tokens=20, temperature=0.7)
@@ -100,7 +100,7 @@ def test_a_completion_does_not_depend_on_its_neighbours(small):
     split = NativeSampler(model, params, eos_ids=(1, 2), max_batch=6, prefill_tokens=48)
     assert tokens_of(split.generate(requests, PARAMS)) == together
     pair = [replace(requests[2], seeds=(2, 0, 1)), requests[0]]
-    alone = NativeSampler(model, params, eos_ids=(1, 2), prompt_buckets=(10, 48)).generate(pair, PARAMS)
+    alone = NativeSampler(model, params, eos_ids=(1, 2)).generate(pair, PARAMS)
     assert tokens_of(alone) == [[together[2][2], together[2][0], together[2][1]], together[0]]
     for ours, theirs in zip(whole[0], alone[1], strict=True):
         np.testing.assert_allclose(ours.logps, theirs.logps, atol=1e-5)
@@ -163,7 +163,7 @@ def test_nothing_recompiles(small):
     assert sizes() == before
 
 
-def test_progress_counts_the_tokens_drawn(small):
+def test_progress_counts_the_sampled_tokens(small):
     model, params = small
     seen = []
     sampler = NativeSampler(model, params, eos_ids=UNREACHABLE, max_batch=6)
@@ -178,7 +178,7 @@ def test_no_requests_and_no_seeds(small):
     assert sampler.generate([Request(np.array([3], np.int32), ())], PARAMS) == [()]
 
 
-def test_bfloat16_draws_what_its_own_log_probs_say(small):
+def test_bfloat16_samples_what_its_own_log_probs_say(small):
     model, params = small
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     results = NativeSampler(model, params, eos_ids=UNREACHABLE).generate(requests_of(), PARAMS)
@@ -189,7 +189,7 @@ def test_bfloat16_draws_what_its_own_log_probs_say(small):
         assert abs(completion.logps - logps).mean() < 0.02
 
 
-def test_new_weights_draw_other_tokens_under_their_version(small):
+def test_new_weights_sample_other_tokens_under_their_version(small):
     model, params = small
     sampler = NativeSampler(model, params, eos_ids=UNREACHABLE, version=3)
     first = sampler.generate(requests_of(), PARAMS)

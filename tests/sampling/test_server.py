@@ -300,7 +300,7 @@ def test_a_load_that_fails_leaves_a_server_that_answers(server, engine, teacher,
     message = str(caught.value)
     assert message.startswith(f"the vLLM server at {server.url} answered /collective_rpc with 500: ")
     assert message.endswith(
-        f"It got its first weights back; it must see {tmp_path / 'nowhere'}, and run as the same user to read it"
+        f"It has its first weights again; it must see {tmp_path / 'nowhere'}, and run as the same user to read it"
     )
     assert len(texts(engine, jobs_of(0), PLAIN)[0]) == 16
     engine.load(tensors(model, first))
@@ -330,19 +330,18 @@ def test_one_of_several_models(server):
 
 
 @with_vllm
-def test_a_server_left_paused_is_resumed(server):
+def test_a_server_left_paused_is_resumed(server, caplog):
     httpx.post(f"{server.url}/pause")
-    lines = []
-    paused = ServerEngine(server.url, model_name="policy", log=lines.append)
-    assert lines == [f"the vLLM server at {server.url} was left paused: resuming it"]
+    paused = ServerEngine(server.url, model_name="policy")
+    assert f"the vLLM server at {server.url} was left paused: resuming it" in caplog.messages
     assert len(texts(paused, jobs_of(0), PLAIN)[0]) == 16
 
 
 @with_vllm
 def test_a_server_killed_while_it_draws(server, monkeypatch):
     """The last test with this server. It has not even got all requests when it dies: so some cannot have been drawn."""
-    monkeypatch.setattr("rlt_jax.sampling.server._most_connections", lambda: 16)
-    engine = ServerEngine(f"{server.url}/", model_name="policy", patience=0.2)
+    monkeypatch.setattr("rlt_jax.sampling.server._max_connections", lambda: 16)
+    engine = ServerEngine(f"{server.url}/", model_name="policy", start_timeout=0.2)
     drawn = []
 
     def kill(one):
@@ -394,8 +393,8 @@ def test_remote_hosts_are_refused(host):
         ServerEngine(f"http://{host}:8000")
     assert str(caught.value) == (
         f"--sampler.url http://{host}:8000: {host.strip('[]')} is not this machine's loopback address. The server must "
-        "see the trainer's shared memory, where weights travel as a file, and whoever reaches its port can replace "
-        "them: use 127.0.0.1, or --sampler.allow-remote if all that is so"
+        "see the trainer's shared memory, where weights travel as a file, and anyone who reaches its port can replace "
+        "them: use 127.0.0.1, or --sampler.allow-remote if both are fine"
     )
 
 

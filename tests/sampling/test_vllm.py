@@ -16,7 +16,7 @@ from rlt_jax.errors import UserError
 from rlt_jax.sampling.child import SCRIPT, ChildEngine
 from rlt_jax.sampling.engine import EngineRefused
 from rlt_jax.sampling.native import NativeSampler
-from rlt_jax.sampling.vllm import MOST_FAILURES, Probe, VllmSampler
+from rlt_jax.sampling.vllm import MAX_FAILURES, Probe, VllmSampler
 from rlt_jax.types import Request, SamplingParams
 from tests.sampling.conftest import logprobs_of, needs_vllm, perturbed, tensors_of
 
@@ -160,7 +160,7 @@ def test_a_completion_depends_on_its_seed_and_not_on_its_neighbours(engine, tiny
 
 @pytest.mark.parametrize("missing", LEFT_OUT)
 def test_a_tensor_left_out_is_refused_by_name_and_would_be_caught_by_the_probe(engine, tiny_teacher, missing):
-    """vLLM takes a push without it and says nothing, or writes a line to its log."""
+    """vLLM accepts a push without it and reports no error, or writes a line to its log."""
     model, params = tiny_teacher
     whole = {tensor.name: tensor.shape for tensor in tensors_of(model, params)}
     (name,) = (name for name in whole if missing in name)
@@ -189,7 +189,7 @@ def test_old_keys_and_values_are_caught(engine, tiny_teacher):
     forgetful = Faulty(engine, reset_prefix_cache=lambda real: None)
     sampler = sampler_of(forgetful, tiny_teacher)
     sampler.wake()
-    with pytest.raises(UserError, match="the engine does not draw from the weights that are trained"):
+    with pytest.raises(UserError, match="the engine does not sample with the weights that are trained"):
         sampler.set_weights(perturbed(params, 5), 2)
     assert "reset_prefix_cache" in forgetful.calls
 
@@ -202,12 +202,12 @@ def test_a_mismatch_can_be_let_through_with_a_warning(engine, tiny_teacher, capl
     sampler.wake()
     sampler.set_weights(perturbed(params, 6), 2)
     assert sampler.agreement.mean > 0.1
-    assert "going on, as --sampler.on-mismatch warn asks" in caplog.text
+    assert "continuing, as --sampler.on-mismatch is warn" in caplog.text
     assert len(sampler.generate(REQUESTS[:1], PARAMS)[0]) == 3
 
 
 def test_weights_are_needed_after_a_sleep(engine, tiny_teacher):
-    """An engine that wakes without a push draws garbage and says nothing: here it is refused."""
+    """An engine that wakes without a push samples garbage and reports no error: here it is refused."""
     sampler = awake(engine, tiny_teacher)
     before = tokens_of(sampler.generate(REQUESTS, PARAMS))
     sampler.sleep()
@@ -237,13 +237,13 @@ def test_an_engine_killed_in_mid_generation_loses_and_doubles_nothing(engine, ti
     expected = tokens_of(sampler.generate(many, PARAMS))
     kills = [engine.pid]
 
-    def kill_once_some_are_done(real, jobs, sampling, on_drawn, on_tokens):
-        def drawn(completion):
-            on_drawn(completion)
+    def kill_once_some_are_done(real, jobs, sampling, on_completion, on_tokens):
+        def kill(completion):
+            on_completion(completion)
             if kills:
                 os.kill(kills.pop(), signal.SIGKILL)
 
-        return real(jobs, sampling, drawn, on_tokens)
+        return real(jobs, sampling, kill, on_tokens)
 
     crashing = Faulty(engine, generate=kill_once_some_are_done)
     sampler._engine = crashing
@@ -253,11 +253,11 @@ def test_an_engine_killed_in_mid_generation_loses_and_doubles_nothing(engine, ti
     assert tokens_of(results) == expected
     assert {completion.weight_version for of_prompt in results for completion in of_prompt} == {7}
     assert sampler.metrics()["engine_restarts"] == 1
-    assert "of 14 completions are lost and drawn again" in caplog.text
+    assert "of 14 completions were lost: sampling them again" in caplog.text
 
 
 @pytest.mark.parametrize("moment", ["load", "reset_prefix_cache"])
-def test_an_engine_killed_in_mid_sync_is_started_again_and_synced(engine, tiny_teacher, moment):
+def test_an_engine_killed_in_mid_sync_is_restarted_and_synced(engine, tiny_teacher, moment):
     model, params = tiny_teacher
     crashing = Faulty(engine, **{moment: killed_after(engine)})
     sampler = sampler_of(crashing, tiny_teacher)
@@ -282,7 +282,7 @@ def test_three_failures_in_a_row_end_the_run_with_the_engines_log(engine, tiny_t
     sampler._engine = Faulty(engine, generate=refuse, start=lambda real: None, load=lambda real, tensors: None)
     with pytest.raises(UserError) as error:
         sampler.generate(REQUESTS, PARAMS)
-    assert f"failed {MOST_FAILURES} times in a row, last: RuntimeError: out of luck" in str(error.value)
+    assert f"failed {MAX_FAILURES} times in a row, last: RuntimeError: out of luck" in str(error.value)
     assert "Successfully reset prefix cache" in str(error.value)
 
 
@@ -322,7 +322,7 @@ def test_a_closed_sampler_refuses_everything(engine, tiny_teacher):
 
 def test_an_interpreter_without_vllm_is_a_users_mistake(spoilt_folder, tmp_path):
     bare = script(tmp_path / "python", f'exec {sys.executable} -I -S "$@"')
-    with pytest.raises(UserError, match=rf"ModuleNotFoundError.*\ninstall vLLM for {bare}, or name a Python"):
+    with pytest.raises(UserError, match=rf"ModuleNotFoundError.*\ninstall vLLM for {bare}, or give a Python"):
         ChildEngine(spoilt_folder, python=str(bare), options=OPTIONS, log_file=tmp_path / "log", weights_on_gpu=False)
     with pytest.raises(UserError, match=r"--sampler.python /no/python cannot be run \(No such file or directory\)"):
         ChildEngine(

@@ -46,18 +46,18 @@ def test_a_llama_stays_the_same_function(tied, script, tmp_path):
     assert logits[0].std() > 0.1
     torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=1e-6)
     assert (made / "tokenizer.json").read_text() == (source / "tokenizer.json").read_text()
-    assert "there already" in call_script(script, "--model", source, "--out", tmp_path / "lab", "--only", "model")
+    assert "already there" in call_script(script, "--model", source, "--out", tmp_path / "lab", "--only", "model")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attention_bias": True}, "attention_bias=False, as Qwen2 has it, got True"),
-        ({"mlp_bias": True}, "mlp_bias=False, as Qwen2 has it, got True"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type=default, as Qwen2 has it, got linear"),
+        ({"attention_bias": True}, "attention_bias=False, as in Qwen2, got True"),
+        ({"mlp_bias": True}, "mlp_bias=False, as in Qwen2, got True"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type=default, as in Qwen2, got linear"),
     ],
 )
-def test_what_qwen2_has_not_is_refused(changes, message, script, tmp_path):
+def test_what_qwen2_lacks_is_refused(changes, message, script, tmp_path):
     source = llama_folder(tmp_path / "llama", **changes)
     output = call_script(script, "--model", source, "--out", tmp_path / "lab", "--only", "model", expected=2)
     assert output == f"error: --model {source}: expected a Llama with {message}\n"
@@ -85,7 +85,7 @@ LEGS = {
 
 @pytest.fixture
 def gym(monkeypatch) -> list[tuple]:
-    """reasoning-gym with every problem drawn twice; the calls that it gets."""
+    """reasoning-gym with every problem twice; yields the calls that it gets."""
     calls: list[tuple] = []
 
     def create_dataset(task, *, size, seed, **settings):
@@ -136,7 +136,7 @@ def test_rows_of_problems(gym, script, tmp_path, monkeypatch):
         "reasoning_trace": "Each dog has 4 legs, so 2 of them have 2 * 4 = 8 legs.\n"
         "Each snail has 0 legs, so 1 of them have 1 * 0 = 0 legs.\nTogether they have 8 + 0 = 8 legs.",
     }
-    assert call_script(script, "--out", tmp_path, "--only", "data").count("there already") == 2
+    assert call_script(script, "--out", tmp_path, "--only", "data").count("already there") == 2
 
 
 def test_what_is_missing_is_said(script, tmp_path, monkeypatch):

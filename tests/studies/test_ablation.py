@@ -123,19 +123,19 @@ REFUSED = {
         {},
         "arms.a sets loss.beta, which the grid sets too: leave it out of one of them",
     ),
-    "a seed in an arm": ("arms: {a: {seed: 3}}\nseeds: [1]", {}, "arms.a sets seed, which is the study's"),
-    "a folder in the grid": ("grid: {output_dir: [x]}\nseeds: [1]", {}, "grid sets output_dir, which is the study's"),
+    "a seed in an arm": ("arms: {a: {seed: 3}}\nseeds: [1]", {}, "arms.a sets seed, which the study sets"),
+    "a folder in the grid": ("grid: {output_dir: [x]}\nseeds: [1]", {}, "grid sets output_dir, which the study sets"),
     "one folder twice": ("grid: {student: [a/b, a b]}\nseeds: [1]", {}, "two arms get the folder base+student=a-b:"),
     "an arm that is no folder": ("arms: {a/b: {}}\nseeds: [1]", {}, "'a/b' cannot be a folder's name"),
     "an arm without settings": ("arms: {a: }\nseeds: [1]", {}, "arms.a=None: expected a section (lines `key:"),
     "no held-out rows": (
         GOOD + "base: {preset: paper}",
         {},
-        "arm a: eval_steps=0, data.eval_rows=0: arms are compared on held-out rows: give both in the base",
+        "arm a: eval_steps=0, data.eval_rows=0: arms are compared on held-out rows: set both in the base",
     ),
     "no such arm": (GOOD, {"only": ("b",)}, "--only b is not in the study: choose from a"),
     "no such seed": (GOOD, {"seeds": (1, 4)}, "--seeds 4 is not in the study: choose from 1"),
-    "an asked seed twice": (GOOD, {"seeds": (1, 1, 1)}, "--seeds: 1 is there twice"),
+    "an asked seed twice": (GOOD, {"seeds": (1, 1, 1)}, "--seeds: 1 is given twice"),
     "no such base": (GOOD, {"base": "/no/such.yaml"}, "cannot read the configuration file /no/such.yaml"),
 }
 

@@ -34,7 +34,7 @@ def test_the_table_word_by_word():
     assert "Rewards of arms with different coefficients, reductions or terms are not comparable." in text
     assert "\n\n".join(CAPTION) + "\n\n| arm | seeds |" in text
     assert text.splitlines()[-3].startswith("| no-kl − paper | 1 | -0.750 | – | – |")
-    assert text.endswith("holds here.\n")
+    assert text.endswith("comparable here either.\n")
 
 
 def test_a_study_of_one_arm_has_one_table():

@@ -37,7 +37,7 @@ def test_what_may_change_before_work_resumes(tmp_path):
     check_same_task(begun, saved)
     free = {"per_device_train_batch_size": 8, "log": replace(PRESETS["tiny"].log, wandb=True)}
     check_same_task(rlt_task(tmp_path, loss=loss(beta=0.1, logprob_chunk=64), **free), saved)
-    with pytest.raises(UserError, match=r"rlt was begun with other settings \(loss\.beta\): give another --work"):
+    with pytest.raises(UserError, match=r"rlt was started with other settings \(loss\.beta\): give another --work"):
         check_same_task(other, saved)
 
 

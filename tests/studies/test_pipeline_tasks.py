@@ -138,10 +138,10 @@ def test_studies_that_come_with_the_package(name):
         ("sampler: {top_p: 2}", "sampler.top_p=2: "),
         ("evaluate: {samples: 0}", "evaluate: samples=0: expected a positive whole number"),
         ("samples: 0", "samples=0: expected a positive whole number"),
-        ("students: [rlt, rlt]", "students: rlt, rlt: one is there twice"),
+        ("students: [rlt, rlt]", "students: rlt, rlt: one is named twice"),
         (
             "reward_student: A\nstudent_warmup: {max_steps: 4}",
-            "reward_student and student_warmup: expected one of them, as student_warmup makes the reward student from "
+            "reward_student and student_warmup: give only one of them, as student_warmup makes the reward student from "
             "`student`",
         ),
         ("token_tolerance: 2", "token_tolerance=2: expected a share from 0 to 1"),

@@ -1,6 +1,6 @@
 """Architectures of public models by hub name, so that a run can be planned before anything is downloaded.
 
-BatchSizes as in each model's config.json on the hub; the real file is read once there is one.
+The sizes are those of each model's config.json on the hub; once that file is available locally, it is read instead.
 """
 
 from typing import Any
@@ -13,9 +13,9 @@ _QWEN25 = {  # hidden, inner, layers, heads, key-value heads, vocabulary, tied
     "14B": (5120, 13824, 48, 40, 8, 152064, False),
     "32B": (5120, 27648, 64, 40, 8, 152064, False),
 }
-_LONG_BASE = ("1.5B", "7B", "14B", "32B")  # base models made for 131,072 positions; all others for 32,768
+_LONG_BASE = ("1.5B", "7B", "14B", "32B")  # base models with 131,072 positions; all others have 32,768
 
-_QWEN3 = {  # the same; heads of 128
+_QWEN3 = {  # same columns; head_dim is 128
     "0.6B": (1024, 3072, 28, 16, 8, 151936, True),
     "1.7B": (2048, 6144, 28, 16, 8, 151936, True),
     "4B": (2560, 9728, 36, 32, 8, 151936, True),

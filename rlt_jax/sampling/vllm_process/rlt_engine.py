@@ -1,9 +1,9 @@
-"""The engine's side of `rlt_jax.sampling`: a process that owns one vLLM engine and serves a trainer over a pipe.
+"""The engine's side of `rlt_jax.sampling.child`: a process that owns a vLLM engine and serves a trainer over a pipe.
 
-Run as `PYTHON rlt_engine.py FD` by `rlt_jax.sampling.child`, under any Python that has vLLM 0.26 to 0.32: it needs
-nothing of rlt_jax but its neighbour in this folder, and speaks in plain tuples, numbers and bytes.
+Run as `PYTHON rlt_engine.py FD` by `rlt_jax.sampling.child`, under any Python that has vLLM 0.26 to 0.32. It needs
+nothing of rlt_jax but the other file in this folder, and exchanges plain tuples, numbers and bytes.
 
-A request is (method, args). The answer is ("ok", value) or ("error", exception type, text), after any number of
+A request is (method, args). The answer is ("ok", value) or ("error", exception type, text), preceded by any number of
 ("completion", index, token ids, log-probs, finished) and ("tokens", count) while it generates. The process group ends
 when the trainer's end of the pipe closes, whatever the engine is doing.
 """
@@ -17,24 +17,24 @@ import time
 from array import array
 from multiprocessing.connection import Connection
 
-# vLLM's own kernels, and CUDA graphs for decoding: its compiler takes half a minute and more at every start
+# vLLM's own kernels, and CUDA graphs for decoding: its compiler takes half a minute or more at every start.
 WITHOUT_COMPILER = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
 
 ON_CPU = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process instead of three; on a GPU the scheduler runs beside it
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # one process instead of three; on a GPU the scheduler runs concurrently
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer computes on the same cores
-    "TORCH_COMPILE_DISABLE": "1",  # a first generation takes 8.6 s with it and 0.03 s without
+    "TORCH_COMPILE_DISABLE": "1",  # the first generation takes 8.6 s with the compiler and 0.03 s without
 }
 
 CPU_BATCHED_TOKENS = 4096
-STREAM_INTERVAL = 32  # tokens of a sequence between two looks at it: progress, without a Python object per token
-PROGRESS_SECONDS = 0.2
+STREAM_INTERVAL = 32  # tokens per sequence between two outputs: progress without a Python object per token
+PROGRESS_SECONDS = 0.2  # between two reports
 
 
 def main() -> None:
     connection = Connection(int(sys.argv[1]))
-    os.register_at_fork(after_in_child=connection.close)  # or a part of the engine would keep the pipe open
+    os.register_at_fork(after_in_child=connection.close)  # else vLLM's processes would keep the pipe open
     requests: queue.SimpleQueue = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(connection, requests), daemon=True).start()
     engine: Engine | None = None
@@ -51,14 +51,14 @@ def main() -> None:
         except Exception as error:
             import traceback
 
-            traceback.print_exc()  # into the engine's log; the trainer gets the short form
+            traceback.print_exc()  # to the engine's log; the trainer gets the message
             connection.send(("error", type(error).__name__, str(error)))
         else:
             connection.send(("ok", value))
 
 
 def _receive(connection: Connection, requests: queue.SimpleQueue) -> None:
-    """Pass requests on; when the trainer is gone, end this process and those it started."""
+    """Queue the trainer's requests; when it is gone, end this process and those it started."""
     try:
         while True:
             requests.put(connection.recv())
@@ -67,7 +67,7 @@ def _receive(connection: Connection, requests: queue.SimpleQueue) -> None:
 
 
 class Engine:
-    """One vLLM engine without weights of its own: it starts from dummy ones, and draws after the first push."""
+    """A vLLM engine that starts with dummy weights, and samples after the first push of real ones."""
 
     def __init__(self, send, *, model: str, gpu_memory_bytes: int | None, options: dict):
         import torch
@@ -75,7 +75,7 @@ class Engine:
         self._send = send
         self._on_cuda = torch.cuda.is_available()
         if not self._on_cuda:
-            os.environ.update(ON_CPU | os.environ)  # before vLLM and torch's threads read them
+            os.environ.update(ON_CPU | os.environ)  # before vLLM and torch's threads read it
         import vllm
         from vllm.platforms import current_platform
 
@@ -90,14 +90,14 @@ class Engine:
                 "enforce_eager": True,
                 "block_size": 32,
                 "distributed_executor_backend": "uni",
-                "enable_chunked_prefill": False,  # vLLM's seeded sampling on a CPU ends at a prompt cut in two
+                "enable_chunked_prefill": False,  # on a CPU, vLLM crashes on a seeded prompt that is cut in two
                 "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, options["max_model_len"]),
             }
         self._llm = vllm.LLM(
             model=model,
             load_format="dummy",
             skip_tokenizer_init=True,
-            generation_config="vllm",  # else the model folder's own penalties and top-p apply in silence
+            generation_config="vllm",  # else the model folder's penalties and top-p apply silently
             logprobs_mode="processed_logprobs",
             enable_prefix_caching=True,
             disable_log_stats=True,
@@ -152,7 +152,7 @@ class Engine:
             self._asleep.discard(part)
 
     def _generate(self, jobs: list, sampling: dict) -> None:
-        """Draw all jobs (index, prompt ids, seed) in one submission, and send each completion when it is done."""
+        """Sample all jobs (index, prompt ids, seed) in one submission, and send each completion when it is done."""
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
@@ -162,22 +162,22 @@ class Engine:
                 **sampling,
                 seed=seed,
                 n=1,
-                logprobs=0,  # of the drawn token alone
-                flat_logprobs=True,  # one list of numbers instead of a dictionary per token
-                ignore_eos=True,  # the trainer's own EOS tokens stop it, in stop_token_ids
+                logprobs=0,  # of the sampled token only
+                flat_logprobs=True,  # a list of numbers instead of a dictionary per token
+                ignore_eos=True,  # the trainer's EOS tokens end it, through stop_token_ids
                 detokenize=False,
                 output_kind=RequestOutputKind.DELTA,
             )
             engine.add_request(str(index), TokensPrompt(prompt_token_ids=list(prompt)), params)
         tokens: dict[str, array] = {str(index): array("i") for index, _, _ in jobs}
         logps: dict[str, array] = {str(index): array("f") for index, _, _ in jobs}
-        drawn, reported = 0, time.monotonic()
+        sampled, reported = 0, time.monotonic()
         while engine.has_unfinished_requests():
             for output in engine.step():
                 (completion,) = output.outputs
                 tokens[output.request_id].extend(completion.token_ids)
                 logps[output.request_id].extend(completion.logprobs.logprobs)
-                drawn += len(completion.token_ids)
+                sampled += len(completion.token_ids)
                 if output.finished:
                     self._send(
                         (
@@ -189,12 +189,12 @@ class Engine:
                         )
                     )
             if time.monotonic() - reported > PROGRESS_SECONDS:
-                self._send(("tokens", drawn))
+                self._send(("tokens", sampled))
                 reported = time.monotonic()
-        self._send(("tokens", drawn))
+        self._send(("tokens", sampled))
 
     def _prompt_logprobs(self, prompt: list) -> bytes:
-        """f32[len(prompt) - 1] log-probs of the prompt's tokens after the first, at temperature 1."""
+        """Log-probs of the prompt's tokens after the first at temperature 1, f32[len(prompt) - 1] as bytes."""
         from vllm import SamplingParams, TokensPrompt
 
         params = SamplingParams(max_tokens=1, temperature=1.0, prompt_logprobs=0, detokenize=False)

@@ -1,6 +1,6 @@
-"""What vLLM's worker learns to receive weights: mixed into its class by `worker_extension_cls`.
+"""Methods for vLLM's worker to receive weights, mixed into its class by `worker_extension_cls`.
 
-Two ways in: a safetensors file in shared memory, or a staging buffer on the GPU that the trainer fills.
+Weights arrive in a safetensors file in shared memory, or in a staging buffer on the GPU that the trainer fills.
 """
 
 from math import prod
@@ -8,13 +8,13 @@ from typing import Any
 
 
 class WeightReceiver:
-    """Methods of the worker that holds the model; called by name through vLLM's collective RPC."""
+    """Methods that vLLM's collective RPC calls by name on the worker that holds the model."""
 
-    device: Any  # of the worker's own
+    device: Any  # this and model_runner are the worker's own
     model_runner: Any
 
     def load_file(self, path: str) -> int:
-        """Load every tensor of a safetensors file; returns how many."""
+        """Load all tensors of a safetensors file, and return how many there were."""
         from safetensors import safe_open
 
         with safe_open(path, framework="pt") as file:
@@ -31,18 +31,18 @@ class WeightReceiver:
         return bytes(handle.reserved)
 
     def load_staged(self, tensors: list) -> int:
-        """Load (name, dtype, shape, offset) tensors out of the buffer, which is complete when this is called."""
+        """Load tensors (name, dtype, shape, offset) from the full buffer, and return how many there were."""
         import torch
 
         def views():
             for name, dtype, shape, offset in tensors:
-                kind = getattr(torch, dtype)
-                size = prod(shape) * kind.itemsize
+                torch_dtype = getattr(torch, dtype)
+                size = prod(shape) * torch_dtype.itemsize
                 memory = torch.as_tensor(_Memory(int(self._staging) + offset, size), device=self.device)
-                yield name, memory.view(kind).view(*shape)
+                yield name, memory.view(torch_dtype).view(*shape)
 
         self._load(views())
-        torch.cuda.synchronize()  # the trainer overwrites the buffer as soon as it hears from us
+        torch.cuda.synchronize()  # the trainer overwrites the buffer as soon as this returns
         return len(tensors)
 
     def close_staging(self) -> None:
@@ -54,22 +54,22 @@ class WeightReceiver:
 
     def _load(self, tensors) -> None:
         if self.device.type == "cuda":
-            # in place, so that CUDA graphs keep reading the memory they were captured with
+            # In place, so that CUDA graphs still read the memory they were captured with.
             self.model_runner.model.load_weights(tensors)
         else:
-            # packs the matrices anew for the CPU's kernels
+            # Packs the matrices again for the CPU's kernels.
             self.model_runner.reload_weights(weights_iterator=tensors)
 
 
 class _Memory:
-    """Part of the GPU's memory, as torch takes it."""
+    """A range of GPU memory, in the form that torch accepts."""
 
     def __init__(self, address: int, size: int):
         self.__cuda_array_interface__ = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 3}
 
 
 def _checked(result: tuple) -> tuple:
-    """Values of a CUDA driver call, without its status."""
+    """The values that a CUDA driver call returned, once its status is checked."""
     status, *values = result
     if status.value:
         raise RuntimeError(f"CUDA driver: {status.name}")

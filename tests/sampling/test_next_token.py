@@ -1,4 +1,4 @@
-"""The draw against transformers' logits warpers, against the probabilities themselves, and its cost."""
+"""The next token against transformers' logits warpers, against the probabilities themselves, and its cost."""
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from rlt_jax.sampling.draw import BLOCK, choose, draw, mode_and_knobs, process_logits
+from rlt_jax.sampling.next_token import BLOCK, mode_and_arrays, next_tokens, process_logits, sample_tokens
 from rlt_jax.types import SamplingParams
 
-draw = jax.jit(draw)
+sample_tokens = jax.jit(sample_tokens)
 
 FILTERS = {
     "plain": {},
@@ -30,8 +30,8 @@ FILTERS = {
 
 
 def processed(logits, **changes):
-    mode, knobs = mode_and_knobs(SamplingParams(max_tokens=1, **changes))
-    return jax.jit(process_logits, static_argnames="mode")(jnp.asarray(logits), knobs, mode=mode)
+    mode, params = mode_and_arrays(SamplingParams(max_tokens=1, **changes))
+    return jax.jit(process_logits, static_argnames="mode")(jnp.asarray(logits), params, mode=mode)
 
 
 def warped(logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
@@ -99,15 +99,15 @@ def test_the_likeliest_token_survives_every_filter(logits, temperature, top_k, t
 def test_frequencies_match_the_processed_probabilities(changes):
     vocab, draws = 2 * BLOCK + 44, 200_000  # three blocks, the last one not full
     logits = jnp.asarray(1.5 * np.random.default_rng(0).standard_normal((1, vocab)).astype(np.float32))
-    mode, knobs = mode_and_knobs(SamplingParams(max_tokens=1, **changes))
+    mode, params = mode_and_arrays(SamplingParams(max_tokens=1, **changes))
     keys = jax.vmap(jax.random.key)(jnp.arange(draws))
 
     @jax.jit
-    def draw_all(logits):
+    def sample_all(logits):
         rows = jnp.broadcast_to(logits, (1000, vocab))
-        return jax.lax.map(lambda keys: choose(rows, keys, knobs, mode=mode), keys.reshape(-1, 1000))
+        return jax.lax.map(lambda keys: next_tokens(rows, keys, params, mode=mode), keys.reshape(-1, 1000))
 
-    tokens, logps = jax.tree.map(np.ravel, jax.device_get(draw_all(logits)))
+    tokens, logps = jax.tree.map(np.ravel, jax.device_get(sample_all(logits)))
     expected = np.asarray(jax.nn.log_softmax(processed(logits, **changes)))[0].astype(np.float64)
     np.testing.assert_allclose(logps, expected[tokens], atol=2e-6)
     counts = np.bincount(tokens, minlength=vocab)
@@ -125,28 +125,28 @@ def test_frequencies_match_the_processed_probabilities(changes):
 def test_a_row_depends_on_its_own_key_and_logits_only():
     logits = jnp.asarray(np.random.default_rng(1).standard_normal((12, 700)), jnp.float32)
     keys = jax.vmap(jax.random.key)(jnp.arange(12))
-    tokens, logps = draw(logits, keys)
+    tokens, logps = sample_tokens(logits, keys)
     order = np.random.default_rng(2).permutation(12)
-    permuted_tokens, permuted_logps = draw(logits[order], keys[order])
+    permuted_tokens, permuted_logps = sample_tokens(logits[order], keys[order])
     assert (permuted_tokens == tokens[order]).all()
     assert (permuted_logps == logps[order]).all()
     for i in (0, 7):
-        assert draw(logits[i : i + 1], keys[i : i + 1])[0][0] == tokens[i]
+        assert sample_tokens(logits[i : i + 1], keys[i : i + 1])[0][0] == tokens[i]
 
 
-def test_a_single_possible_token_is_drawn_by_every_key():
+def test_a_single_possible_token_is_sampled_with_every_key():
     keys = jax.vmap(jax.random.key)(jnp.arange(50))
     for only in (0, 130, 299):
         logits = jnp.full((50, 300), -jnp.inf).at[:, only].set(-3.0)
-        tokens, logps = draw(logits, keys)
+        tokens, logps = sample_tokens(logits, keys)
         assert (tokens == only).all()
         assert (logps == 0).all()
 
 
 def test_greedy_takes_the_likeliest_and_reports_the_models_own_log_prob():
     logits = jnp.asarray(3 * np.random.default_rng(3).standard_normal((5, 400)), jnp.float32)
-    mode, knobs = mode_and_knobs(SamplingParams(max_tokens=1, temperature=0.0, top_k=3, top_p=0.5))
-    tokens, logps = choose(logits, jax.vmap(jax.random.key)(jnp.arange(5)), knobs, mode=mode)
+    mode, params = mode_and_arrays(SamplingParams(max_tokens=1, temperature=0.0, top_k=3, top_p=0.5))
+    tokens, logps = next_tokens(logits, jax.vmap(jax.random.key)(jnp.arange(5)), params, mode=mode)
     assert (tokens == logits.argmax(-1)).all()
     np.testing.assert_allclose(logps, jax.nn.log_softmax(logits).max(-1), atol=2e-6)
 
@@ -162,8 +162,8 @@ def test_greedy_takes_the_likeliest_and_reports_the_models_own_log_prob():
     ],
 )
 def test_only_top_k_and_top_p_sort(changes, mode):
-    chosen, knobs = mode_and_knobs(SamplingParams(max_tokens=1, **changes))
+    chosen, params = mode_and_arrays(SamplingParams(max_tokens=1, **changes))
     assert chosen == mode
     logits, keys = jnp.zeros((4, 300)), jax.vmap(jax.random.key)(jnp.arange(4))
-    program = jax.jit(choose, static_argnames="mode").lower(logits, keys, knobs, mode=mode).as_text()
+    program = jax.jit(next_tokens, static_argnames="mode").lower(logits, keys, params, mode=mode).as_text()
     assert ("stablehlo.sort" in program) == (mode == "sorted")
