@@ -584,6 +584,7 @@ PROCESSES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", PROCESSES.values(), ids=PROCESSES.keys())
 def test_a_real_process_prints_one_error_and_no_traceback(place, small, make):
     name, *flags = make(place)

@@ -110,7 +110,12 @@ def assert_close(found: Params, expected: Params, *, rtol: float = 1e-5):
 
 
 @pytest.mark.parametrize(
-    ("name", "loss", "temperature"), [*((name, grpo, 0.7) for name in CONFIGS), ("qwen2", sft, 1.0)]
+    ("name", "loss", "temperature"),
+    [
+        ("qwen3", grpo, 0.7),
+        *(pytest.param(name, grpo, 0.7, marks=pytest.mark.slow) for name in CONFIGS if name != "qwen3"),
+        ("qwen2", sft, 1.0),
+    ],
 )
 def test_gradients_equal_those_of_the_plain_model(name, loss, temperature):
     model, params = make_model(name)

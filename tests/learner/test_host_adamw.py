@@ -122,6 +122,7 @@ ODD_SHAPES = {
 }
 
 
+@pytest.mark.slow
 def test_steps_of_odd_shapes_are_bit_equal_without_fused_multiply_adds():
     """Which of them a compiler makes where loops are short depends on more than the arithmetic."""
     program = "from test_host_adamw import ODD_SHAPES, assert_steps_are_bit_equal as check\n"

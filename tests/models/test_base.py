@@ -56,6 +56,7 @@ def test_logits_equal_golden(golden, who):
     assert np.abs(logits - cases[f"batch/{who}_logits"])[mask > 0].max() <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["qwen2", "qwen2.5", "qwen3"])
 def test_bfloat16_is_as_close_to_float32_as_transformers(checkpoint, name):
     folder = checkpoint(name)
@@ -69,7 +70,9 @@ def test_bfloat16_is_as_close_to_float32_as_transformers(checkpoint, name):
     assert model.hidden(params, ids).dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name", ["qwen3", *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES if name != "qwen3")]
+)
 def test_gradients_equal_torch(checkpoint, name):
     folder = checkpoint(name)
     ids, mask = padded_batch("left")

@@ -47,6 +47,7 @@ def edit_config(folder: Path, **changes: object) -> None:
 # Round trips
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype", "max_shard_size"),
     [

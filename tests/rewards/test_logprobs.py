@@ -68,6 +68,7 @@ def test_no_rows_give_no_logprobs(teacher, packed_length):
     assert row_logprobs(*teacher, [], temperature=1.0, batch_size=3, chunk=1024, packed_length=packed_length) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["golden/teacher", "golden/student", "tiny/teacher", "tiny/student"])
 def test_rows_that_share_sequences_have_the_logprobs_of_single_ones(golden, rows, model):
     """Seven rows, of 222 tokens in all, in three sequences of 96."""

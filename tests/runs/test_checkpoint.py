@@ -173,6 +173,7 @@ print(refused)
 """
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_leaves_no_traceback(tmp_path):
     """Where several reads fail, asyncio complains of some or none: 58 times in 150 tries."""
     line = [sys.executable, "-c", READING_DAMAGE, str(tmp_path / "checkpoints")]

@@ -118,6 +118,7 @@ def test_equal_prompts_share_a_prefill_and_seeds_use_all_their_bits(small):
     assert len({tuple(ids) for ids in [first, *others, tokens_of(results)[2][0]]}) == 4
 
 
+@pytest.mark.slow
 def test_completions_end_at_the_first_eos_token(small):
     """Many rows that end at many lengths, so that rows are dropped and caches lengthened on the way."""
     model, params = small
@@ -178,6 +179,7 @@ def test_no_requests_and_no_seeds(small):
     assert sampler.generate([Request(np.array([3], np.int32), ())], PARAMS) == [()]
 
 
+@pytest.mark.slow
 def test_bfloat16_samples_what_its_own_log_probs_say(small):
     model, params = small
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
