@@ -53,7 +53,8 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
         for step in session.steps():
             prompts, requests = rlt.requests(step)
             with session.phase("generate"):
-                groups = rlt.generate(sampler, requests, on_progress=session.show_tokens)  # and the sampler sleeps
+                groups = rlt.generate(sampler, requests, on_progress=session.show_tokens)
+                sampler.sleep()  # without weights, so that the models have the device
                 completions = [completion for group in groups for completion in group]
                 prompts = [prompt for prompt in prompts for _ in range(config.num_generations)]
 
@@ -91,6 +92,7 @@ def evaluate(session: Session, rlt: Rlt, sampler: Sampler, policy: Params, refer
     requests = evaluation_requests(rlt.eval_prompts, seed=rlt.config.seed)
     with session.phase("generate"):
         completions = [completion for (completion,) in rlt.generate(sampler, requests, on_progress=session.show_tokens)]
+        sampler.sleep()
     with session.phase("score"):
         scored = rlt.score(policy, reference, rlt.eval_prompts, completions)
     with session.phase("sync"):

@@ -108,17 +108,15 @@ class Rlt:
     def generate(
         self, sampler: Sampler, requests: Sequence[Request], *, on_progress: Callable[[int], None] | None = None
     ) -> list[tuple[Completion, ...]]:
-        """Sample the completions of all requests, then put the sampler to sleep, without weights."""
+        """Sample the completions of all requests."""
         config = self.config
         sampling = sampling_params(
             config.sampler, max_tokens=config.max_completion_length, temperature=config.temperature
         )
-        groups = self.backoff.run(
+        return self.backoff.run(
             "generate",
             lambda sizes: sampler.generate(requests, sampling, max_batch=sizes.generate, on_progress=on_progress),
         )
-        sampler.sleep()
-        return groups
 
     # Score.
 

@@ -1,6 +1,6 @@
 """Compare a Qwen folder's logits and greedy text with those of transformers, both in float32 on this machine.
 
-    python scripts/check_logits.py --model DIR --data rows.jsonl
+    python benchmarks/check_logits.py --model DIR --data rows.jsonl
 
 The texts are the data's rows (question and solution, in the model's chat format if it has one), batched with left
 padding; greedy text continues the first questions. Prints a table, and exits with 1 if a number is out of bounds.
