@@ -56,9 +56,15 @@ def changed(tmp_path_factory) -> Path:
     return copy
 
 
+def environment_of(copy: Path) -> dict[str, str]:
+    """The environment in which the package is that of the copy."""
+    paths = [str(copy), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
 def run(copy: Path, *line: object) -> str:
     """What a Python program prints, with the package of the copy."""
-    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    environment = environment_of(copy)
     done = subprocess.run(
         [sys.executable, *map(str, line)], cwd=copy, env=environment, capture_output=True, text=True, check=False
     )
@@ -112,7 +118,7 @@ def test_the_command_runs_and_refuses(changed):
     done = subprocess.run(
         [sys.executable, "-m", "rlt_jax.count", "--teacher", tiny / "teacher", "--data", "nowhere.jsonl"],
         cwd=changed,
-        env={**os.environ, "PYTHONPATH": str(changed)},
+        env=environment_of(changed),
         capture_output=True,
         text=True,
         check=False,
