@@ -1,6 +1,5 @@
 """Explain every row of a data set: `python -m rlt_jax.generate --teacher DIR --data.path ... --out ...`."""
 
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from rlt_jax.configs.resume import deciding_settings
 from rlt_jax.data import (
     ChatFormat,
     build_prompts,
-    describe_skipped,
     eos_ids,
     load_rows,
     student_system,
@@ -24,7 +22,7 @@ from rlt_jax.report.partial_file import Chunk, PartialFile, fingerprint, open_pa
 from rlt_jax.rewards.rlt import reward_columns
 from rlt_jax.rewards.scorer import Scorer, make_scorer
 from rlt_jax.runs.explanations import describe_problems, explanation_record, sample_explanations
-from rlt_jax.runs.setup import check_positions, load_chat_format, load_checked_model
+from rlt_jax.runs.setup import check_room, load_chat_format, load_checked_model, warn_of_skipped
 from rlt_jax.sampling.engine import Engine
 from rlt_jax.sampling.factory import (
     SamplerSettings,
@@ -34,8 +32,6 @@ from rlt_jax.sampling.factory import (
     weight_files,
 )
 from rlt_jax.types import Prompt
-
-log = logging.getLogger("rlt_jax")
 
 
 def generate(config: GenerateConfig) -> Path:
@@ -64,8 +60,7 @@ def generate(config: GenerateConfig) -> Path:
     )
     rows = load_rows(data.path, split=data.split, on_bad_row=data.on_bad_row).rows
     built = build_prompts(rows, chat, max_prompt_length=config.max_prompt_length)
-    if built.skipped:
-        log.warning("%d rows skipped: %s", len(built.skipped), describe_skipped(built.skipped))
+    warn_of_skipped(built.skipped, "rows")
     settings = deciding_settings(config) | {
         "rows": fingerprint(
             (prompt.row, prompt.teacher_text, student_system(chat, row_system=prompt.row.system))
@@ -110,14 +105,7 @@ def write_chunks(
 ) -> None:
     """Load the models; sample, score and save the chunks that are not done yet."""
     model, params = load_checked_model(config.teacher, chat, dtype=config.dtype)
-    longest = max(len(prompt.teacher_ids) for chunk in chunks for prompt in chunk)
-    check_positions(
-        model,
-        longest,
-        max_completion_length=config.max_completion_length,
-        name=config.teacher,
-        hint=", or max_prompt_length to skip the longest prompts",
-    )
+    check_room(model, [prompt for chunk in chunks for prompt in chunk], config)
     end_ids = eos_ids(chat.tokenizer, config.teacher)
     probe_ids = chunks[0][0].teacher_ids
     sampler = make_sampler(

@@ -15,6 +15,7 @@ GB = 1e9  # bytes
 
 Dtype = Literal["bfloat16", "float32"]  # of weights, activations, gradient sums, moments
 StoredDtype = Literal["auto", "bfloat16", "float32"]  # the same; auto: as stored
+SamplerKind = Literal["native", "vllm", "vllm-server"]
 TagFormat = Literal["bespoke", "r1"]  # `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, or `<NAME>` ... `</NAME>`
 Reduction = Literal["mean", "sum", "min", "max", "median", "first_quartile", "last_quartile"]  # of a span's tokens
 Normalization = Literal["exp", "exp_norm"]  # of a token's value x: exp(x), or 1 - exp(-x)

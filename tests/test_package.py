@@ -13,6 +13,7 @@ from rlt_jax import PRESETS, RewardInputs, Rewards, TrainConfig
 
 REPOSITORY = Path(rlt_jax.__file__).parents[1]
 COMMANDS = ("train", "sft", "generate", "score", "evaluate", "plan", "ablate", "pipeline")
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def test_the_face():
@@ -41,25 +42,23 @@ def installed(tmp_path_factory) -> Path:
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(REPOSITORY / name, source)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     for line in (
         [*pip, "wheel", "--no-deps", "--wheel-dir", folder / "wheel", source],
         [sys.executable, "-m", "venv", folder / "venv"],
     ):
-        subprocess.run(line, check=True, env=environment, cwd=folder)
+        subprocess.run(line, check=True, env=ENVIRONMENT, cwd=folder)
     (wheel,) = (folder / "wheel").glob("rlt_jax-*.whl")
     python = folder / "venv" / "bin" / "python"
-    subprocess.run([python, *pip[1:], "install", wheel], check=True, env=environment, cwd=folder)
+    subprocess.run([python, *pip[1:], "install", wheel], check=True, env=ENVIRONMENT, cwd=folder)
     return python.parent
 
 
 @pytest.mark.slow
 def test_the_wheel_trains_outside_the_repository(installed, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     train = subprocess.run(
         [installed / "rlt-train", "--preset", "tiny", "--max-steps", "2", "--output-dir", "run"],
         cwd=tmp_path,
-        env=environment,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,
@@ -69,7 +68,7 @@ def test_the_wheel_trains_outside_the_repository(installed, tmp_path):
     assert "solution_logp/mean" in train.stdout
     where = "import rlt_jax; print(rlt_jax.__file__)"
     found = subprocess.run(
-        [installed / "python", "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        [installed / "python", "-c", where], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=True
     )
     assert Path(found.stdout.strip()).is_relative_to(installed.parent)
 
@@ -77,18 +76,16 @@ def test_the_wheel_trains_outside_the_repository(installed, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_console_commands(installed, tmp_path, name):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [installed / f"rlt-{name}", "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        [installed / f"rlt-{name}", "--help"], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=True
     )
     assert f"usage: rlt-{name}" in done.stdout
 
 
 @pytest.mark.slow
 def test_the_studies_of_the_package_are_found_anywhere(installed, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     flags = ["--study", "tiny", "--work", "work", "--stages", "evaluate"]
     done = subprocess.run(
-        [installed / "rlt-pipeline", *flags], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [installed / "rlt-pipeline", *flags], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2 and "run the stages before evaluate first" in done.stderr

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.models.conftest import oracle_logits
+from tests.models.conftest import oracle_logits, save_llama
 
 pytestmark = [
     pytest.mark.slow,
@@ -92,17 +90,7 @@ def test_the_loss_and_the_reward_term_have_flags(changed, tmp_path):
 
 
 def test_the_family_is_read(changed, tmp_path):
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    torch.manual_seed(0)
-    oracle = LlamaForCausalLM(config).eval()
-    oracle.save_pretrained(tmp_path)
+    oracle = save_llama(tmp_path)
     program = "import sys, numpy; from rlt_jax.models import load_model\n"
     program += "m, p = load_model(sys.argv[1], dtype='float32')\n"
     program += "numpy.save(sys.argv[2], m.logits(p, numpy.arange(24).reshape(2, 12)))"

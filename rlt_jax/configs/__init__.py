@@ -15,7 +15,6 @@ from rlt_jax.configs.pipeline import (
     load_study,
 )
 from rlt_jax.configs.presets import PRESETS, load_config
-from rlt_jax.configs.resume import changed_fields, deciding_settings
 from rlt_jax.configs.schema import (
     CheckpointConfig,
     DataConfig,
@@ -59,7 +58,6 @@ __all__ = [
     "SftConfig",
     "Stage",
     "TrainConfig",
-    "changed_fields",
     "check_config",
     "check_evaluate_config",
     "check_generate_config",
@@ -67,7 +65,6 @@ __all__ = [
     "check_score_config",
     "check_sft_config",
     "config_yaml",
-    "deciding_settings",
     "load_config",
     "load_settings",
     "load_study",

@@ -45,6 +45,36 @@ def count_problems(counts: Mapping[str, int]) -> Iterator[str]:
             yield f"{name}={count}: expected a positive whole number"
 
 
+def off_at_zero_problems(counts: Mapping[str, tuple[int | None, str]]) -> Iterator[str]:
+    """Counts below 0, where 0 turns something off.
+
+    Args:
+      counts: field name -> (value, what 0 means); a value of None is fine.
+    """
+    for name, (count, off) in counts.items():
+        if count is not None and count < 0:
+            yield f"{name}={count}: expected a positive whole number, or {off}"
+
+
+def micro_batch_problems(*, micro_batch: int, batch: int) -> Iterator[str]:
+    """A micro-batch larger than the batch that it is a part of."""
+    if micro_batch > batch >= 1:
+        yield (
+            f"per_device_train_batch_size={micro_batch} is more than train_batch_size={batch}: "
+            f"a micro-batch is a part of the batch, use {batch} or less"
+        )
+
+
+def vllm_share_problems(share: float, *, of: str) -> Iterator[str]:
+    """A share that a vLLM engine cannot take.
+
+    Args:
+      of: what it is a share of, such as "the GPU".
+    """
+    if not 0 < share <= 1:
+        yield f"vllm_gpu_memory_utilization={share:g}: expected a share of {of} above 0 and at most 1, such as 0.55"
+
+
 def seed_problems(seed: int) -> Iterator[str]:
     """A seed outside the range of the random number generators."""
     if not 0 <= seed < 2**31:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Protocol
 
-from rlt_jax.configs.checks import count_problems, seed_problems
+from rlt_jax.configs.checks import count_problems, seed_problems, vllm_share_problems
 from rlt_jax.configs.schema import SamplerConfig, sampler_problems
 from rlt_jax.types import Dtype
 
@@ -55,9 +55,5 @@ def sampling_problems(config: SamplingConfig, *, positive: dict[str, int]) -> It
             "or a temperature above 0"
         )
     yield from seed_problems(config.seed)
-    if not 0 < config.vllm_gpu_memory_utilization <= 1:
-        yield (
-            f"vllm_gpu_memory_utilization={config.vllm_gpu_memory_utilization:g}: expected a share of the GPU above 0 "
-            "and at most 1, such as 0.55"
-        )
+    yield from vllm_share_problems(config.vllm_gpu_memory_utilization, of="the GPU")
     yield from sampler_problems(config.sampler)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from rlt_jax.configs.checks import count_problems, text_problems
 from rlt_jax.configs.resume import MayChange
-from rlt_jax.types import Dtype, Normalization, Reduction, TagFormat
+from rlt_jax.types import Dtype, Normalization, Reduction, SamplerKind, TagFormat
 
 Resume = Literal["auto", "never", "must"]
 
@@ -77,7 +77,7 @@ def data_problems(data: DataConfig, *, eval_steps: int) -> Iterator[str]:
 class SamplerConfig:
     """How texts are sampled."""
 
-    kind: Literal["native", "vllm", "vllm-server"] = "native"
+    kind: SamplerKind = "native"
     """native: the JAX sampler, runs everywhere; vllm: vLLM in its own process; vllm-server: a running vLLM server."""
     python: MayChange[str | None] = None
     """vllm: path of the Python interpreter for vLLM, which may have other packages than the trainer's. None: the

@@ -4,7 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rlt_jax.configs.checks import check_problems, count_problems, seed_problems, text_problems
+from rlt_jax.configs.checks import (
+    check_problems,
+    count_problems,
+    micro_batch_problems,
+    off_at_zero_problems,
+    seed_problems,
+    text_problems,
+)
 from rlt_jax.configs.resume import MayChange
 from rlt_jax.configs.schema import (
     CheckpointConfig,
@@ -124,15 +131,8 @@ def _sft_problems(config: SftConfig) -> Iterator[str]:
         "saved_mlp": config.saved_mlp,
         "saved_attention": config.saved_attention,
     }
-    for name, count in off_at_zero.items():
-        if count < 0:
-            yield f"{name}={count}: expected a positive whole number, or 0 for none"
-    if config.per_device_train_batch_size > config.train_batch_size >= 1:
-        yield (
-            f"per_device_train_batch_size={config.per_device_train_batch_size} is more than "
-            f"train_batch_size={config.train_batch_size}: a micro-batch is a part of the batch, "
-            f"use {config.train_batch_size} or less"
-        )
+    yield from off_at_zero_problems({name: (count, "0 for none") for name, count in off_at_zero.items()})
+    yield from micro_batch_problems(micro_batch=config.per_device_train_batch_size, batch=config.train_batch_size)
     if not config.packing and config.packed_length != SftConfig.packed_length:
         yield f"packed_length={config.packed_length} without packing has no effect: add --packing, or leave it out"
     yield from seed_problems(config.seed)

@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from rlt_jax.configs.checks import check_problems, count_problems, seed_problems, text_problems
+from rlt_jax.configs.checks import (
+    check_problems,
+    count_problems,
+    micro_batch_problems,
+    off_at_zero_problems,
+    seed_problems,
+    text_problems,
+    vllm_share_problems,
+)
 from rlt_jax.configs.resume import MayChange
 from rlt_jax.configs.schema import (
     CheckpointConfig,
@@ -178,14 +186,12 @@ def _number_problems(config: TrainConfig) -> Iterator[str]:
         "loss.saved_attention": (config.loss.saved_attention, "0 for none"),
     }
     yield from count_problems(positive)
-    for name, (number, off) in off_at_zero.items():
-        if number is not None and number < 0:
-            yield f"{name}={number}: expected a positive whole number, or {off}"
+    yield from off_at_zero_problems(off_at_zero)
     yield from seed_problems(config.seed)
 
 
 def _batch_problems(config: TrainConfig) -> Iterator[str]:
-    batch, group, micro = config.train_batch_size, config.num_generations, config.per_device_train_batch_size
+    batch, group = config.train_batch_size, config.num_generations
     if group == 1:
         yield (
             "num_generations=1 makes every advantage 0, as rewards are compared inside a group: "
@@ -195,11 +201,7 @@ def _batch_problems(config: TrainConfig) -> Iterator[str]:
         below = batch // group * group
         choice = f"{below} or {below + group}" if below else f"{group}"
         yield f"num_generations={group} does not divide train_batch_size={batch}: use {choice}"
-    if micro > batch >= 1:
-        yield (
-            f"per_device_train_batch_size={micro} is more than train_batch_size={batch}: "
-            f"a micro-batch is a part of the batch, use {batch} or less"
-        )
+    yield from micro_batch_problems(micro_batch=config.per_device_train_batch_size, batch=batch)
 
 
 def _budget_problems(config: TrainConfig) -> Iterator[str]:
@@ -213,11 +215,7 @@ def _budget_problems(config: TrainConfig) -> Iterator[str]:
             "plan for less, or raise the budget"
         )
     yield from memory_problems(config.memory)
-    if not 0 < config.vllm_gpu_memory_utilization <= 1:
-        yield (
-            f"vllm_gpu_memory_utilization={config.vllm_gpu_memory_utilization:g}: "
-            "expected a share of the budget above 0 and at most 1, such as 0.55"
-        )
+    yield from vllm_share_problems(config.vllm_gpu_memory_utilization, of="the budget")
 
 
 def _sampling_problems(config: TrainConfig) -> Iterator[str]:

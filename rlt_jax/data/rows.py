@@ -8,7 +8,7 @@ Departures from the original:
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -92,7 +92,7 @@ def read_rows(
     return tuple(rows), tuple(skipped)
 
 
-def describe_skipped(skipped: list[tuple[int, str]] | tuple[tuple[int, str], ...]) -> str:
+def describe_skipped(skipped: Sequence[tuple[int, str]]) -> str:
     """Skipped rows by reason, the most frequent first: `2 x solution is empty (rows 4, 9)`."""
     counts = Counter(reason.partition(" (")[0] for _, reason in skipped)
     parts = []

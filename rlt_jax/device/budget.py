@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlt_jax.device.monitor import PEAK
 from rlt_jax.types import GB
 
 WARNING_SHARE = 0.9  # of the budget
-PEAK = "memory/peak_gpu_gb/"  # prefix of the phase in metric names
 
 
 class BudgetWatch:

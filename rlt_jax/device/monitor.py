@@ -15,6 +15,8 @@ import psutil
 
 from rlt_jax.types import GB
 
+PEAK = "memory/peak_gpu_gb/"  # prefix of the phase in metric names
+
 ReadGpuMemory = Callable[[], float | None]  # GB in use; None if the GPU can no longer be read
 
 
@@ -125,7 +127,7 @@ class PeakMonitor:
     def metrics(self) -> dict[str, float]:
         """`memory/peak_gpu_gb/PHASE`: the peaks since the last reset."""
         with self._lock:
-            return {f"memory/peak_gpu_gb/{name}": peak for name, peak in self._peaks.items()}
+            return {f"{PEAK}{name}": peak for name, peak in self._peaks.items()}
 
     def reset(self) -> None:
         """Forget the peaks."""

@@ -1,11 +1,8 @@
 """The sizes of a model and of a run that decide how much memory the run needs."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-from rlt_jax.types import Dtype
-
-SamplerKind = Literal["native", "vllm", "vllm-server"]
+from rlt_jax.types import Dtype, SamplerKind
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@
             with session.phase("update"):
                 state = ...
             if session.logs(step):
-                session.log(step, metrics, tokens)
+                session.log(step, metrics, tokens=...)
             if session.saves(step):
                 session.save(step, state)
         session.finish(model, state.params, tokenizer_from=...)

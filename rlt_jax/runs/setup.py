@@ -5,11 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import jax
-import jax.monitoring
 import jax.numpy as jnp
 import psutil
 
-from rlt_jax.configs import DataConfig, TrainConfig
+from rlt_jax.configs import DataConfig, GenerateConfig, TrainConfig
 from rlt_jax.data import (
     STUDENT_PROMPT,
     TEACHER_PROMPT,
@@ -125,7 +124,7 @@ def frozen_like(config: TrainConfig, params: Params) -> Params:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), params)
 
 
-def check_room(model: Model, prompts: Sequence[Prompt], config: TrainConfig) -> None:
+def check_room(model: Model, prompts: Sequence[Prompt], config: TrainConfig | GenerateConfig) -> None:
     """Check that completions fit after the longest prompt: now, not at the step that samples from it.
 
     Raises:
@@ -183,6 +182,17 @@ def load_split_rows(data: DataConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]
     return rows, held_out[: data.eval_rows]
 
 
+def warn_of_skipped(skipped: Sequence[tuple[int, str]], what: str) -> None:
+    """Log how many rows are skipped, and why; nothing if none are.
+
+    Args:
+      skipped: (row number, reason).
+      what: which rows they are, for the message.
+    """
+    if skipped:
+        log.warning("%d %s skipped: %s", len(skipped), what, describe_skipped(skipped))
+
+
 def load_prompts(config: TrainConfig, chat: ChatFormat) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
     """(prompts to train on, held-out prompts); rows whose prompt is too long are skipped and counted in the log."""
     rows, held_out = load_split_rows(config.data)
@@ -193,8 +203,7 @@ def load_prompts(config: TrainConfig, chat: ChatFormat) -> tuple[tuple[Prompt, .
         built = build_prompts(
             part, chat, max_prompt_length=config.max_prompt_length, truncate=config.data.truncate_prompts
         )
-        if built.skipped:
-            log.warning("%d %s rows skipped: %s", len(built.skipped), name, describe_skipped(built.skipped))
+        warn_of_skipped(built.skipped, f"{name} rows")
         log.info("%d %s prompts", len(built.prompts), name)
         return built.prompts
 

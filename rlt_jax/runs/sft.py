@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from rlt_jax.configs import SftConfig
-from rlt_jax.data import ChatFormat, SftExample, build_sft_examples, describe_skipped, questions_of_step
+from rlt_jax.data import ChatFormat, SftExample, build_sft_examples, questions_of_step
 from rlt_jax.device.backoff import BatchSizes, MemoryBackoff
 from rlt_jax.device.jax_setup import prepare_memory
 from rlt_jax.device.pinned import host_bytes
@@ -21,7 +21,7 @@ from rlt_jax.learner.step import SumGradients, make_sum_gradients, sft_batches
 from rlt_jax.models import Model, Params
 from rlt_jax.planner.run_plan import model_config_of, model_shape
 from rlt_jax.rewards.logprobs import row_logprobs
-from rlt_jax.runs.setup import load_chat_format, load_checked_model, load_split_rows
+from rlt_jax.runs.setup import load_chat_format, load_checked_model, load_split_rows, warn_of_skipped
 from rlt_jax.types import Row
 
 log = logging.getLogger("rlt_jax")
@@ -144,8 +144,7 @@ def load_examples(config: SftConfig, chat: ChatFormat) -> tuple[Sequence[SftExam
         if not rows:
             return ()
         built = build_sft_examples(rows, chat, target=config.target, max_length=config.max_length)
-        if built.skipped:
-            log.warning("%d %s rows skipped: %s", len(built.skipped), name, describe_skipped(built.skipped))
+        warn_of_skipped(built.skipped, f"{name} rows")
         log.info("%d %s examples", len(built.examples), name)
         return built.examples
 

@@ -21,7 +21,7 @@ from rlt_jax.sampling.native import NativeSampler
 from rlt_jax.sampling.server import ServerEngine
 from rlt_jax.sampling.vllm import PROBE_TOKENS, Probe, VllmSampler
 from rlt_jax.sampling.weights import Tensor
-from rlt_jax.types import Dtype, Request, SamplingParams
+from rlt_jax.types import GB, Dtype, Request, SamplingParams
 
 log = logging.getLogger("rlt_jax")
 
@@ -213,7 +213,7 @@ def _start_child(settings: SamplerSettings, log_file: Path) -> ChildEngine:
     return ChildEngine(
         folder,
         python=settings.sampler.python or sys.executable,
-        gpu_memory_bytes=None if settings.budget_gb is None else round(share * settings.budget_gb * 1e9),
+        gpu_memory_bytes=None if settings.budget_gb is None else round(share * settings.budget_gb * GB),
         options={
             "dtype": settings.dtype,
             "max_model_len": _max_length(settings, read_config(folder).max_position_embeddings),

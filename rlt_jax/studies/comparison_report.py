@@ -14,9 +14,8 @@ from rich.table import Table
 
 from rlt_jax.evals.intervals import t_interval
 from rlt_jax.report.curves import COLUMNS, INK, Panel, draw_levels, new_figure, style_axes
+from rlt_jax.studies.cells import MISSING, limits, markdown_table, mean_cell
 from rlt_jax.studies.comparison import QUANTITIES, TRACES, Arm, Change, Difference, Evaluations
-
-MISSING = "–"
 
 CAPTION = (
     "Change of each held-out metric from the first evaluation to the last, mean over seeds ± half the width of its "
@@ -31,9 +30,9 @@ CAPTION = (
 
 def comparison_markdown(arms: Mapping[str, Arm]) -> str:
     """The tables with captions as Markdown; the second, of differences, only if two arms share a seed."""
-    parts = [_markdown(*_cells(arms)), *CAPTION]
+    parts = [markdown_table(*_cells(arms)), *CAPTION]
     if rows := _difference_rows(arms):
-        parts += [_markdown(_header(), rows), _difference_caption(arms)]
+        parts += [markdown_table(_header(), rows), _difference_caption(arms)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -57,12 +56,12 @@ def write_comparison_csv(arms: Mapping[str, Arm], path: Path) -> None:
             for quantity in (*QUANTITIES, TRACES):
                 numbers: tuple = ("",) * 6
                 if (change := arm.changes.get(quantity.metric)) is not None:
-                    limits = _limits(change.change, change.half_width)
-                    numbers = (change.first, change.last, change.change, *limits, change.over or "")
+                    interval = limits(change.change, change.half_width)
+                    numbers = (change.first, change.last, change.change, *interval, change.over or "")
                 from_first: tuple = ("",) * 4
                 if (difference := arm.from_first.get(quantity.metric)) is not None:
-                    limits = _limits(difference.mean, difference.half_width)
-                    from_first = (difference.mean, *limits, difference.seeds)
+                    interval = limits(difference.mean, difference.half_width)
+                    from_first = (difference.mean, *interval, difference.seeds)
                 arm_facts = (name, f"eval/{quantity.metric}", quantity.unit, arm.finished, arm.planned)
                 writer.writerow((*arm_facts, *numbers, *from_first))
 
@@ -140,16 +139,6 @@ def _line_styles() -> Iterator[tuple[str, str]]:
                 yield to_hex(colour), line
 
 
-def _limits(mean: float, half_width: float | None) -> tuple[float | str, float | str]:
-    """Limits of an interval for a CSV file; empty if it is unknown."""
-    return ("", "") if half_width is None else (mean - half_width, mean + half_width)
-
-
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
 def _terminal_table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> Table:
     table = Table(caption=caption, caption_justify="left")
     for i, name in enumerate(header):
@@ -177,7 +166,7 @@ def _cells(arms: Mapping[str, Arm]) -> tuple[list[str], list[list[str]]]:
 def _change_cell(change: Change | None, unit: str) -> str:
     if change is None:
         return MISSING
-    return f"{_signed(change.change, change.half_width, _digits(unit))} → {change.last:.{_digits(unit)}f}"
+    return f"{_signed(change.change, change.half_width, unit)} → {change.last:.{_digits(unit)}f}"
 
 
 def _difference_rows(arms: Mapping[str, Arm]) -> list[list[str]]:
@@ -200,12 +189,11 @@ def _difference_caption(arms: Mapping[str, Arm]) -> str:
 
 
 def _difference_cell(difference: Difference | None, unit: str) -> str:
-    return MISSING if difference is None else _signed(difference.mean, difference.half_width, _digits(unit))
+    return MISSING if difference is None else _signed(difference.mean, difference.half_width, unit)
 
 
-def _signed(mean: float, half_width: float | None, digits: int) -> str:
-    interval = "" if half_width is None else f" ± {half_width:.{digits}f}"
-    return f"{mean:+.{digits}f}{interval}"
+def _signed(mean: float, half_width: float | None, unit: str) -> str:
+    return mean_cell(mean, half_width, _digits(unit), signed=True)
 
 
 def _digits(unit: str) -> int:

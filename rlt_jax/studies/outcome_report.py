@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rlt_jax.report.curves import EVAL, FAINT, INK, new_figure, style_axes
+from rlt_jax.studies.cells import MISSING, limits, markdown_table, mean_cell
 from rlt_jax.studies.outcomes import Table, Values, estimate, is_difference
-
-MISSING = "–"
 
 CAPTION = (
     "Mean ± half the width of its 95 % confidence interval: with two or more seeds over the seeds (Student t), with "
@@ -20,16 +19,15 @@ CAPTION = (
 def table_markdown(table: Table) -> str:
     """A table with its heading, as Markdown."""
     header = ["", "seeds", *(f"{measure.title}, {measure.unit}" for measure in table.measures)]
-    lines = [header, [":--", *["--:"] * (len(header) - 1)]]
+    rows = []
     for variant, quantities in table.rows.items():
         seeds = max(map(len, quantities.values()))
         cells = [
             _cell(quantities.get(measure.key), measure.digits, signed=is_difference(variant))
             for measure in table.measures
         ]
-        lines.append([variant, str(seeds), *cells])
-    rows = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-    return f"## {table.title}\n\n{table.about}\n\n{rows}\n"
+        rows.append([variant, str(seeds), *cells])
+    return f"## {table.title}\n\n{table.about}\n\n{markdown_table(header, rows)}\n"
 
 
 def write_outcome_csv(tables: Iterable[Table], path: Path) -> None:
@@ -44,9 +42,8 @@ def write_outcome_csv(tables: Iterable[Table], path: Path) -> None:
                     if not quantities.get(measure.key):
                         continue
                     mean, half, over, seeds, prompts = estimate(quantities[measure.key])
-                    limits = ("", "") if half is None else (mean - half, mean + half)
                     facts = (table.title, variant, measure.key, measure.unit, seeds, prompts)
-                    writer.writerow((*facts, mean, *limits, over or ""))
+                    writer.writerow((*facts, mean, *limits(mean, half), over or ""))
 
 
 def draw_outcomes(table: Table, path: Path, *, measures: Sequence[str]) -> None:
@@ -82,6 +79,4 @@ def _cell(per_seed: Sequence[Values] | None, digits: int, *, signed: bool) -> st
     if not per_seed:
         return MISSING
     found = estimate(per_seed)
-    sign = "+" if signed else ""
-    interval = "" if found.half_width is None else f" ± {found.half_width:.{digits}f}"
-    return f"{found.mean:{sign}.{digits}f}{interval}"
+    return mean_cell(found.mean, found.half_width, digits, signed=signed)

@@ -6,7 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 SMALL = {"vocab_size": 97, "num_hidden_layers": 3, "max_position_embeddings": 512, "rms_norm_eps": 1e-5}
 QWEN2 = Qwen2Config(
@@ -77,6 +85,24 @@ def oracle_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrained
     """The checkpoint in transformers."""
     model_class = Qwen3ForCausalLM if "qwen3" in folder.name else Qwen2ForCausalLM
     return model_class.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+
+
+def save_llama(folder: Path) -> PreTrainedModel:
+    """Write a small random Llama, a family that the package does not know, and return it."""
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        rope_parameters={"rope_type": "default", "rope_theta": 5e5},
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(folder)
+    return model
 
 
 def oracle_logits(model: PreTrainedModel, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:

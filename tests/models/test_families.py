@@ -3,8 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from rlt_jax.errors import UserError
 from rlt_jax.models import load_model, save_model
@@ -13,7 +12,7 @@ from rlt_jax.models.families import FAMILIES
 from rlt_jax.models.family import Family
 from rlt_jax.planner.run_plan import model_shape
 from rlt_jax.planner.shapes import ModelShape
-from tests.models.conftest import oracle_logits
+from tests.models.conftest import oracle_logits, save_llama
 
 PARAMETERS = {  # as published, tied embeddings once
     "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
@@ -56,19 +55,7 @@ def test_another_name_is_not_known():
 
 def test_a_new_family_is_a_record(tmp_path, monkeypatch):
     """The walk-through of docs/development.md: a Llama is read, computed as transformers does, and written back."""
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        rope_parameters={"rope_type": "default", "rope_theta": 5e5},
-    )
-    torch.manual_seed(0)
-    oracle = LlamaForCausalLM(config).eval()
-    oracle.save_pretrained(tmp_path / "llama")
+    oracle = save_llama(tmp_path / "llama")
     with pytest.raises(UserError, match="expected model_type qwen2"):
         load_model(tmp_path / "llama")
 
