@@ -21,8 +21,10 @@ from rlt_jax.models import Model
 from rlt_jax.report.partial_file import Chunk, PartialFile, fingerprint, open_partial
 from rlt_jax.rewards.rlt import reward_columns
 from rlt_jax.rewards.scorer import Scorer, make_scorer
+from rlt_jax.runs.chat_format import chat_format_of
+from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.explanations import describe_problems, explanation_record, sample_explanations
-from rlt_jax.runs.setup import check_room, load_chat_format, load_checked_model, warn_of_skipped
+from rlt_jax.runs.setup import load_checked_model, room_of, warn_of_skipped
 from rlt_jax.sampling.engine import Engine
 from rlt_jax.sampling.factory import (
     SamplerSettings,
@@ -51,15 +53,9 @@ def generate(config: GenerateConfig) -> Path:
     use_compilation_cache()
     prepare_memory(shared=config.sampler.kind == "vllm", pinned_bytes=0)
     data = config.data
-    chat = load_chat_format(
-        config.teacher,
-        config.student or config.teacher,
-        tags=data.tags,
-        teacher_prompt_file=data.teacher_prompt_file,
-        student_prompt_file=data.student_prompt_file,
-    )
+    chat = chat_format_of(config)
     rows = load_rows(data.path, split=data.split, on_bad_row=data.on_bad_row).rows
-    built = build_prompts(rows, chat, max_prompt_length=config.max_prompt_length)
+    built = build_prompts(rows, chat, max_prompt_length=config.max_prompt_length, room=room_of(config))
     warn_of_skipped(built.skipped, "rows")
     settings = deciding_settings(config) | {
         "rows": fingerprint(
@@ -104,8 +100,7 @@ def write_chunks(
     engine: Engine | None,
 ) -> None:
     """Load the models; sample, score and save the chunks that are not done yet."""
-    model, params = load_checked_model(config.teacher, chat, dtype=config.dtype)
-    check_room(model, [prompt for chunk in chunks for prompt in chunk], config)
+    model, params = load_checked_model(config.teacher, chat.tokenizer, dtype=config.dtype)
     end_ids = eos_ids(chat.tokenizer, config.teacher)
     probe_ids = chunks[0][0].teacher_ids
     sampler = make_sampler(
@@ -144,7 +139,7 @@ def load_scorer(config: GenerateConfig, teacher: Model, chat: ChatFormat) -> Sco
     """Load the student and build the scorer; None without a student."""
     if config.student is None:
         return None
-    student, student_params = load_checked_model(config.student, chat, dtype=config.dtype)
+    student, student_params = load_checked_model(config.student, chat.student, dtype=config.dtype)
     return make_scorer(
         teacher,
         student,
@@ -172,8 +167,8 @@ def describe(config: GenerateConfig, partial: PartialFile) -> str:
 
 @command
 def main() -> None:
-    parsed = parse_command(GenerateConfig, sys.argv[1:], command="generate", description=__doc__)
-    run_or_print(*parsed, run=generate)
+    parsed = parse_command(GenerateConfig, sys.argv[1:], command="generate", description=__doc__, shows_chat=True)
+    run_or_print(*parsed, run=generate, show_chat=show_chat)
 
 
 if __name__ == "__main__":

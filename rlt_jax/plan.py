@@ -7,23 +7,21 @@ of the ledger's formulas (`planner/ledger.py`).
 import json
 import logging
 import sys
+from functools import partial
 
 from rich import get_console
 
-from rlt_jax.configs import config_yaml, parse_plan_args
+from rlt_jax.configs import PlanOptions, TrainConfig, parse_plan_args, run_or_print
 from rlt_jax.errors import command
 from rlt_jax.planner.report import make_report
 from rlt_jax.planner.tables import report_json, show
+from rlt_jax.runs.chats import show_chat
 
 log = logging.getLogger("rlt_jax")
 
 
-@command
-def main() -> None:
-    config, print_config, options = parse_plan_args(sys.argv[1:])
-    if print_config:
-        print(config_yaml(config), end="")
-        return
+def plan(config: TrainConfig, *, options: PlanOptions) -> None:
+    """Print the plan of a run; exit with code 1 if the run does not fit."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
     report = make_report(config, compile_programs=options.compile)
@@ -33,6 +31,12 @@ def main() -> None:
         show(report, get_console())
     if not report.fits:
         raise SystemExit(1)
+
+
+@command
+def main() -> None:
+    config, action, options = parse_plan_args(sys.argv[1:])
+    run_or_print(config, action, run=partial(plan, options=options), show_chat=show_chat)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 from rich.progress import track
 
 from rlt_jax.configs import ScoreConfig, check_score_config, parse_command, run_or_print
-from rlt_jax.data import ChatFormat, ExplainedRow, explained_score_row, load_explained_rows
+from rlt_jax.data import ExplainedRow, Room, describe_skipped, explained_score_rows, load_explained_rows
 from rlt_jax.device.jax_setup import prepare_memory, use_compilation_cache
 from rlt_jax.errors import UserError, command
 from rlt_jax.models import Params
@@ -20,7 +20,10 @@ from rlt_jax.report.whole_file import whole_file
 from rlt_jax.rewards.ranking import ranks, select_rows
 from rlt_jax.rewards.rlt import reward_columns
 from rlt_jax.rewards.scorer import Scorer, make_scorer
-from rlt_jax.runs.setup import load_chat_format, load_checked_model
+from rlt_jax.runs.chat_format import chat_format_of
+from rlt_jax.runs.chats import show_chat
+from rlt_jax.runs.setup import load_checked_model, warn_of_skipped
+from rlt_jax.types import ScoreRow
 
 BATCHES_PER_CHUNK = 16  # forward passes between two writes: sorting by length inside a chunk keeps padding small
 
@@ -45,18 +48,12 @@ def score(config: ScoreConfig) -> Path:
             raise UserError(f"{flag} {path} exists: choose another file, or delete it")
     use_compilation_cache()
     prepare_memory(shared=False, pinned_bytes=0)
-    chat = load_chat_format(
-        config.teacher,
-        config.student,
-        tags=config.tags,
-        teacher_prompt_file=config.teacher_prompt_file,
-        student_prompt_file=config.student_prompt_file,
-    )
+    chat = chat_format_of(config)
     rows, skipped = load_explained_rows(config.data, chat.tags, on_bad_row=config.on_bad_row)
     if config.selected_out is not None:
         check_json(rows)  # before hours of scoring
-    teacher, teacher_params = load_checked_model(config.teacher, chat, dtype=config.dtype)
-    student, student_params = load_checked_model(config.student, chat, dtype=config.dtype)
+    teacher, teacher_params = load_checked_model(config.teacher, chat.tokenizer, dtype=config.dtype)
+    student, student_params = load_checked_model(config.student, chat.student, dtype=config.dtype)
     scorer = make_scorer(
         teacher,
         student,
@@ -65,55 +62,65 @@ def score(config: ScoreConfig) -> Path:
         sampling_temperature=config.temperature,
         chunk=config.logprob_chunk,
     )
-    score_chunk = partial(score_records, scorer, teacher_params, chat=chat, batch_size=config.score_batch_size)
-    kept = None
+    room = Room(0, teacher.config.max_position_embeddings, student.config.max_position_embeddings)
+    score_chunk = partial(score_records, scorer, teacher_params, batch_size=config.score_batch_size)
+    kept, scored, rewards, unscored = None, [], [], []
     with ExitStack() as unfinished:
         files = {flag: unfinished.enter_context(whole_file(path, flag)) for flag, path in outputs.items()}
-        rewards = np.empty(len(rows))
         with files["--out"].open("w", encoding="utf-8") as file:
             chunk = config.score_batch_size * BATCHES_PER_CHUNK
             for start in track(range(0, len(rows), chunk), "scoring", transient=True):
-                for i, (reward, record) in enumerate(score_chunk(rows[start : start + chunk]), start):
+                usable, unusable = explained_score_rows(rows[start : start + chunk], chat, room=room)
+                unscored += unusable
+                for explained, reward, record in score_chunk(usable):
                     file.write(json.dumps(record) + "\n")
-                    rewards[i] = reward
+                    scored.append(explained)
+                    rewards.append(reward)
+        if not scored:
+            number, reason = unscored[0]
+            raise UserError(
+                f"{config.data}: expected rows that can be scored, but none of {len(rows)} can: "
+                f"{describe_skipped(unscored)}; row {number}: {reason}: give other rows, or models for longer texts"
+            )
+        warn_of_skipped(unscored, "rows")
         if "--selected-out" in files:
             kept = select_rows(
-                rewards,
-                [(explained.row.question, explained.row.solution) for explained in rows],
+                np.array(rewards),
+                [(explained.row.question, explained.row.solution) for explained in scored],
                 best_of_question=config.best_of_question,
                 top_fraction=config.top_fraction,
             )
             with files["--selected-out"].open("w", encoding="utf-8") as file:
-                for i, rank in zip(kept, ranks(rewards[kept])):
-                    file.write(json.dumps({**rows[i].raw, "reward": rewards[i], "rank": int(rank)}) + "\n")
+                for i, rank in zip(kept, ranks(np.array(rewards)[kept])):
+                    file.write(json.dumps({**scored[i].raw, "reward": rewards[i], "rank": int(rank)}) + "\n")
         if "--histogram" in files:
-            draw_histogram(rewards, files["--histogram"], kept=kept)
-    print(f"rewards\n{histogram_text(rewards)}")
-    print(f"{len(rows)} rows scored, {len(skipped)} skipped, mean reward {rewards.mean():.4f}: {config.out}")
+            draw_histogram(np.array(rewards), files["--histogram"], kept=kept)
+    print(f"rewards\n{histogram_text(np.array(rewards))}")
+    unscored += skipped
+    print(f"{len(scored)} rows scored, {len(unscored)} skipped, mean reward {np.mean(rewards):.4f}: {config.out}")
     if kept is not None:
-        print(f"{len(kept)} rows kept, mean reward {rewards[kept].mean():.4f}: {config.selected_out}")
+        print(f"{len(kept)} rows kept, mean reward {np.array(rewards)[kept].mean():.4f}: {config.selected_out}")
     return Path(config.out)
 
 
 def score_records(
-    scorer: Scorer, teacher_params: Params, explained: Sequence[ExplainedRow], *, chat: ChatFormat, batch_size: int
-) -> Iterator[tuple[float, dict[str, object]]]:
-    """Score rows together; yields the reward of each, and its line of config.out."""
-    rows = [explained_score_row(row, chat) for row in explained]
-    rewards = scorer.score(teacher_params, (), rows, batch_size=batch_size).rewards
-    for i, (row, explanation) in enumerate(zip(rows, explained)):
-        yield (
-            float(rewards.reward[i]),
-            {
-                "row": explanation.row.number,
-                **reward_columns(rewards, i),
-                "matched": row.matched,
-                "copy_rate": row.copy_rate,
-                "repeat_rate": row.repeat_rate,
-                "thought_tokens": len(row.teacher_thought),
-                "solution_tokens": len(row.solution),
-            },
-        )
+    scorer: Scorer, teacher_params: Params, pairs: Sequence[tuple[ExplainedRow, ScoreRow]], *, batch_size: int
+) -> Iterator[tuple[ExplainedRow, float, dict[str, object]]]:
+    """Score rows together; yields each with its reward and its line of config.out."""
+    if not pairs:
+        return
+    rewards = scorer.score(teacher_params, (), [row for _, row in pairs], batch_size=batch_size).rewards
+    for i, (explained, row) in enumerate(pairs):
+        record = {
+            "row": explained.row.number,
+            **reward_columns(rewards, i),
+            "matched": row.matched,
+            "copy_rate": row.copy_rate,
+            "repeat_rate": row.repeat_rate,
+            "thought_tokens": len(row.teacher_thought),
+            "solution_tokens": len(row.solution),
+        }
+        yield explained, float(rewards.reward[i]), record
 
 
 def check_json(rows: Sequence[ExplainedRow]) -> None:
@@ -131,8 +138,8 @@ def check_json(rows: Sequence[ExplainedRow]) -> None:
 
 @command
 def main() -> None:
-    parsed = parse_command(ScoreConfig, sys.argv[1:], command="score", description=__doc__)
-    run_or_print(*parsed, run=score)
+    parsed = parse_command(ScoreConfig, sys.argv[1:], command="score", description=__doc__, shows_chat=True)
+    run_or_print(*parsed, run=score, show_chat=show_chat)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from rlt_jax.configs import SftConfig, check_sft_config, parse_command, run_or_p
 from rlt_jax.device.backoff import explain_out_of_memory
 from rlt_jax.device.placement import free
 from rlt_jax.errors import command
+from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.session import open_session
 from rlt_jax.runs.sft import load_sft
 
@@ -67,8 +68,8 @@ def sft(config: SftConfig) -> Path:
 
 @command
 def main() -> None:
-    parsed = parse_command(SftConfig, sys.argv[1:], command="sft", description=__doc__)
-    run_or_print(*parsed, run=sft)
+    parsed = parse_command(SftConfig, sys.argv[1:], command="sft", description=__doc__, shows_chat=True)
+    run_or_print(*parsed, run=sft, show_chat=show_chat)
 
 
 if __name__ == "__main__":

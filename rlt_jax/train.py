@@ -24,6 +24,7 @@ from rlt_jax.report.writer import COMPLETIONS_FILE, METRICS_FILE
 from rlt_jax.rewards.records import rollout_metrics
 from rlt_jax.rewards.rlt import RewardFn
 from rlt_jax.rewards.scorer import Scored
+from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.evaluation import SOLUTION_LOGP, evaluation_requests, evaluation_results, read_changes
 from rlt_jax.runs.rlt import Rlt, open_rlt
 from rlt_jax.runs.session import Session, open_session
@@ -134,7 +135,7 @@ def summarise(session: Session, rlt: Rlt, policy: Params) -> None:
 
 @command
 def main() -> None:
-    run_or_print(*parse_train_args(sys.argv[1:]), run=train)
+    run_or_print(*parse_train_args(sys.argv[1:]), run=train, show_chat=show_chat)
 
 
 if __name__ == "__main__":

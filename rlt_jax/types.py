@@ -17,6 +17,7 @@ Dtype = Literal["bfloat16", "float32"]  # of weights, activations, gradient sums
 StoredDtype = Literal["auto", "bfloat16", "float32"]  # the same; auto: as stored
 SamplerKind = Literal["native", "vllm", "vllm-server"]
 TagFormat = Literal["bespoke", "r1"]  # `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, or `<NAME>` ... `</NAME>`
+StudentTokens = Literal["ids", "text"]  # the student reads the teacher's token ids, or its text in tokens of its own
 Reduction = Literal["mean", "sum", "min", "max", "median", "first_quartile", "last_quartile"]  # of a span's tokens
 Normalization = Literal["exp", "exp_norm"]  # of a token's value x: exp(x), or 1 - exp(-x)
 
@@ -39,7 +40,10 @@ class Prompt:
     row: Row
     teacher_text: str  # ends right after the explanation's start tag and two newlines
     teacher_ids: np.ndarray  # i32[P] token ids of teacher_text
-    student_prefix_ids: np.ndarray  # i32[S] student chat up to and including the thought's start tag and two newlines
+    student_text: str  # student chat up to and including the thought's start tag and two newlines
+    student_prefix_ids: np.ndarray  # i32[S] its token ids, by the student's tokenizer
+    closing_ids: np.ndarray  # i32[C] what follows the thought in the student's chat, by the student's tokenizer
+    closing_solution: np.ndarray  # i32[M'] positions of the solution in closing_ids, never empty
     solution_ids: np.ndarray  # i32[M] the solution's text alone, tokenised (for the copy rate)
 
 

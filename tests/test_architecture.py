@@ -25,7 +25,7 @@ MAY_IMPORT = {  # room (a folder, or a module of the ground) -> the rooms below 
     "models": {"errors"},
     "device": {"errors", "types"},
     "learner": {"types", "batching", "losses", "configs", "models", "device"},
-    "rewards": {"types", "batching", "losses", "configs", "data", "models", "device"},
+    "rewards": {"errors", "types", "batching", "losses", "configs", "data", "models", "device"},
     "evals": {"types", "report", "configs", "data"},
     "sampling": {"errors", "types", "batching", "configs", "models", "rewards"},
     "planner": {"errors", "types", "batching", "report", "configs", "data", "models", "device", "learner", "rewards"},

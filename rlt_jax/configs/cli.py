@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypeVar
 
 import tyro
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Config = TypeVar("Config", bound="DataclassInstance")
-Line = TypeVar("Line", bound="_CommandLine[TrainConfig]")
+Line = TypeVar("Line", bound="_ChatLine[TrainConfig]")
+Action = Literal["run", "print-config", "show-chat"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,22 @@ class _CommandLine(Generic[Config]):
     print_config: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the resolved configuration as YAML and exit."""
     settings: Annotated[Config, tyro.conf.arg(name="")]  # an empty name: flags without prefix
+
+    @property
+    def action(self) -> Action:
+        """What the command is asked to do."""
+        return "print-config" if self.print_config else "run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ChatLine(_CommandLine[Config]):
+    show_chat: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print the chat of the first row, as text and as tokens, with what is counted marked, and exit."""
+
+    @property
+    def action(self) -> Action:
+        """What the command is asked to do."""
+        return "show-chat" if self.show_chat and not self.print_config else super().action
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +63,12 @@ class PlanOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _PlanLine(_CommandLine[TrainConfig]):
+class _PlanLine(_ChatLine[TrainConfig]):
     options: Annotated[PlanOptions, tyro.conf.arg(name="")] = PlanOptions()
     """Settings of the plan."""
 
 
-def parse_train_args(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
+def parse_train_args(argv: Sequence[str]) -> tuple[TrainConfig, Action]:
     """Parse and check the command line of `rlt_jax.train`.
 
     Defaults come from `--config FILE` or `--preset NAME` (else tiny); every other flag replaces one value.
@@ -59,25 +76,25 @@ def parse_train_args(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
     Args:
       argv: arguments without the program's name.
     Returns:
-      The run's settings, and whether to print them instead of training.
+      The run's settings, and what to do: train, or print them or the chats.
     Raises:
       UserError: an unknown preset, an unusable file, inconsistent values.
       SystemExit: code 2 with a message for an unknown flag or a value of the wrong type, 0 after `--help`.
     """
     line = _parse_run(
-        _CommandLine[TrainConfig],
+        _ChatLine[TrainConfig],
         argv,
         command="train",
         description="Train a teacher with GRPO on the RLT reward (arXiv 2506.08388).",
     )
-    return line.settings, line.print_config
+    return line.settings, line.action
 
 
-def parse_plan_args(argv: Sequence[str]) -> tuple[TrainConfig, bool, PlanOptions]:
+def parse_plan_args(argv: Sequence[str]) -> tuple[TrainConfig, Action, PlanOptions]:
     """Parse and check the command line of `rlt_jax.plan`: the flags of training, and those of `PlanOptions`.
 
     Returns:
-      The run's settings, whether to print them instead of planning, and the settings of the plan.
+      The run's settings, what to do, and the settings of the plan.
     Raises:
       UserError, SystemExit: as `parse_train_args`.
     """
@@ -89,12 +106,12 @@ def parse_plan_args(argv: Sequence[str]) -> tuple[TrainConfig, bool, PlanOptions
         "does not, before anything is downloaded. Takes every flag of python -m rlt_jax.train. Exit code: 0 if it "
         "fits, 1 if not, 2 for a mistake.",
     )
-    return line.settings, line.print_config, line.options
+    return line.settings, line.action, line.options
 
 
 def parse_command(
-    config_class: type[Config], argv: Sequence[str], *, command: str, description: str
-) -> tuple[Config, bool]:
+    config_class: type[Config], argv: Sequence[str], *, command: str, description: str, shows_chat: bool = False
+) -> tuple[Config, Action]:
     """Parse the command line of a command without presets. The command itself checks the values against each other.
 
     Args:
@@ -102,29 +119,43 @@ def parse_command(
       argv: arguments without the program's name.
       command: the command's name, such as `score`.
       description: what the command does, the first lines of `--help`.
+      shows_chat: whether it has the flag --show-chat.
     Returns:
-      The command's settings, and whether to print them instead of running it.
+      The command's settings, and what to do.
     Raises:
       UserError: an unusable `--config` file.
       SystemExit: code 2 with a message for an unknown or missing flag or a value of the wrong type, 0 after `--help`.
     """
     _, file = _defaults_from(argv)
-    line_class = _CommandLine[config_class]  # type: ignore[valid-type]  # the class is known only at run time
+    generic: type[_CommandLine] = _ChatLine if shows_chat else _CommandLine
+    line_class = generic[config_class]  # type: ignore[index]  # the class is known only at run time
     no_default = tyro.MISSING_NONPROP  # then the class's own defaults apply, and fields without one are required
     line = tyro.cli(
         line_class,
         args=list(argv),
         prog=_program_name(command),
         description=description,
-        default=no_default if file is None else _CommandLine(settings=load_settings(file, config_class)),
+        default=no_default if file is None else generic(settings=load_settings(file, config_class)),
     )
-    return line.settings, line.print_config
+    return line.settings, line.action
 
 
-def run_or_print(config: Config, print_config: bool, *, run: Callable[[Config], object]) -> None:
-    """Print the configuration if --print-config was given, else run the command."""
-    if print_config:
+def run_or_print(
+    config: Config,
+    action: Action,
+    *,
+    run: Callable[[Config], object],
+    show_chat: Callable[[Config], object] | None = None,
+) -> None:
+    """Print the configuration or the chats if the user asks for it, else run the command.
+
+    Args:
+      show_chat: for a command with the flag --show-chat.
+    """
+    if action == "print-config":
         print(config_yaml(config), end="")
+    elif action == "show-chat" and show_chat is not None:
+        show_chat(config)
     else:
         run(config)
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from rlt_jax.configs.checks import count_problems, text_problems
 from rlt_jax.configs.resume import MayChange
-from rlt_jax.types import Dtype, Normalization, Reduction, SamplerKind, TagFormat
+from rlt_jax.types import Dtype, Normalization, Reduction, SamplerKind, StudentTokens, TagFormat
 
 Resume = Literal["auto", "never", "must"]
 
@@ -184,6 +184,9 @@ class RewardConfig:
     """Divide the teacher's logits by the sampling temperature."""
     unbias_student_log_probs_temp: float | None = 0.7
     """Divide the student's logits by this temperature, no unit. None: 1."""
+    student_tokens: StudentTokens = "ids"
+    """How the student reads explanations. ids: the teacher's token ids, so both models must have one vocabulary; text:
+    in tokens of its own, and the KL is over those that both models have for the same characters."""
     use_reference_teacher_model: bool = False
     """Take the teacher's log-probs from the reference instead of from the current policy."""
 

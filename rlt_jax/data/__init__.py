@@ -4,7 +4,6 @@ from rlt_jax.data.chat_format import (
     STUDENT_PROMPT,
     TEACHER_PROMPT,
     ChatFormat,
-    end_of_turn,
     padded_thought,
     plain_chat_text,
     student_closing_text,
@@ -18,10 +17,10 @@ from rlt_jax.data.chat_format import (
 from rlt_jax.data.copying import copy_rate, repeat_rate
 from rlt_jax.data.distillation import distillation_row
 from rlt_jax.data.encoding import encode, encode_batch, encode_with_offsets, ids_to_bytes
-from rlt_jax.data.explained import ExplainedRow, explained_score_row, load_explained_rows
+from rlt_jax.data.explained import ExplainedRow, explained_score_rows, load_explained_rows
 from rlt_jax.data.order import chunked_order, questions_of_step
 from rlt_jax.data.prompt_file import read_prompt_file
-from rlt_jax.data.prompts import BuiltPrompts, build_prompts
+from rlt_jax.data.prompts import BuiltPrompts, Room, build_prompts
 from rlt_jax.data.questions import Question, load_questions
 from rlt_jax.data.rows import LoadedRows, describe_skipped, load_rows
 from rlt_jax.data.sft_text import BuiltSftExamples, SftExample, build_sft_examples
@@ -33,6 +32,7 @@ from rlt_jax.data.spans import (
 )
 from rlt_jax.data.tags import BESPOKE, R1, TagFormat, Tags, tags_of
 from rlt_jax.data.tokenizer import check_same_tokenizer, eos_ids, load_tokenizer
+from rlt_jax.data.turns import Turns, end_of_turn, template_notes, turns_of
 
 __all__ = [
     "BESPOKE",
@@ -45,9 +45,11 @@ __all__ = [
     "ExplainedRow",
     "LoadedRows",
     "Question",
+    "Room",
     "SftExample",
     "TagFormat",
     "Tags",
+    "Turns",
     "build_prompts",
     "build_sft_examples",
     "check_same_tokenizer",
@@ -60,7 +62,7 @@ __all__ = [
     "encode_with_offsets",
     "end_of_turn",
     "eos_ids",
-    "explained_score_row",
+    "explained_score_rows",
     "explanation_to_completion",
     "ids_to_bytes",
     "load_explained_rows",
@@ -83,4 +85,6 @@ __all__ = [
     "tags_of",
     "teacher_prompt_text",
     "teacher_sft_parts",
+    "template_notes",
+    "turns_of",
 ]

@@ -3,8 +3,8 @@
     teacher: system | question | <solution> S </solution> + blank line + <explanation> + two newlines, then its text
     student: system | question | <thought> explanation </thought> + blank line + <solution> S </solution>
 
-The chat around these texts comes from the tokenizer's own template; the end of turn is whatever the template writes
-after an assistant message.
+The chat around these texts comes from each model's own template (`turns.py`): headers, and the end of turn, which is
+whatever the template writes after an assistant message.
 
 Departures from the original:
 - The default prompts are our own; the data's `system` column is used instead of a prompt fixed in the code.
@@ -13,12 +13,12 @@ Departures from the original:
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from rlt_jax.data.tags import BESPOKE, R1, Tags
+from rlt_jax.data.turns import chat_text, end_of_turn, turns_of
 from rlt_jax.errors import UserError
-from rlt_jax.types import Row
+from rlt_jax.types import Row, StudentTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -42,34 +42,49 @@ STUDENT_PROMPT = (
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """What turns rows into text and text into tokens: tokenizer, tags and system prompts.
+    """What turns rows into text and text into tokens: tokenizers with their chat templates, tags and system prompts.
 
     In both prompts `{thought_start}`, `{explanation_end}`, ... stand for the tags (see `Tags.fill`).
 
     Raises:
-      UserError: the tokenizer has no chat template.
+      UserError: a tokenizer has no chat template, or one that leaves out or repeats a text (see `turns_of`).
     """
 
-    tokenizer: "PreTrainedTokenizerFast"
+    tokenizer: "PreTrainedTokenizerFast"  # of the teacher, or of the only model
     tags: Tags = BESPOKE
     teacher_prompt: str = TEACHER_PROMPT
     student_prompt: str = STUDENT_PROMPT
     student_prompt_overrides_rows: bool = False  # True: student_prompt replaces a row's own `system`
     student_sft_gap: str | None = None  # between thought and solution in student_sft_parts; None: see there
+    student_tokenizer: "PreTrainedTokenizerFast | None" = None  # None: the teacher's
+    student_tokens: StudentTokens = "ids"
 
     def __post_init__(self) -> None:
-        if not self.tokenizer.chat_template:
-            raise UserError(
-                "expected a tokenizer with a chat template, but this one has none: use an instruction-tuned model, or "
-                "put a chat_template.jinja into the model's folder"
-            )
+        for tokenizer in (self.tokenizer, self.student):
+            if not tokenizer.chat_template:
+                raise UserError(
+                    "expected a tokenizer with a chat template, but this one has none: use an instruction-tuned model, "
+                    "or put a chat_template.jinja into the model's folder"
+                )
+            turns_of(tokenizer)
+
+    @property
+    def student(self) -> "PreTrainedTokenizerFast":
+        """The student's tokenizer, with the student's own chat template."""
+        return self.tokenizer if self.student_tokenizer is None else self.student_tokenizer
 
 
 def teacher_prompt_text(question: str, solution: str, chat: ChatFormat) -> str:
     """The teacher's prompt: its chat up to the explanation's start tag and two newlines, where the teacher begins."""
     tags = chat.tags
     solved = tags.solution_start + solution + tags.solution_end
-    return _chat(tags.fill(chat.teacher_prompt), question, chat) + solved + GAP + tags.explanation_start + PADDING
+    return (
+        _chat(tags.fill(chat.teacher_prompt), question, chat.tokenizer)
+        + solved
+        + GAP
+        + tags.explanation_start
+        + PADDING
+    )
 
 
 def teacher_sft_parts(row: Row, chat: ChatFormat) -> tuple[str, str]:
@@ -92,7 +107,7 @@ def student_system(chat: ChatFormat, *, row_system: str | None = None) -> str:
 
 def student_header_text(question: str, chat: ChatFormat, *, row_system: str | None = None) -> str:
     """The student's chat up to the assistant's header."""
-    return _chat(student_system(chat, row_system=row_system), question, chat)
+    return _chat(student_system(chat, row_system=row_system), question, chat.student)
 
 
 def student_prefix_text(question: str, chat: ChatFormat, *, row_system: str | None = None) -> str:
@@ -101,14 +116,17 @@ def student_prefix_text(question: str, chat: ChatFormat, *, row_system: str | No
 
 
 def plain_chat_text(question: str, chat: ChatFormat, *, system: str | None) -> str:
-    """A question in the model's own chat, up to the assistant's header; `system` None: the template's default."""
-    return _chat(system, question, chat)
+    """A question in the model's own chat, up to where it writes; `system` None: the template's default.
+
+    Unlike in the other chats, what the template begins the answer with (`<think>`) stays: the model is used to it.
+    """
+    return chat_text(chat.tokenizer, system, question, own_opening=True)
 
 
 def student_closing_text(solution: str, chat: ChatFormat, *, gap: str = GAP) -> str:
     """What follows the thought in the student's chat: end tag, gap, tagged solution, end of turn."""
     tags = chat.tags
-    return tags.thought_end + gap + tags.solution_start + solution + tags.solution_end + end_of_turn(chat.tokenizer)
+    return tags.thought_end + gap + tags.solution_start + solution + tags.solution_end + end_of_turn(chat.student)
 
 
 def student_sft_parts(row: Row, chat: ChatFormat) -> tuple[str, str]:
@@ -137,48 +155,8 @@ def padded_thought(text: str) -> str:
     return PADDING + text.strip("\r\n") + PADDING
 
 
-@lru_cache(maxsize=8)
-def end_of_turn(tokenizer: "PreTrainedTokenizerFast") -> str:
-    """What the chat template writes after an assistant's text, e.g. `<|im_end|>` and a newline.
-
-    Raises:
-      UserError: the template does not write the assistant's text, or does not take system and user messages.
-    """
-    marker = "(the answer stands here)"
-    messages = [
-        {"role": "system", "content": "system"},
-        {"role": "user", "content": "question"},
-        {"role": "assistant", "content": marker},
-    ]
-    text = _render(tokenizer, messages, add_generation_prompt=False)
-    if marker not in text:
-        raise UserError(
-            "expected a chat template that writes the assistant's text, but this one leaves it out: use the model's "
-            "own template"
-        )
-    return text.rpartition(marker)[2]
-
-
-def _chat(system: str | None, question: str, chat: ChatFormat) -> str:
-    messages = [] if system is None else [{"role": "system", "content": system}]
-    messages.append({"role": "user", "content": question})
-    return _render(chat.tokenizer, messages, add_generation_prompt=True)
-
-
-def _render(
-    tokenizer: "PreTrainedTokenizerFast", messages: list[dict[str, str]], *, add_generation_prompt: bool
-) -> str:
-    from jinja2 import TemplateError  # here, to keep the package quick to import
-
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except TemplateError as error:
-        raise UserError(
-            f"expected a chat template that takes a system and a user message, but it says: {error}: use a model whose "
-            "template has a system role"
-        ) from None
-    assert isinstance(text, str)  # tokenize=False
-    return text
+def _chat(system: str | None, question: str, tokenizer: "PreTrainedTokenizerFast") -> str:
+    return chat_text(tokenizer, system, question, own_opening=False)
 
 
 def _trace(row: Row) -> str:

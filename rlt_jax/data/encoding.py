@@ -33,10 +33,22 @@ def encode_with_offsets(tokenizer: "PreTrainedTokenizerFast", text: str) -> tupl
 
     If a character is split over several tokens, each of them has the range of the whole character.
     """
+    return encode_batch_with_offsets(tokenizer, [text])[0]
+
+
+def encode_batch_with_offsets(
+    tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`encode_with_offsets` of each text; a single call of the tokenizer, which uses all cores."""
+    if not texts:
+        return []
     encoded = tokenizer(
-        text, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
+        list(texts), add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
     )
-    return np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+    return [
+        (np.asarray(ids, np.int32), np.asarray(offsets, np.int64).reshape(-1, 2))
+        for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"])
+    ]
 
 
 def ids_to_bytes(tokenizer: "PreTrainedTokenizerFast", ids: Iterable[int]) -> list[bytes]:

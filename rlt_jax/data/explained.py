@@ -1,13 +1,14 @@
 """Rows that already have an explanation: the input of `rlt_jax.score`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 from rlt_jax.data.chat_format import ChatFormat, teacher_prompt_text
+from rlt_jax.data.prompts import Room
 from rlt_jax.data.rows import BadRow, optional_text, read_rows, row_from
-from rlt_jax.data.spans import explanation_to_completion, score_row_from_text
+from rlt_jax.data.spans import NO_SOLUTION_TOKEN, explanation_to_completion, score_row_from_text
 from rlt_jax.data.tags import Tags
 from rlt_jax.errors import UserError
 from rlt_jax.types import Row, ScoreRow
@@ -35,17 +36,45 @@ def load_explained_rows(
     return read_rows(source, partial(_explained, tags=tags), on_bad_row=on_bad_row)
 
 
-def explained_score_row(explained: ExplainedRow, chat: ChatFormat) -> ScoreRow:
-    """The teacher's and the student's sequence of a row, with their spans (see `score_row_from_text`)."""
-    row = explained.row
-    return score_row_from_text(
-        teacher_prompt_text(row.question, row.solution, chat),
-        explained.completion,
-        question=row.question,
-        solution=row.solution,
-        chat=chat,
-        row_system=row.system,
-    )
+def explained_score_rows(
+    explained: Sequence[ExplainedRow], chat: ChatFormat, *, room: Room
+) -> tuple[list[tuple[ExplainedRow, ScoreRow]], list[tuple[int, str]]]:
+    """The teacher's and the student's sequence of each row, with their spans (see `score_row_from_text`).
+
+    Args:
+      room: the lengths that the models were made for.
+    Returns:
+      The rows that can be scored, and (row number, reason) for each of the others.
+    """
+    usable, skipped = [], []
+    for explanation in explained:
+        row = explanation.row
+        scored = score_row_from_text(
+            teacher_prompt_text(row.question, row.solution, chat),
+            explanation.completion,
+            question=row.question,
+            solution=row.solution,
+            chat=chat,
+            row_system=row.system,
+        )
+        if problem := _problem(row, scored, room):
+            skipped.append((row.number, problem))
+        else:
+            usable.append((explanation, scored))
+    return usable, skipped
+
+
+def _problem(row: Row, scored: ScoreRow, room: Room) -> str | None:
+    """Why a row cannot be scored; None if it can."""
+    if not len(scored.solution):
+        return f"{NO_SOLUTION_TOKEN} ({row.solution!r})"
+    for name, ids, positions in (
+        ("teacher", scored.teacher_ids, room.teacher),
+        ("student", scored.student_ids, room.student),
+    ):
+        if positions is not None and len(ids) > positions:
+            return f"chat exceeds the {name}'s positions ({len(ids)} tokens, at most {positions})"
+    return None
 
 
 def _explained(number: int, raw: object, *, tags: Tags) -> ExplainedRow:

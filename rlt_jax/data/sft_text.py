@@ -16,6 +16,7 @@ import numpy as np
 
 from rlt_jax.data.chat_format import ChatFormat, student_sft_parts, teacher_sft_parts
 from rlt_jax.data.encoding import encode_batch
+from rlt_jax.data.turns import turns_of
 from rlt_jax.errors import UserError
 from rlt_jax.types import Row
 
@@ -37,32 +38,47 @@ class BuiltSftExamples:
     skipped: tuple[tuple[int, str], ...]  # (row number, reason)
 
 
-def build_sft_examples(rows: Sequence[Row], chat: ChatFormat, *, target: Target, max_length: int) -> BuiltSftExamples:
+def build_sft_examples(
+    rows: Sequence[Row], chat: ChatFormat, *, target: Target, max_length: int, positions: int | None = None
+) -> BuiltSftExamples:
     """The teacher's or the student's chat for every row that has a trace and at most `max_length` tokens.
 
     The trained tokens are, for the teacher, those after the explanation's start tag and its two newlines (explanation,
     end tag, end of turn); for the student, those after the assistant's header.
 
+    Args:
+      positions: how many tokens the model was made for; longer texts are skipped, too. None: not known.
     Raises:
-      UserError: there is no such row.
+      UserError: there is no such row, or the chat template ends an assistant's turn with no token.
     """
+    tokenizer = chat.tokenizer if target == "teacher" else chat.student
+    if turns_of(tokenizer).end_id is None:
+        raise UserError(
+            f"expected a chat template that ends an assistant's turn with a token, which fine-tuning can teach and "
+            f"sampling stop at, but this one writes {turns_of(tokenizer).ending!r}: let chat_template.jinja write "
+            f"{tokenizer.eos_token or 'an end token'} after an assistant's text"
+        )
     skipped = [(row.number, "no reasoning trace") for row in rows if row.reasoning_trace is None]
     usable = [row for row in rows if row.reasoning_trace is not None]
     parts = [_parts(row, chat, target) for row in usable]
-    prompts = encode_batch(chat.tokenizer, [prompt for prompt, _ in parts])
-    answers = encode_batch(chat.tokenizer, [answer for _, answer in parts])
+    prompts = encode_batch(tokenizer, [prompt for prompt, _ in parts])
+    answers = encode_batch(tokenizer, [answer for _, answer in parts])
     examples = []
     for row, prompt, answer in zip(usable, prompts, answers, strict=True):
         length = len(prompt) + len(answer)
         if length > max_length:
             skipped.append((row.number, f"text is too long ({length} tokens, at most {max_length})"))
             continue
+        if positions is not None and length > positions:
+            skipped.append((row.number, f"text exceeds the model's positions ({length} tokens, at most {positions})"))
+            continue
         examples.append(SftExample(np.concatenate([prompt, answer]), np.arange(length) >= len(prompt)))
     if not examples:
         reasons = "; ".join(f"row {number}: {reason}" for number, reason in skipped[:5]) or "there are no rows"
         raise UserError(
-            f"expected rows with a reasoning trace and at most {max_length} tokens, but none of {len(rows)} can "
-            f"be used ({reasons}): give rows with traces, or raise max_length"
+            f"expected rows with a reasoning trace and at most {min(max_length, positions or max_length)} tokens, but "
+            f"none of {len(rows)} can be used ({reasons}): give rows with shorter traces, a model for longer texts, or "
+            "raise max_length"
         )
     return BuiltSftExamples(tuple(examples), tuple(sorted(skipped)))
 

@@ -4,6 +4,9 @@ There are two entry points. `score_row_from_ids` (training) keeps the sampled id
 that the teacher wrote. `score_row_from_text` (existing explanations) tokenises both whole texts and counts the tokens
 that lie entirely between the tags in both.
 
+A student with another tokenizer (`ChatFormat.student_tokens` "text") reads the text in tokens of its own in both cases;
+tokens of the thought then count where both models have one for the same characters.
+
 Departures from the original, which decodes, tokenises again and then searches for the token lists of the parts:
 - Spans are found by position, not by search: its search finds a thought that repeats the question in the question.
 - A token that straddles a tag belongs to no span: the original's search fails there, and it continues with escaped
@@ -12,21 +15,23 @@ Departures from the original, which decodes, tokenises again and then searches f
 - The text of an end-of-text token at the end of a completion is not part of the explanation.
 """
 
+import codecs
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
-from rlt_jax.data.chat_format import (
-    PADDING,
-    ChatFormat,
-    end_of_turn,
-    padded_thought,
-    student_closing_text,
-    student_header_text,
-)
+from rlt_jax.data.chat_format import PADDING, ChatFormat, padded_thought, student_closing_text, student_header_text
 from rlt_jax.data.copying import copy_rate, repeat_rate
-from rlt_jax.data.encoding import encode, encode_with_offsets, ids_to_bytes
+from rlt_jax.data.encoding import encode, encode_batch_with_offsets, encode_with_offsets, ids_to_bytes
 from rlt_jax.data.tags import Tags
+from rlt_jax.data.tokenizer import end_texts
+from rlt_jax.data.turns import end_of_turn
 from rlt_jax.errors import UserError
 from rlt_jax.types import Prompt, ScoreRow
+
+NO_SOLUTION_TOKEN = "solution has no token of its own, as all of them hold a piece of a tag"
 
 
 def score_row_from_ids(
@@ -40,21 +45,21 @@ def score_row_from_ids(
 
     Args:
       completion_ids: i32[N] sampled ids, with or without EOS.
+      eos_ids: all ids that end a completion.
     """
     completion_ids = np.asarray(completion_ids, np.int32)
     sampled = completion_ids[: _first_of(completion_ids, eos_ids)]
     length, remainder, explanation, closed = _split_at_tag(chat, sampled)
     thought = sampled[:length]
-    prefix = np.concatenate([prompt.student_prefix_ids, thought])
-    closing = remainder + student_closing_text(prompt.row.solution, chat)
-    closing_ids, offsets = encode_with_offsets(chat.tokenizer, closing)
+    read = _student_of_text if chat.student_tokens == "text" else _student_of_ids
+    student = read(prompt, thought, remainder, explanation, chat)
     return ScoreRow(
         teacher_ids=np.concatenate([prompt.teacher_ids, completion_ids]),
-        teacher_thought=_positions(np.arange(length) + len(prompt.teacher_ids)),
-        student_ids=np.concatenate([prefix, closing_ids]),
-        student_thought=_positions(np.arange(length) + len(prompt.student_prefix_ids)),
-        solution=_positions(_inside(offsets, *_solution_range(closing, prompt.row.solution, chat)) + len(prefix)),
-        matched=closed and length > 0,
+        teacher_thought=_positions(student.read + len(prompt.teacher_ids)),
+        student_ids=student.ids,
+        student_thought=_positions(student.thought),
+        solution=_positions(student.solution),
+        matched=closed and len(student.thought) > 0,
         explanation=explanation,
         copy_rate=copy_rate(thought, prompt.solution_ids),
         repeat_rate=repeat_rate(thought),
@@ -73,12 +78,13 @@ def score_row_from_text(
     """The spans of an explanation given as text, which is tokenised within the teacher's and the student's whole chat.
 
     The thought is the text between the explanation's tags, including newlines; the tokens that count are those with the
-    same characters and the same id in both chats. If the tags are not closed, the end tag is appended and, if that is
-    not enough, the start tag put before the completion; the row then counts as not matched.
+    same characters in both chats, and the same id if ids mean the same to both models. If the tags are not closed, the
+    end tag is appended and, if that is not enough, the start tag put before the completion; the row then counts as not
+    matched.
     """
     tags = chat.tags
     head, padding, written = _split_prompt(teacher_prompt_text, tags)
-    written += completion_text.removesuffix(chat.tokenizer.eos_token or "")
+    written += _without_end(completion_text, end_texts(chat.tokenizer))
     written, begin, end, closed = _close_tags(written, tags)
     thought = written[begin:end]
     explanation = thought.removeprefix(padding)
@@ -86,14 +92,21 @@ def score_row_from_text(
     teacher_ids, teacher_offsets = encode_with_offsets(chat.tokenizer, head + written)
     opening = student_header_text(question, chat, row_system=row_system) + tags.thought_start
     student_text = opening + thought + student_closing_text(solution, chat)
-    student_ids, student_offsets = encode_with_offsets(chat.tokenizer, student_text)
+    student_ids, student_offsets = encode_with_offsets(chat.student, student_text)
 
     teacher_thought, student_thought = np.empty((2, 0), np.int32)
     if explanation:
-        teacher_thought, student_thought = _shared_tokens(
-            _tokens_in_range(teacher_ids, teacher_offsets, len(head) + begin, len(head) + end),
-            _tokens_in_range(student_ids, student_offsets, len(opening), len(opening) + len(thought)),
-        )
+        thought_of_teacher = len(head) + begin, len(head) + end
+        thought_of_student = len(opening), len(opening) + len(thought)
+        if chat.student_tokens == "ids":
+            teacher_thought, student_thought = _shared_tokens(
+                _tokens_in_range(teacher_ids, teacher_offsets, *thought_of_teacher),
+                _tokens_in_range(student_ids, student_offsets, *thought_of_student),
+            )
+        else:
+            teacher_thought, student_thought = _shared_tokens(
+                _whole_tokens(teacher_offsets, *thought_of_teacher), _whole_tokens(student_offsets, *thought_of_student)
+            )
     return ScoreRow(
         teacher_ids=teacher_ids,
         teacher_thought=teacher_thought,
@@ -135,6 +148,81 @@ def explanation_to_completion(text: str, tags: Tags) -> str:
             "as completion, not as explanation"
         )
     return explanation + tags.explanation_end
+
+
+class _Student(NamedTuple):
+    """The student's sequence for a sampled explanation."""
+
+    ids: np.ndarray  # i32[S]
+    read: np.ndarray  # [K] which of the teacher's thought tokens count
+    thought: np.ndarray  # [K] positions of their counterparts in ids
+    solution: np.ndarray  # [M] positions in ids
+
+
+def _student_of_ids(
+    prompt: Prompt, thought: np.ndarray, remainder: str, explanation: str, chat: ChatFormat
+) -> _Student:
+    """The student reads the teacher's tokens, and what is left of the last one before the tag in tokens of its own."""
+    prefix = np.concatenate([prompt.student_prefix_ids, thought])
+    closing_ids, solution = prompt.closing_ids, prompt.closing_solution
+    if remainder:
+        ((closing_ids, solution),) = closing_tokens([prompt.row.solution], chat, remainder=remainder)
+    places = np.arange(len(thought))
+    return _Student(
+        np.concatenate([prefix, closing_ids]), places, places + len(prompt.student_prefix_ids), solution + len(prefix)
+    )
+
+
+def _student_of_text(
+    prompt: Prompt, thought: np.ndarray, remainder: str, explanation: str, chat: ChatFormat
+) -> _Student:
+    """The student reads the explanation's text in tokens of its own."""
+    begin = len(prompt.student_text)
+    text = prompt.student_text + explanation + student_closing_text(prompt.row.solution, chat)
+    ids, offsets = encode_with_offsets(chat.student, text)
+    written = _character_offsets(ids_to_bytes(chat.tokenizer, thought))
+    read, places = _shared_tokens(
+        _whole_tokens(written, 0, len(explanation)), _whole_tokens(offsets, begin, begin + len(explanation))
+    )
+    return _Student(ids, read, places, _inside(offsets, *_solution_range(text, prompt.row.solution, chat)))
+
+
+def closing_tokens(
+    solutions: Sequence[str], chat: ChatFormat, *, remainder: str = ""
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What follows the thought's tokens in the student's chat: ids i32[C], and the solution's positions in them.
+
+    Args:
+      remainder: the end of the thought that belongs to none of its tokens.
+    """
+    texts = [remainder + student_closing_text(solution, chat) for solution in solutions]
+    return [
+        (ids, _positions(_inside(offsets, *_solution_range(text, solution, chat))))
+        for text, solution, (ids, offsets) in zip(texts, solutions, encode_batch_with_offsets(chat.student, texts))
+    ]
+
+
+def _without_end(text: str, ends: tuple[str, ...]) -> str:
+    """`text` without an end token at its end, and without the blanks that a template writes after it."""
+    stripped = text.rstrip()
+    end = next((end for end in ends if stripped.endswith(end)), None)
+    return text if end is None else stripped.removesuffix(end)
+
+
+def _character_offsets(tokens: list[bytes]) -> np.ndarray:
+    """The characters [start, end) of each token, i64[K, 2], in the text that the tokens are together.
+
+    A token that is no text by itself, such as half a character, has (-1, -1).
+    """
+    decoder, offsets, end = codecs.getincrementaldecoder("utf-8")("replace"), [], 0
+    for token in tokens:
+        end += len(decoder.decode(token))
+        try:
+            length = len(token.decode())
+        except UnicodeDecodeError:
+            length = 0
+        offsets.append((end - length, end) if length else (-1, -1))
+    return np.array(offsets, np.int64).reshape(-1, 2)
 
 
 def _first_of(ids: np.ndarray, wanted: tuple[int, ...]) -> int:
@@ -192,7 +280,7 @@ def _close_tags(written: str, tags: Tags) -> tuple[str, int, int, bool]:
 
 def _solution_range(text: str, solution: str, chat: ChatFormat) -> tuple[int, int]:
     """Characters [start, end) of the solution in the student's chat, or in its closing text."""
-    end = len(text) - len(chat.tags.solution_end) - len(end_of_turn(chat.tokenizer))
+    end = len(text) - len(chat.tags.solution_end) - len(end_of_turn(chat.student))
     return end - len(solution), end
 
 
@@ -214,6 +302,16 @@ def _tokens_in_range(ids: np.ndarray, offsets: np.ndarray, begin: int, end: int)
             occurrence += 1
         positions[*key, occurrence] = position
     return positions
+
+
+def _whole_tokens(offsets: np.ndarray, begin: int, end: int) -> dict[tuple[int, ...], int]:
+    """Positions of the tokens entirely in [begin, end), in order, by their characters from begin.
+
+    Without those that are only a part of a character, which share their range with the others of that character.
+    """
+    ranges = [(first - begin, last - begin) for first, last in offsets.tolist()]
+    count = Counter(ranges)
+    return {ranges[i]: i for i in _inside(offsets, begin, end).tolist() if count[ranges[i]] == 1}
 
 
 def _shared_tokens(

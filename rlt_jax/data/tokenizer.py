@@ -6,9 +6,11 @@ differ from those the model was trained on (tests/data/test_tokenizer.py shows i
 """
 
 import json
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlt_jax.data.turns import turns_of
 from rlt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +50,9 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
 
 
 def eos_ids(tokenizer: "PreTrainedTokenizerFast", model_folder: str | Path) -> tuple[int, ...]:
-    """Token ids that end a text: the tokenizer's EOS, then those of the model's generation_config.json.
+    """Token ids that end a completion: the tokenizer's EOS, those of generation_config.json, the chat template's.
+
+    The last is the token that ends an assistant's turn, which fine-tuning teaches: a base model's EOS is another one.
 
     Raises:
       UserError: generation_config.json cannot be read, or there is no end token.
@@ -63,34 +67,76 @@ def eos_ids(tokenizer: "PreTrainedTokenizerFast", model_folder: str | Path) -> t
             raise UserError(
                 f"expected a JSON object with eos_token_id (a number or several) in {file}, but: {error}: fix the file"
             ) from None
+    if tokenizer.chat_template and (end_id := turns_of(tokenizer).end_id) is not None:
+        ids.append(end_id)
     if not ids:
         raise UserError(
             f"expected an end-of-text token for {model_folder}, but neither the tokenizer nor generation_config.json "
-            "names one: set eos_token in tokenizer_config.json"
+            "nor the chat template names one: set eos_token in tokenizer_config.json"
         )
     return tuple(dict.fromkeys(ids))
 
 
-def check_same_tokenizer(teacher: "PreTrainedTokenizerFast", student: "PreTrainedTokenizerFast") -> None:
-    """Reject a student whose vocabulary differs from the teacher's: token ids are passed on unchanged.
+def end_texts(tokenizer: "PreTrainedTokenizerFast") -> tuple[str, ...]:
+    """The texts of the tokens that end a completion, as far as tokenizer and chat template name them."""
+    end_id = turns_of(tokenizer).end_id
+    texts = [tokenizer.eos_token, None if end_id is None else tokenizer.convert_ids_to_tokens(end_id)]
+    return tuple(dict.fromkeys(text for text in texts if text))
 
-    Extra tokens at the end of one of the vocabularies are fine.
+
+def check_same_tokenizer(teacher: "PreTrainedTokenizerFast", student: "PreTrainedTokenizerFast") -> None:
+    """Reject a student who would read the teacher's token ids otherwise: as another text, or as a text in other tokens.
+
+    Tokens that only the student has are fine: the teacher never writes them.
 
     Raises:
-      UserError: an id stands for two different tokens, or is missing in one vocabulary below its last id.
+      UserError: the first difference.
     """
+    problem = _vocabulary_difference(teacher, student) or _splitting_difference(teacher, student)
+    if problem:
+        raise UserError(
+            f"expected teacher and student to share one vocabulary, since the student reads the teacher's token ids, "
+            f"but {problem}: choose a student of the teacher's family, or let it read the text in tokens of its own "
+            "with --reward.student-tokens text"
+        )
+
+
+def _vocabulary_difference(teacher: "PreTrainedTokenizerFast", student: "PreTrainedTokenizerFast") -> str | None:
+    """An id of the teacher's that stands for something else, or for nothing, to the student."""
     teacher_token, student_token = (
         {i: token for token, i in tokenizer.get_vocab().items()} for tokenizer in (teacher, student)
     )
-    shared = range(min(max(teacher_token), max(student_token)) + 1)
-    different = [i for i in shared if teacher_token.get(i) != student_token.get(i)]
+    missing = sorted(i for i in teacher_token if i not in student_token)
+    different = sorted(i for i in teacher_token if i in student_token and teacher_token[i] != student_token[i])
     if different:
         i = different[0]
-        raise UserError(
-            f"expected teacher and student to share one vocabulary, but {len(different)} of {len(shared)} token ids "
-            f"differ, first id {i}: {teacher_token.get(i)!r} (teacher), {student_token.get(i)!r} (student): choose a "
-            "student of the teacher's family"
+        return (
+            f"{len(different)} of {len(teacher_token)} token ids differ, first id {i}: {teacher_token[i]!r} (teacher), "
+            f"{student_token[i]!r} (student)"
         )
+    if missing:
+        shown = ", ".join(f"{i} {teacher_token[i]!r}" for i in missing[:4]) + (", ..." if len(missing) > 4 else "")
+        return f"the student lacks {len(missing)} of the teacher's {len(teacher_token)} tokens: {shown}"
+    return None
+
+
+def _splitting_difference(teacher: "PreTrainedTokenizerFast", student: "PreTrainedTokenizerFast") -> str | None:
+    """What makes the two split a text into other tokens of the same vocabulary."""
+    ours, theirs = (json.loads(tokenizer.backend_tokenizer.to_str()) for tokenizer in (teacher, student))
+    for part in ("normalizer", "pre_tokenizer"):
+        if ours[part] != theirs[part]:
+            return f"the {part} of their tokenizer.json differs"
+    for first, (merge, other) in enumerate(
+        zip_longest(ours["model"].get("merges", []), theirs["model"].get("merges", []))
+    ):
+        if merge != other:
+            return f"their merges differ, first merge {first}: {merge!r} (teacher), {other!r} (student)"
+    rest = sorted(
+        key
+        for key in ours["model"].keys() | theirs["model"].keys()
+        if key not in ("vocab", "merges") and ours["model"].get(key) != theirs["model"].get(key)
+    )
+    return f"{', '.join(rest)} of the model in their tokenizer.json differs" if rest else None
 
 
 def _model_folder(path: str | Path) -> Path:

@@ -9,6 +9,7 @@ import numpy as np
 
 from rlt_jax.batching import bucket_length, join_rows, pad_rows, segments_of, sequence_batches
 from rlt_jax.device.placement import on_device
+from rlt_jax.errors import UserError
 from rlt_jax.losses import linear_token_logprobs
 from rlt_jax.models import Model, Params, segment_starts
 from rlt_jax.types import RewardLogprobs, ScoreRow
@@ -60,8 +61,16 @@ def row_logprobs(
       packed_length: let rows share sequences (see `sequence_batches`). Changes results only by rounding.
     Returns:
       f32[T_i] each, nats.
+    Raises:
+      UserError: a row is longer than the model was made for.
     """
     lengths = [len(row) for row in rows]
+    positions = model.config.max_position_embeddings
+    if max(lengths, default=0) > positions:
+        raise UserError(
+            f"a sequence of {max(lengths)} tokens: expected at most the {positions} positions that the model was made "
+            "for: lower max_completion_length, or leave out the longest rows"
+        )
     batches = sequence_batches(lengths, batch_size, packed_length=packed_length)
     with on_device(params) as weights:
         logprobs = partial(_sequence_logprobs, model, weights, temperature=temperature, chunk=chunk)

@@ -33,10 +33,9 @@ from rlt_jax.rewards.logprobs import row_logprobs
 from rlt_jax.rewards.records import sample_records
 from rlt_jax.rewards.rlt import RewardFn
 from rlt_jax.rewards.scorer import Scored, Scorer, completion_rows, make_scorer
+from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.setup import (
-    check_room,
     frozen_like,
-    load_chat_format,
     load_checked_model,
     load_prompts,
     load_reference,
@@ -210,13 +209,7 @@ def open_rlt(config: TrainConfig, run_dir: Path, *, reward_fn: RewardFn | None =
       UserError: unusable files, models or data, or a device that is too small, on entry or at the step that needs
         more.
     """
-    chat = load_chat_format(
-        config.teacher,
-        config.student,
-        tags=config.data.tags,
-        teacher_prompt_file=config.data.teacher_prompt_file,
-        student_prompt_file=config.data.student_prompt_file,
-    )
+    chat = chat_format_of(config)
     prompts, eval_prompts = load_prompts(config, chat)
     questions = partial(
         questions_of_step,
@@ -235,9 +228,8 @@ def open_rlt(config: TrainConfig, run_dir: Path, *, reward_fn: RewardFn | None =
         explain_out_of_memory(advice),
         running_engine(train_settings(config), log_file=run_dir / "logs" / "vllm.log") as engine,
     ):
-        model, params = load_checked_model(config.teacher, chat, dtype=config.dtype)
-        check_room(model, [*prompts, *eval_prompts], config)
-        student, student_params = load_checked_model(config.student, chat, dtype=config.dtype)
+        model, params = load_checked_model(config.teacher, chat.tokenizer, dtype=config.dtype)
+        student, student_params = load_checked_model(config.student, chat.student, dtype=config.dtype)
         yield Rlt(
             config=config,
             chat=chat,

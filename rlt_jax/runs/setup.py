@@ -1,8 +1,9 @@
-"""Loads and checks what a command needs before it starts: chat format, models, reference, rows, prompts."""
+"""Loads and checks what a command needs before it starts: models, reference, rows, prompts."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -10,25 +11,22 @@ import psutil
 
 from rlt_jax.configs import DataConfig, GenerateConfig, TrainConfig
 from rlt_jax.data import (
-    STUDENT_PROMPT,
-    TEACHER_PROMPT,
     ChatFormat,
-    TagFormat,
+    Room,
     build_prompts,
-    check_same_tokenizer,
     describe_skipped,
     load_rows,
-    load_tokenizer,
-    read_prompt_file,
-    tags_of,
 )
 from rlt_jax.device.monitor import gpu_memory_reader
 from rlt_jax.device.placement import device_memory, move_to_host, pinned_host
 from rlt_jax.errors import UserError
-from rlt_jax.models import Model, Params, load_model
+from rlt_jax.models import Model, Params, load_model, read_config, resolve_folder
 from rlt_jax.planner.ledger import Ledger
 from rlt_jax.planner.run_plan import ledger_lines, shortfalls
 from rlt_jax.types import GB, Prompt, Row, StoredDtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger("rlt_jax")
 
@@ -44,37 +42,17 @@ def log_plan(config: TrainConfig, planned: Ledger) -> None:
         log.warning("%s: `python -m rlt_jax.plan` says what to lower", line)
 
 
-def load_chat_format(
-    teacher: str,
-    student: str,
-    *,
-    tags: TagFormat,
-    teacher_prompt_file: str | None,
-    student_prompt_file: str | None,
-) -> ChatFormat:
-    """Tokenizer, tags and prompts of a run. The models exchange token ids, so they must share the tokenizer."""
-    tokenizer = load_tokenizer(teacher)
-    if student != teacher:
-        check_same_tokenizer(tokenizer, load_tokenizer(student))
-    return ChatFormat(
-        tokenizer,
-        tags_of(tags),
-        teacher_prompt=read_prompt_file(teacher_prompt_file) if teacher_prompt_file else TEACHER_PROMPT,
-        student_prompt=read_prompt_file(student_prompt_file) if student_prompt_file else STUDENT_PROMPT,
-        student_prompt_overrides_rows=student_prompt_file is not None,
-    )
-
-
-def load_checked_model(path: str, chat: ChatFormat, *, dtype: StoredDtype) -> tuple[Model, Params]:
-    """Load a model, and check that it has an embedding for every token of the run's tokenizer.
+def load_checked_model(path: str, tokenizer: "PreTrainedTokenizerFast", *, dtype: StoredDtype) -> tuple[Model, Params]:
+    """Load a model, and check that it has an embedding for every token of its tokenizer.
 
     Raises:
       UserError: it has fewer (a lookup outside the table would read another token's row), or cannot be loaded.
     """
     model, params = load_model(path, dtype=dtype)
-    if len(chat.tokenizer) > model.config.vocab_size:
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    if tokens > model.config.vocab_size:
         raise UserError(
-            f"{path}: expected embeddings for the {len(chat.tokenizer)} tokens of its tokenizer, but config.json has "
+            f"{path}: expected embeddings for the {tokens} tokens of its tokenizer, but config.json has "
             f"vocab_size={model.config.vocab_size}: give the tokenizer that belongs to the model"
         )
     return model, params
@@ -124,36 +102,21 @@ def frozen_like(config: TrainConfig, params: Params) -> Params:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), params)
 
 
-def check_room(model: Model, prompts: Sequence[Prompt], config: TrainConfig | GenerateConfig) -> None:
-    """Check that completions fit after the longest prompt: now, not at the step that samples from it.
+def model_positions(path: str) -> int:
+    """How many tokens a model was made for, from its config.json."""
+    return read_config(resolve_folder(path)).max_position_embeddings
 
-    Raises:
-      UserError: prompt and completion may be longer than the model has positions.
-    """
-    check_positions(
-        model,
-        max(len(prompt.teacher_ids) for prompt in prompts),
-        max_completion_length=config.max_completion_length,
-        name=config.teacher,
-        hint=", or max_prompt_length to skip the longest prompts",
+
+def room_of(config: TrainConfig | GenerateConfig) -> Room:
+    """The lengths that a run's models were made for."""
+    teachers = {config.teacher}
+    if isinstance(config, TrainConfig):
+        teachers.add(config.reference_model)
+    return Room(
+        completion=config.max_completion_length,
+        teacher=min(map(model_positions, teachers)),
+        student=None if config.student is None else model_positions(config.student),
     )
-
-
-def check_positions(model: Model, longest: int, *, max_completion_length: int, name: str, hint: str = "") -> None:
-    """Check that completions fit after prompts of at most `longest` tokens.
-
-    Args:
-      name: the model's, for the message.
-      hint: what else to do, for the message.
-    Raises:
-      UserError: prompt and completion may be longer than the model has positions.
-    """
-    positions = model.config.max_position_embeddings
-    if longest + max_completion_length > positions:
-        raise UserError(
-            f"max_completion_length={max_completion_length} after the longest prompt of {longest} tokens: "
-            f"expected at most the {positions} positions that {name} was made for: lower max_completion_length{hint}"
-        )
 
 
 def load_split_rows(data: DataConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
@@ -194,14 +157,19 @@ def warn_of_skipped(skipped: Sequence[tuple[int, str]], what: str) -> None:
 
 
 def load_prompts(config: TrainConfig, chat: ChatFormat) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """(prompts to train on, held-out prompts); rows whose prompt is too long are skipped and counted in the log."""
+    """(prompts to train on, held-out prompts); rows that cannot be used are skipped and counted in the log."""
     rows, held_out = load_split_rows(config.data)
+    room = room_of(config)
 
     def build(part: tuple[Row, ...], name: str) -> tuple[Prompt, ...]:
         if not part:
             return ()
         built = build_prompts(
-            part, chat, max_prompt_length=config.max_prompt_length, truncate=config.data.truncate_prompts
+            part,
+            chat,
+            max_prompt_length=config.max_prompt_length,
+            truncate=config.data.truncate_prompts,
+            room=room,
         )
         warn_of_skipped(built.skipped, f"{name} rows")
         log.info("%d %s prompts", len(built.prompts), name)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from rlt_jax.learner.step import SumGradients, make_sum_gradients, sft_batches
 from rlt_jax.models import Model, Params
 from rlt_jax.planner.run_plan import model_config_of, model_shape
 from rlt_jax.rewards.logprobs import row_logprobs
-from rlt_jax.runs.setup import load_chat_format, load_checked_model, load_split_rows, warn_of_skipped
+from rlt_jax.runs.chat_format import chat_format_of
+from rlt_jax.runs.setup import load_checked_model, load_split_rows, model_positions, warn_of_skipped
 from rlt_jax.types import Row
 
 log = logging.getLogger("rlt_jax")
@@ -99,7 +100,7 @@ def load_sft(config: SftConfig, run_dir: Path, *, exhausted: str) -> Sft:
         parameters = model_shape(model_config_of(config.model)).parameters
         pinned = host_bytes(parameters, config.memory.moments, master_in_weights=config.dtype == "float32")
     prepare_memory(shared=False, pinned_bytes=pinned)
-    model, params = load_checked_model(config.model, chat, dtype=config.dtype)
+    model, params = load_checked_model(config.model, chat.tokenizer, dtype=config.dtype)
     layers = model.config.num_hidden_layers
     saved = min(config.saved_attention, layers), min(config.saved_mlp, layers)
     size = config.per_device_train_batch_size
@@ -125,25 +126,14 @@ def load_sft(config: SftConfig, run_dir: Path, *, exhausted: str) -> Sft:
     )
 
 
-def chat_format_of(config: SftConfig) -> ChatFormat:
-    """The run's chat format, with the configured gap between a student's thought and solution."""
-    chat = load_chat_format(
-        config.model,
-        config.model,
-        tags=config.data.tags,
-        teacher_prompt_file=config.data.teacher_prompt_file,
-        student_prompt_file=config.data.student_prompt_file,
-    )
-    return replace(chat, student_sft_gap="\n\n") if config.student_gap == "blank-line" else chat
-
-
 def load_examples(config: SftConfig, chat: ChatFormat) -> tuple[Sequence[SftExample], Sequence[SftExample]]:
     """(examples to train on, held-out examples); unusable rows are skipped and counted in the log."""
+    positions = model_positions(config.model)
 
     def build(rows: Sequence[Row], name: str) -> Sequence[SftExample]:
         if not rows:
             return ()
-        built = build_sft_examples(rows, chat, target=config.target, max_length=config.max_length)
+        built = build_sft_examples(rows, chat, target=config.target, max_length=config.max_length, positions=positions)
         warn_of_skipped(built.skipped, f"{name} rows")
         log.info("%d %s examples", len(built.examples), name)
         return built.examples

@@ -112,7 +112,8 @@ def check_models(study: PipelineStudy) -> None:
     for prompt in (study.teacher_prompt_file, study.student_prompt_file):
         if prompt is not None:
             read_prompt_file(prompt)
-    check_same_tokenizer(load_tokenizer(study.teacher), load_tokenizer(study.reward_student or study.student))
+    if study.reward.student_tokens == "ids":
+        check_same_tokenizer(load_tokenizer(study.teacher), load_tokenizer(study.reward_student or study.student))
 
 
 def run_task(task: Task, study: PipelineStudy, work: Path, *, quiet: bool, deadline: float | None) -> None:

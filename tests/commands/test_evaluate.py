@@ -156,7 +156,7 @@ REFUSED = {
         "no Answer (columns: problem, answer, system): give rows with",
     ),
     "no model": (("--model", "/no/such/model"), "expected a model folder or a hub name, but /no/such/model"),
-    "no room": (("--max-completion-length", 5000), "max_completion_length=5000 after the longest prompt of"),
+    "no room": (("--max-completion-length", 5000), "max_completion_length=5000 after prompts of"),
     "no prompt file": (("--system-prompt-file", "/no/file"), "expected a prompt file at /no/file"),
 }
 

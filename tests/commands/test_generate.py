@@ -219,7 +219,7 @@ REFUSED = {
     "reward": (("--reward.not-matched-penalty", 1), "reward.not_matched_penalty=1 would reward unclosed tags"),
     "no model": (("--teacher", "/no/such/model"), "expected a model folder or a hub name, but /no/such/model"),
     "no rows": (("--data.path", "/no/rows.jsonl"), "expected rows at '/no/rows.jsonl'"),
-    "no room": (("--max-completion-length", 5000), "max_completion_length=5000 after the longest prompt of"),
+    "no room": (("--max-completion-length", 5000), "+ 5000 tokens, at most 1024): raise max_prompt_length, lower"),
     "nothing usable": (
         ("--max-completion-length", 2),
         "none of the first 48 explanations can be used (48 cut off): give",

@@ -17,7 +17,7 @@ from rlt_jax.configs import SftConfig, load_settings, parse_command
 from rlt_jax.data import questions_of_step
 from rlt_jax.learner.step import sft_batches
 from rlt_jax.models import load_model
-from rlt_jax.runs.setup import load_chat_format
+from rlt_jax.runs.chat_format import load_chat_format
 from rlt_jax.runs.sft import chat_format_of, load_examples
 from rlt_jax.sft import sft
 

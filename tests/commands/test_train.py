@@ -24,7 +24,7 @@ from rlt_jax.data.rows import row_from
 from rlt_jax.losses.component_names import REDUCTIONS
 from rlt_jax.models import load_model
 from rlt_jax.rewards.rlt import RewardInputs, Rewards
-from rlt_jax.runs.setup import load_chat_format
+from rlt_jax.runs.chat_format import load_chat_format
 from rlt_jax.train import train
 
 pytestmark = pytest.mark.slow

@@ -19,13 +19,13 @@ def wide_terminal(monkeypatch):
 
 
 def test_tiny_is_the_default():
-    assert parse_train_args([]) == (PRESETS["tiny"], False)
+    assert parse_train_args([]) == (PRESETS["tiny"], "run")
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_gives_the_defaults(name):
-    assert parse_train_args(["--preset", name]) == (PRESETS[name], False)
-    assert parse_train_args([f"--preset={name}", "--print-config"]) == (PRESETS[name], True)
+    assert parse_train_args(["--preset", name]) == (PRESETS[name], "run")
+    assert parse_train_args([f"--preset={name}", "--print-config"]) == (PRESETS[name], "print-config")
 
 
 def test_flags_replace_single_values():
@@ -57,14 +57,14 @@ def test_section_flags():
 def test_a_saved_run_runs_again_with_changes(tmp_path):
     saved = replace(PRESETS["mono96"], seed=7, learning_rate=3e-6)
     save_config(saved, tmp_path / "config.yaml")
-    assert parse_train_args(["--config", str(tmp_path / "config.yaml")]) == (saved, False)
+    assert parse_train_args(["--config", str(tmp_path / "config.yaml")]) == (saved, "run")
     config, _ = parse_train_args([f"--config={tmp_path / 'config.yaml'}", "--seed", "8"])
     assert config == replace(saved, seed=8)
 
 
 def test_printed_configuration_is_one_that_can_be_read(tmp_path):
-    config, print_config = parse_train_args(["--preset", "mono85", "--seed", "3", "--print-config"])
-    assert print_config
+    config, action = parse_train_args(["--preset", "mono85", "--seed", "3", "--print-config"])
+    assert action == "print-config"
     (tmp_path / "printed.yaml").write_text(config_yaml(config))
     assert parse_train_args(["--config", str(tmp_path / "printed.yaml")])[0] == config
 
@@ -147,7 +147,7 @@ def test_help_explains_every_field_and_lists_the_presets(capsys):
     assert [name for name in PRESETS if f"  {name}: " not in text] == []
     assert "Completions per gradient step, a multiple of num_generations. (default: 96)" in text
     assert "Weight of the KL to the reference in the loss, per nat. 0: no KL term. (default: 0.04)" in text
-    assert text.count("(default: ") == len(flags) + 2  # one explanation each
+    assert text.count("(default: ") == len(flags) + 3  # one explanation each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,15 +162,15 @@ class Errand:
     """How."""
 
 
-def errand(*argv: str) -> tuple[Errand, bool]:
+def errand(*argv: str) -> tuple[Errand, str]:
     return parse_command(Errand, argv, command="errand", description="Run an errand.")
 
 
 def test_other_commands_share_the_front(tmp_path, capsys):
-    assert errand("--source", "a", "--count", "5") == (Errand(source="a", count=5), False)
+    assert errand("--source", "a", "--count", "5") == (Errand(source="a", count=5), "run")
     (tmp_path / "e.yaml").write_text("source: b\nway: slow\n")
     config = errand("--config", str(tmp_path / "e.yaml"), "--count", "1", "--print-config")
-    assert config == (Errand(source="b", count=1, way="slow"), True)
+    assert config == (Errand(source="b", count=1, way="slow"), "print-config")
     assert yaml.safe_load(config_yaml(config[0])) == {"source": "b", "count": 1, "way": "slow"}
 
     with pytest.raises(SystemExit) as end:

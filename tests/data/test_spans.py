@@ -1,5 +1,7 @@
 """Which tokens count, against the original's recorded spans, and token by token for anything a teacher may write."""
 
+import json
+import shutil
 import unicodedata
 from dataclasses import replace
 
@@ -16,6 +18,7 @@ from rlt_jax.data import (
     encode,
     explanation_to_completion,
     ids_to_bytes,
+    load_tokenizer,
     repeat_rate,
     score_row_from_ids,
     score_row_from_text,
@@ -171,11 +174,6 @@ def test_straddling_token_moves_into_the_students_suffix(chat):
 
 def test_straddler_that_begins_inside_a_character_takes_the_whole_character(golden, tmp_path, data_cases):
     """A tokenizer with a token of a euro sign's last bytes and `<`: the golden one has none, so one is made."""
-    import json
-    import shutil
-
-    from rlt_jax.data import load_tokenizer
-
     shutil.copytree(golden / "teacher", tmp_path / "t", ignore=shutil.ignore_patterns("*.safetensors"))
     file = tmp_path / "t" / "tokenizer.json"
     table = json.loads(file.read_text())
@@ -385,3 +383,130 @@ def test_any_text(text, closed, chat, property_prompt):
         assert counted in unicodedata.normalize("NFC", "\n\n" + text)
     if text.isalnum() and text.isascii():  # nothing merges at such a seam
         assert text_of(chat, row.teacher_ids[row.teacher_thought]) == text
+
+
+# a student that reads the text in tokens of its own
+
+
+def own_tokens(golden, folder, change):
+    """A chat format whose student has the golden tokenizer after a change of its tokenizer.json."""
+    shutil.copytree(golden / "student", folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    table = json.loads((folder / "tokenizer.json").read_text())
+    change(table)
+    (folder / "tokenizer.json").write_text(json.dumps(table))
+    return ChatFormat(
+        load_tokenizer(golden / "teacher"),
+        teacher_prompt="Teach.",
+        student_prompt="Solve.",
+        student_tokenizer=load_tokenizer(folder),
+        student_tokens="text",
+    )
+
+
+STUDENTS = {
+    "single bytes": lambda table: table["model"].update(merges=[]),
+    "half the merges": lambda table: table["model"].update(merges=table["model"]["merges"][::2]),
+    "the teacher's": lambda table: None,
+    "other ids": lambda table: table["model"].update(
+        vocab={token: 996 - i for token, i in table["model"]["vocab"].items()}
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=STUDENTS)
+def text_chat(request, golden, tmp_path_factory):
+    return own_tokens(golden, tmp_path_factory.mktemp("student") / "student", STUDENTS[request.param])
+
+
+def read_by_both(chat, row):
+    """(text, text) of every token of the thought that counts, as teacher and student have it."""
+    return [
+        (chat.tokenizer.decode([row.teacher_ids[t]]), chat.student.decode([row.student_ids[s]]))
+        for t, s in zip(row.teacher_thought, row.student_thought, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    "completion", ["So 2 and 3 make 5: a sum.", "Zoë pays 5 € — ✓ 🙂", "\n\n  x = 1\n\ty\n\n", "."]
+)
+def test_tokens_of_the_same_characters_count(text_chat, completion):
+    chat = text_chat
+    prompt = prompt_of(chat, "What is 2+3?", "\nfive: 5\n")
+    sampled = encode(chat.tokenizer, completion + chat.tags.explanation_end)
+    row = score_row_from_ids(prompt, np.append(sampled, EOS[0]), chat, EOS)
+    student = chat.student.decode(row.student_ids)
+    assert student == (
+        "<|im_start|>system\nSolve.<|im_end|>\n<|im_start|>user\nWhat is 2+3?<|im_end|>\n<|im_start|>assistant\n"
+        f"<|begin_of_thought|>\n\n{completion}<|end_of_thought|>\n\n<|begin_of_solution|>\nfive: 5\n<|end_of_solution|>"
+        "<|im_end|>\n"
+    )
+    assert row.student_ids.tolist() == encode(chat.student, student).tolist()
+    solution = chat.student.decode(row.student_ids[row.solution])
+    assert solution and solution in "\nfive: 5\n" and "5" in solution
+    pairs = read_by_both(chat, row)
+    assert all(ours == theirs for ours, theirs in pairs)
+    assert row.matched == bool(pairs)
+    assert row.explanation == completion
+    assert len(pairs) <= len(encode(chat.tokenizer, completion))
+
+
+def test_the_students_tokens_of_the_whole_chat_are_those_of_both_entry_points(text_chat):
+    chat, completion = text_chat, "So 2 and 3 make 5.\n\n"
+    prompt = prompt_of(chat, "q", "five")
+    sampled = encode(chat.tokenizer, completion + chat.tags.explanation_end)
+    by_ids = score_row_from_ids(prompt, sampled, chat, EOS)
+    by_text = score_row_from_text(
+        prompt.teacher_text, completion + chat.tags.explanation_end, question="q", solution="five", chat=chat
+    )
+    assert by_ids.student_ids.tolist() == by_text.student_ids.tolist()
+    assert by_ids.solution.tolist() == by_text.solution.tolist()
+    shared = set(by_ids.student_thought.tolist()) & set(by_text.student_thought.tolist())
+    assert shared and shared >= set(by_text.student_thought.tolist()) - {int(by_text.student_thought[0])}
+
+
+def test_one_tokenizer_read_as_text_gives_what_its_ids_give(golden, tmp_path):
+    chat = own_tokens(golden, tmp_path / "student", STUDENTS["the teacher's"])
+    prompt = prompt_of(chat, "q", "five")
+    sampled = np.append(encode(chat.tokenizer, "Two and three make five.\n\n<|end_of_explanation|>"), 999)
+    by_text = score_row_from_ids(prompt, sampled, chat, EOS)
+    by_ids = score_row_from_ids(prompt, sampled, replace(chat, student_tokens="ids"), EOS)
+    for field in ("student_ids", "teacher_ids", "student_thought", "teacher_thought", "solution"):
+        assert getattr(by_text, field).tolist() == getattr(by_ids, field).tolist(), field
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_bytes_that_are_no_text_count_for_nobody(text_chat, closed):
+    """A sampler may draw half a character; the student reads the replacement character in its place."""
+    chat = text_chat
+    prompt = prompt_of(chat, "q", "5")
+    half = encode(chat.tokenizer, "€")[:-1]
+    ids = [*encode(chat.tokenizer, "It "), *half, *encode(chat.tokenizer, " is so" + "<|end_of_explanation|>" * closed)]
+    row = score_row_from_ids(prompt, np.array(ids, np.int32), chat, EOS)
+    assert row.matched == closed and row.explanation == "It \ufffd is so"
+    assert "It \ufffd is so<|end_of_thought|>" in chat.student.decode(row.student_ids)
+    assert all(ours == theirs and "\ufffd" not in ours for ours, theirs in read_by_both(chat, row))
+
+
+def test_a_tag_that_is_one_token_to_the_teacher_only(golden, tmp_path):
+    """As with a teacher whose tokenizer has `<think>` and a student whose does not."""
+    chat = own_tokens(golden, tmp_path / "student", lambda table: None)
+    teacher = load_tokenizer(golden / "teacher")
+    teacher.add_tokens(["<think>", "</think>"])
+    chat = replace(chat, tokenizer=teacher, tags=R1)
+    prompt = prompt_of(chat, "q", "five")
+    sampled = encode(teacher, "A <think> is a tag.\n\n</explanation>")
+    row = score_row_from_ids(prompt, sampled, chat, EOS)
+    assert max(row.student_ids) < 1000 <= max(row.teacher_ids)  # its own tokens only
+    assert "A <think> is a tag." in chat.student.decode(row.student_ids)
+    pairs = read_by_both(chat, row)
+    assert pairs[-3:] and all(ours == theirs != "<think>" for ours, theirs in pairs)
+
+
+@pytest.mark.parametrize("solution", ["()", ".", ")"])
+def test_rows_whose_solution_merges_with_its_tags_are_skipped(chat, solution):
+    rows = [Row(0, "q", "5", None, None), Row(3, "q", solution, None, None)]
+    built = build_prompts(rows, chat, max_prompt_length=1000)
+    assert [prompt.row.number for prompt in built.prompts] == [0]
+    assert built.skipped == (
+        (3, f"solution has no token of its own, as all of them hold a piece of a tag ({solution!r})"),
+    )

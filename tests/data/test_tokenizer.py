@@ -15,6 +15,8 @@ from rlt_jax.data import (
     ids_to_bytes,
     load_tokenizer,
 )
+from rlt_jax.data.tokenizer import end_texts
+from rlt_jax.data.turns import turns_of
 from rlt_jax.errors import UserError
 
 
@@ -85,24 +87,81 @@ def test_eos_ids_join_tokenizer_and_generation_config(folder):
         eos_ids(tokenizer, folder)
     (folder / "generation_config.json").unlink()
     tokenizer.eos_token = None
+    assert eos_ids(tokenizer, folder) == (999,)  # the chat template's
+    tokenizer.chat_template = None
     with pytest.raises(UserError, match="expected an end-of-text token"):
         eos_ids(tokenizer, folder)
 
 
-def test_teacher_and_student_must_share_ids(golden, folder):
+def test_the_token_that_ends_a_turn_ends_a_completion(folder):
+    """As with base models, whose EOS is `<|endoftext|>` while their chat ends turns with another token."""
+    change(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
+    (folder / "special_tokens_map.json").unlink()
+    change(folder / "generation_config.json", eos_token_id=997)
+    tokenizer = load_tokenizer(folder)
+    assert eos_ids(tokenizer, folder) == (997, 999)
+    assert end_texts(tokenizer) == ("<|endoftext|>", "<|im_end|>")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    turns_of.cache_clear()
+    assert eos_ids(tokenizer, folder) == (997,) and end_texts(tokenizer) == ("<|endoftext|>",)
+
+
+def changed_file(folder, change_table):
+    """The tokenizer of a folder after a change of its tokenizer.json."""
+    table = json.loads((folder / "tokenizer.json").read_text())
+    change_table(table)
+    (folder / "tokenizer.json").write_text(json.dumps(table))
+    return load_tokenizer(folder)
+
+
+def test_tokens_that_only_the_student_has_are_fine(golden):
     teacher, student = load_tokenizer(golden / "teacher"), load_tokenizer(golden / "student")
     check_same_tokenizer(teacher, student)
     student.add_tokens(["<extra>"])
     check_same_tokenizer(teacher, student)
-    check_same_tokenizer(student, teacher)
-    file = folder / "tokenizer.json"
-    table = json.loads(file.read_text())
+    with pytest.raises(UserError, match="the student lacks 1 of the teacher's 1001 tokens: 1000 '<extra>': choose"):
+        check_same_tokenizer(student, teacher)
+    student.add_tokens([f"<{i}>" for i in range(6)])
+    with pytest.raises(
+        UserError, match=r"lacks 7 of the teacher's 1007 tokens: 1000 '<extra>', 1001 '<0>', .*, \.\.\.:"
+    ):
+        check_same_tokenizer(student, teacher)
+
+
+def swap_two(table):
     vocab = table["model"]["vocab"]
     first, second = (next(t for t, i in vocab.items() if i == n) for n in (700, 900))
     vocab[first], vocab[second] = 900, 700
-    file.write_text(json.dumps(table | {"model": table["model"] | {"vocab": vocab}}))
-    with pytest.raises(UserError, match="2 of 1000 token ids differ, first id 700:"):
-        check_same_tokenizer(teacher, load_tokenizer(folder))
+
+
+def other_merges(table):
+    merges = table["model"]["merges"]
+    merges[5], merges[6] = merges[6], merges[5]
+
+
+DIFFERENCES = {
+    "two ids": (swap_two, "2 of 1000 token ids differ, first id 700:"),
+    "merges": (other_merges, "their merges differ, first merge 5:"),
+    "fewer merges": (
+        lambda table: table["model"]["merges"].pop(),
+        r"their merges differ, first merge \d+: .*None \(st",
+    ),
+    "splitting": (
+        lambda table: table.update(
+            pre_tokenizer={"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+        ),
+        "the pre_tokenizer of their tokenizer.json differs",
+    ),
+    "normalisation": (lambda table: table.update(normalizer={"type": "NFKC"}), "the normalizer of their"),
+    "whole words": (lambda table: table["model"].update(ignore_merges=True), "ignore_merges of the model in their"),
+}
+
+
+@pytest.mark.parametrize(("difference", "message"), DIFFERENCES.values(), ids=DIFFERENCES.keys())
+def test_a_student_that_reads_ids_otherwise_is_refused(golden, folder, difference, message):
+    with pytest.raises(UserError, match=message) as refusal:
+        check_same_tokenizer(load_tokenizer(golden / "teacher"), changed_file(folder, difference))
+    assert str(refusal.value).endswith("with --reward.student-tokens text")
 
 
 def test_bytes_of_tokens(tokenizer):

@@ -16,14 +16,14 @@ from rlt_jax.device.jax_setup import CompileCounter
 from rlt_jax.device.placement import on_host
 from rlt_jax.errors import UserError
 from rlt_jax.models import load_model
+from rlt_jax.runs.chat_format import load_chat_format
 from rlt_jax.runs.session import open_run_folder
 from rlt_jax.runs.setup import (
-    check_room,
-    load_chat_format,
     load_checked_model,
     load_prompts,
     load_reference,
     load_split_rows,
+    room_of,
 )
 
 TINY = PRESETS["tiny"]
@@ -183,7 +183,7 @@ def test_teacher_and_student_must_share_their_tokens(golden):
 
 def test_a_model_with_fewer_embeddings_than_tokens_is_refused(golden, chat):
     """The tiny vocabulary fits into the golden student's 1000 rows, but not the other way round."""
-    assert load_checked_model(str(golden / "student"), chat, dtype="float32")[0].config.vocab_size == 1000
+    assert load_checked_model(str(golden / "student"), chat.student, dtype="float32")[0].config.vocab_size == 1000
     other = load_chat_format(
         str(golden / "student"),
         str(golden / "student"),
@@ -192,7 +192,7 @@ def test_a_model_with_fewer_embeddings_than_tokens_is_refused(golden, chat):
         student_prompt_file=None,
     )
     with pytest.raises(UserError, match=r"expected embeddings for the 1000 tokens of its tokenizer, but config\.json"):
-        load_checked_model(TINY.student, other, dtype="float32")
+        load_checked_model(TINY.student, other.student, dtype="float32")
 
 
 def test_the_reference_must_be_of_the_teachers_architecture(golden, tmp_path):
@@ -222,18 +222,44 @@ def test_the_reference_is_a_copy_of_the_teacher_where_the_configuration_keeps_it
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(reference))
 
 
-def test_prompt_and_completion_must_fit_into_the_model(tmp_path, chat):
-    config = long_and_short(tmp_path)
-    model, _ = load_model(TINY.teacher, dtype="float32")
-    prompts, _ = load_prompts(config, chat)
-    longest = max(len(prompt.teacher_ids) for prompt in prompts)
-    check_room(model, prompts, replace(config, max_completion_length=1024 - longest))
-    with pytest.raises(UserError) as refusal:
-        check_room(model, prompts, replace(config, max_completion_length=1025 - longest))
-    assert str(refusal.value).startswith(
-        f"max_completion_length={1025 - longest} after the longest prompt of {longest} tokens: expected at most the "
-        f"1024 positions that {config.teacher} was made for: lower max_completion_length"
-    )
+def short_model(folder, positions, of=TINY.teacher):
+    """A copy of a model that was made for fewer positions."""
+    shutil.copytree(of, folder)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**values, "max_position_embeddings": positions}))
+    return str(folder)
+
+
+def test_rows_that_may_exceed_the_teachers_positions_are_skipped_and_counted(tmp_path, chat, logged):
+    student = short_model(tmp_path / "student", 9999, of=TINY.student)
+    config = replace(long_and_short(tmp_path), max_prompt_length=1024, student=student)
+    lengths = {prompt.row.number: len(prompt.teacher_ids) for prompt in load_prompts(config, chat)[0]}
+    longest = max(lengths.values())
+    exact = replace(config, max_completion_length=1024 - longest)
+    assert len(load_prompts(exact, chat)[0]) == len(lengths)
+    logged.clear()
+    prompts, _ = load_prompts(replace(config, max_completion_length=1025 - longest), chat)
+    assert {prompt.row.number for prompt in prompts} == {row for row, length in lengths.items() if length < longest}
+    assert "1 training rows skipped: 1 x prompt and completion exceed the teacher's positions (row 1)" in logged.text
+    with pytest.raises(UserError, match=r"none of 4 does: 4 x prompt and completion exceed the teacher's positions"):
+        load_prompts(replace(config, max_completion_length=1024), chat)
+
+
+def test_rows_that_may_exceed_the_students_or_the_references_positions_are_skipped(tmp_path, chat, logged):
+    config = replace(long_and_short(tmp_path), max_prompt_length=1024, max_completion_length=64)
+    lengths = {
+        prompt.row.number: len(prompt.student_prefix_ids) + len(prompt.closing_ids) + 64
+        for prompt in load_prompts(config, chat)[0]
+    }
+    longest = max(lengths.values())
+    student = short_model(tmp_path / "student", longest - 1, of=TINY.student)
+    prompts, _ = load_prompts(replace(config, student=student), chat)
+    assert {prompt.row.number for prompt in prompts} == {row for row, length in lengths.items() if length < longest}
+    assert "1 x chat and explanation exceed the student's positions (row 1)" in logged.text
+    reference = short_model(tmp_path / "reference", 40)
+    assert room_of(replace(config, reference=reference)).teacher == 40
+    with pytest.raises(UserError, match="exceed the teacher's positions"):
+        load_prompts(replace(config, reference=reference), chat)
 
 
 # compilations

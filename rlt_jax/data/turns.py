@@ -1,0 +1,171 @@
+"""What a chat template writes around a text, found by rendering it: the one place that knows templates.
+
+    [system turn]  user turn  assistant's header  (opened)  TEXT  ending
+
+The assistant's turn belongs to the caller: what a template begins it with for the model (`opened`: the `<think>` of
+R1-Distill, QwQ or Qwen3-Thinking) is left out, so that no tag is opened twice and nothing stands in an open block. What
+the template writes after an assistant's text (`ending`) is what fine-tuning teaches, and its end token is among those
+that end a completion.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+from rlt_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+SYSTEM, USER, ANSWER, LATER = (
+    f"(the {name} stands here)" for name in ("prompt", "question", "answer", "next question")
+)
+THOUGHT_TAG = re.compile(
+    r"<think>|<thinking>|<thought>|<reasoning>|\[THINK\]|<\|begin_of_thought\|>|<\|START_THINKING\|>", re.IGNORECASE
+)
+GAP = "\n\n"  # between system prompt and question where the template has no system turn
+TODAY = "26 Jul 2024"  # for templates that write the date (Llama 3), so that prompts are the same every day
+FIXED_DATE = f"{{% macro strftime_now(format) %}}{TODAY}{{% endmacro %}}{{{{ '' }}}}"  # stands before such a template
+
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What a template writes around an assistant's text. Made by `turns_of`."""
+
+    has_system: bool  # False: it has no system turn; the system prompt then begins the user's
+    opened: str  # what it begins the assistant's text with, such as "<think>\n"; mostly empty
+    ending: str  # what follows the assistant's text, such as "<|im_end|>\n"
+    end_id: int | None  # the token in `ending` that ends the turn; None: it has none, as in "\n"
+
+
+@lru_cache(maxsize=8)
+def turns_of(tokenizer: "PreTrainedTokenizerFast") -> Turns:
+    """Render the template with known texts, and see what stands around them.
+
+    Raises:
+      UserError: the template leaves out, repeats or reorders the system prompt, the question or the answer.
+    """
+    has_system = _has_system_turn(tokenizer)
+    asked = [*([_message("system", SYSTEM)] if has_system else []), _message("user", USER)]
+    answered = [*asked, _message("assistant", ANSWER)]
+    begun = _after_question(_render(tokenizer, asked, generate=True))
+    finished = _render(tokenizer, answered, generate=False)
+    if finished.count(ANSWER) != 1:
+        raise UserError(
+            "expected a chat template that writes the assistant's text, once, but this one writes it "
+            f"{finished.count(ANSWER)} times: use the model's own template"
+        )
+    try:  # of an earlier turn, whose thoughts templates leave out
+        earlier = _render(tokenizer, [*answered, _message("user", LATER)], generate=False)
+    except UserError:
+        earlier = finished
+    header = _common_start(begun, _after_question(earlier).partition(ANSWER)[0])
+    if tag := THOUGHT_TAG.search(begun):
+        header = header[: tag.start()]
+    opened = begun[len(header) :]
+    ending = finished.rpartition(ANSWER)[2]
+    return Turns(has_system, opened if opened.strip() else "", ending, _end_id(tokenizer, ending))
+
+
+def template_notes(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
+    """Where our chats depart from the template, one sentence each; mostly none."""
+    turns, notes = turns_of(tokenizer), []
+    if turns.opened:
+        notes.append(
+            f"the chat template begins the assistant's turn with {turns.opened!r}, which is left out where the tags of "
+            "a thought, a solution or an explanation begin it"
+        )
+    if not turns.has_system:
+        notes.append("the chat template has no system turn: the system prompt begins the user's, before the question")
+    return notes
+
+
+def end_of_turn(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """What the chat template writes after an assistant's text, e.g. `<|im_end|>` and a newline."""
+    return turns_of(tokenizer).ending
+
+
+def chat_text(tokenizer: "PreTrainedTokenizerFast", system: str | None, question: str, *, own_opening: bool) -> str:
+    """The chat up to where the assistant writes.
+
+    Args:
+      system: the system prompt. None: what the template has without one.
+      own_opening: keep what the template begins the assistant's text with, as for a model that is asked in its own
+        way; else the caller begins it.
+    """
+    turns = turns_of(tokenizer)
+    messages = [_message("user", question)]
+    if system is not None and turns.has_system:
+        messages.insert(0, _message("system", system))
+    elif system is not None:
+        messages = [_message("user", system + GAP + question)]
+    text = _render(tokenizer, messages, generate=True)
+    return text if own_opening else text.removesuffix(turns.opened)
+
+
+def _has_system_turn(tokenizer: "PreTrainedTokenizerFast") -> bool:
+    """Whether the template takes a system prompt; checks that prompt and question appear, once and in this order."""
+    refused = None
+    try:
+        text = _render(tokenizer, [_message("system", SYSTEM), _message("user", USER)], generate=True)
+    except UserError as error:
+        refused, text = error, ""
+    if text.count(SYSTEM) == text.count(USER) == 1 and text.index(SYSTEM) < text.index(USER):
+        return True
+    if SYSTEM not in text:
+        try:
+            if _render(tokenizer, [_message("user", USER)], generate=True).count(USER) == 1:
+                return False
+        except UserError:
+            pass
+    if refused is not None:
+        raise refused
+    raise UserError(
+        f"expected a chat template that writes the system prompt and then the question, each once, but this one writes "
+        f"{text.count(SYSTEM)} and {text.count(USER)}{' in the other order' * (SYSTEM in text and USER in text)}: use "
+        "the model's own template"
+    )
+
+
+def _common_start(one: str, other: str) -> str:
+    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other)))
+
+
+def _after_question(text: str) -> str:
+    return text.partition(USER)[2]
+
+
+def _end_id(tokenizer: "PreTrainedTokenizerFast", ending: str) -> int | None:
+    """The first token of `ending` that is not ordinary text."""
+    added = tokenizer.added_tokens_decoder
+    ids = tokenizer(ending, add_special_tokens=False)["input_ids"]
+    return next((int(i) for i in ids if i in added), None)
+
+
+def _message(role: str, content: str) -> Message:
+    return {"role": role, "content": content}
+
+
+def _render(tokenizer: "PreTrainedTokenizerFast", messages: list[Message], *, generate: bool) -> str:
+    from jinja2 import TemplateError  # here, to keep the package quick to import
+
+    try:
+        template = tokenizer.get_chat_template()
+        text = tokenizer.apply_chat_template(
+            messages,
+            chat_template=FIXED_DATE + template if "strftime_now" in template else template,
+            tokenize=False,
+            add_generation_prompt=generate,
+            date_string=TODAY,
+        )
+    except TemplateError as error:
+        raise UserError(
+            f"expected a chat template that takes a system and a user message, but it says: {error}: use the model's "
+            "own template"
+        ) from None
+    assert isinstance(text, str)  # tokenize=False
+    return text

@@ -1,0 +1,133 @@
+"""`--show-chat`: the chats of a command's first row, as text and tokens, with what is counted marked."""
+
+from functools import singledispatch
+
+import numpy as np
+
+from rlt_jax.configs import EvaluateConfig, GenerateConfig, ScoreConfig, SftConfig, TrainConfig
+from rlt_jax.data import (
+    ChatFormat,
+    Room,
+    build_prompts,
+    build_sft_examples,
+    encode,
+    encode_batch,
+    eos_ids,
+    explained_score_rows,
+    explanation_to_completion,
+    load_explained_rows,
+    load_rows,
+    score_row_from_ids,
+)
+from rlt_jax.data.marked import Span, marked_chat, token_text
+from rlt_jax.errors import UserError
+from rlt_jax.runs.chat_format import chat_format_of
+from rlt_jax.runs.questions import load_test_set, prompt_text
+from rlt_jax.types import Row, ScoreRow
+
+NO_TRACE = "(an explanation stands here)"
+ANY_LENGTH = 10**9  # tokens: a row that would be skipped is shown, too
+KL_TERM = "thought: the KL from teacher to student is over these tokens"
+
+
+@singledispatch
+def chats_of(config: object) -> list[str]:
+    """The chats of the first row of a command's data, each as `marked_chat`.
+
+    Raises:
+      UserError: unusable tokenizers, templates or data.
+    """
+    raise TypeError(f"{type(config).__name__} has no chat")
+
+
+def show_chat(config: object) -> None:
+    """Print the chats of the first row."""
+    print("\n\n".join(chats_of(config)))
+
+
+@chats_of.register
+def _(config: TrainConfig) -> list[str]:
+    row = load_rows(config.data.path, split=config.data.split, on_bad_row=config.data.on_bad_row).rows[0]
+    chat = chat_format_of(config)
+    return _taught(row, chat, config.teacher, config.student)
+
+
+@chats_of.register
+def _(config: GenerateConfig) -> list[str]:
+    row = load_rows(config.data.path, split=config.data.split, on_bad_row=config.data.on_bad_row).rows[0]
+    return _taught(row, chat_format_of(config), config.teacher, config.student)
+
+
+@chats_of.register
+def _(config: ScoreConfig) -> list[str]:
+    chat = chat_format_of(config)
+    rows, _ = load_explained_rows(config.data, chat.tags, on_bad_row=config.on_bad_row)
+    usable, skipped = explained_score_rows(rows[:1], chat, room=Room(0, ANY_LENGTH, ANY_LENGTH))
+    if not usable:
+        raise UserError(f"row {skipped[0][0]}: {skipped[0][1]}: give another first row")
+    return _scored(usable[0][1], chat, config.teacher, config.student)
+
+
+@chats_of.register
+def _(config: SftConfig) -> list[str]:
+    chat = chat_format_of(config)
+    rows = load_rows(config.data.path, split=config.data.split, on_bad_row=config.data.on_bad_row).rows
+    first = [row for row in rows if row.reasoning_trace is not None][:1]
+    (example,) = build_sft_examples(first, chat, target=config.target, max_length=ANY_LENGTH).examples
+    trained = Span(np.flatnonzero(example.trained), "trained: the loss is over these tokens")
+    title = f"{config.target} ({config.model}), row {first[0].number}"
+    return [
+        marked_chat(title, example.ids, chat.tokenizer, [trained], rest="prompt, not trained"),
+        _ends(chat, config.model),
+    ]
+
+
+@chats_of.register
+def _(config: EvaluateConfig) -> list[str]:
+    chat = chat_format_of(config)
+    questions, _ = load_test_set(config.data)
+    (ids,) = encode_batch(chat.tokenizer, [prompt_text(questions[0], config, chat)])
+    title = f"model ({config.model}), row {questions[0].number}, whose answer is {questions[0].answer!r}"
+    return [
+        marked_chat(title, ids, chat.tokenizer, [], rest="prompt, which the model continues"),
+        _ends(chat, config.model),
+    ]
+
+
+def _taught(row: Row, chat: ChatFormat, teacher: str, student: str | None) -> list[str]:
+    """Both chats, with the row's own trace as the explanation, as if the teacher had written it."""
+    (prompt,) = build_prompts([row], chat, max_prompt_length=ANY_LENGTH).prompts
+    ends = eos_ids(chat.tokenizer, teacher)
+    try:
+        completion = explanation_to_completion(row.reasoning_trace or NO_TRACE, chat.tags)
+    except UserError:
+        completion = explanation_to_completion(NO_TRACE, chat.tags)
+    sampled = np.append(encode(chat.tokenizer, completion), ends[-1])
+    scored = score_row_from_ids(prompt, sampled, chat, ends)
+    written = np.arange(len(prompt.teacher_ids), len(scored.teacher_ids))
+    return _scored(scored, chat, teacher, student, written=written)
+
+
+def _scored(
+    scored: ScoreRow, chat: ChatFormat, teacher: str, student: str | None, *, written: np.ndarray | None = None
+) -> list[str]:
+    """Both chats of a row; `written` are the positions of the completion, if it was sampled."""
+    spans = [Span(scored.teacher_thought, KL_TERM)]
+    if written is not None:
+        spans = [
+            Span(written, "end tag and end of turn: written by the teacher, in the policy loss"),
+            Span(scored.teacher_thought, f"{KL_TERM}, which the teacher writes"),
+        ]
+    chats = [marked_chat(f"teacher ({teacher})", scored.teacher_ids, chat.tokenizer, spans, rest="not counted")]
+    if student is not None:
+        spans = [
+            Span(scored.student_thought, KL_TERM),
+            Span(scored.solution, "solution: the log-prob of these tokens is rewarded"),
+        ]
+        chats.append(marked_chat(f"student ({student})", scored.student_ids, chat.student, spans, rest="not counted"))
+    return [*chats, _ends(chat, teacher)]
+
+
+def _ends(chat: ChatFormat, model: str) -> str:
+    tokens = ", ".join(token_text(i, chat.tokenizer) for i in eos_ids(chat.tokenizer, model))
+    return f"a completion ends at: {tokens}"

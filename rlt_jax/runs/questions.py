@@ -1,0 +1,61 @@
+"""The questions of a test set, and the prompts that a model answers them from."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlt_jax.configs import EvaluateConfig, QuestionsConfig
+from rlt_jax.data import ChatFormat, Question, encode_batch, load_questions, plain_chat_text, student_prefix_text
+from rlt_jax.errors import UserError
+from rlt_jax.runs.setup import model_positions, warn_of_skipped
+
+
+def load_test_set(data: QuestionsConfig) -> tuple[tuple[Question, ...], tuple[tuple[int, str], ...]]:
+    """The questions that can be read, and (row number, reason) for each other row; raises as `load_questions`."""
+    return load_questions(
+        data.path,
+        split=data.split,
+        question_column=data.question_column,
+        answer_column=data.answer_column,
+        choice_columns=data.choice_columns,
+        on_bad_row=data.on_bad_row,
+    )
+
+
+def fitting_questions(
+    questions: Sequence[Question], config: EvaluateConfig, chat: ChatFormat
+) -> tuple[list[Question], list[str], list[np.ndarray], list[tuple[int, str]]]:
+    """(questions, their prompts as text and as token ids i32[P], (row number, reason) of those that do not fit).
+
+    Raises:
+      UserError: no prompt leaves room for max_completion_length in the positions that the model was made for.
+    """
+    texts = [prompt_text(question, config, chat) for question in questions]
+    prompts = encode_batch(chat.tokenizer, texts)
+    positions, answer = model_positions(config.model), config.max_completion_length
+    fits = [len(ids) + answer <= positions for ids in prompts]
+    skipped = [
+        (
+            question.number,
+            f"prompt and answer exceed the model's positions ({len(ids)} + {answer}, at most {positions})",
+        )
+        for question, ids, fit in zip(questions, prompts, fits)
+        if not fit
+    ]
+    if not any(fits):
+        raise UserError(
+            f"max_completion_length={answer} after prompts of {min(map(len, prompts))} tokens and more: expected at "
+            f"most the {positions} positions that {config.model} was made for: lower max_completion_length"
+        )
+    warn_of_skipped(skipped, "questions")
+    chosen = [(question, text, ids) for question, text, ids, fit in zip(questions, texts, prompts, fits) if fit]
+    return [c[0] for c in chosen], [c[1] for c in chosen], [c[2] for c in chosen], skipped
+
+
+def prompt_text(question: Question, config: EvaluateConfig, chat: ChatFormat) -> str:
+    """The prompt that the model continues."""
+    if config.prompt == "student":
+        return student_prefix_text(question.text, chat, row_system=question.system)
+    # if there is a prompt file, the chat format's student prompt is from it
+    system = chat.tags.fill(chat.student_prompt) if config.system_prompt_file else None
+    return plain_chat_text(question.text, chat, system=system)
