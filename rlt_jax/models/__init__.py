@@ -3,15 +3,10 @@
 from rlt_jax.models.attention import segment_starts
 from rlt_jax.models.base import Cache, Context, Model, Params, build_model
 from rlt_jax.models.config import ModelConfig, read_config
-from rlt_jax.models.hf import (
-    checkpoint_shapes,
-    init_model,
-    load_model,
-    named_tensors,
-    placed_tensors,
-    resolve_folder,
-    save_model,
-)
+from rlt_jax.models.hf import checkpoint_shapes, ignored_files, init_model, load_model, resolve_folder
+from rlt_jax.models.saving import save_model
+from rlt_jax.models.tensor_names import named_tensors, placed_tensors
+from rlt_jax.models.weight_files import find_weights
 
 __all__ = [
     "Cache",
@@ -21,6 +16,8 @@ __all__ = [
     "Params",
     "build_model",
     "checkpoint_shapes",
+    "find_weights",
+    "ignored_files",
     "init_model",
     "load_model",
     "named_tensors",

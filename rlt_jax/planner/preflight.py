@@ -27,7 +27,7 @@ from rlt_jax.data.rows import BadRow, row_from
 from rlt_jax.data.sources import read_source
 from rlt_jax.device.gpu import Gpu
 from rlt_jax.errors import UserError
-from rlt_jax.models import build_model, checkpoint_shapes, placed_tensors, read_config
+from rlt_jax.models import checkpoint_shapes, find_weights, ignored_files
 from rlt_jax.planner.ledger import Ledger
 from rlt_jax.planner.run_plan import planned_bytes
 from rlt_jax.types import GB
@@ -257,29 +257,21 @@ def _model_checks(config: TrainConfig) -> Iterator[Check]:
         try:
             yield _model_check(name, folder)
         except UserError as error:
-            yield Check(name, "problem", str(folder), str(error))
+            yield Check(name, "problem", str(folder), " ".join(str(error).split()))
 
 
 def _model_check(name: str, folder: Path) -> Check:
     """Check one folder: config.json, tokenizer, and the headers of all weights."""
-    model = build_model(read_config(folder))
-    expected = {
-        tensor: leaf.shape if index is None else leaf.shape[1:]
-        for tensor, leaf, index in placed_tensors(model, model.shapes("float32"))
-    }
     stored = checkpoint_shapes(folder)
-    wrong = sorted(tensor for tensor in expected.keys() | stored.keys() if expected.get(tensor) != stored.get(tensor))
-    if wrong:
-        shown = ", ".join(wrong[:3]) + (", ..." if len(wrong) > 3 else "")
-        advice = (
-            f"expected the weights that its config.json describes, but {len(wrong)} differ ({shown}): copy it again"
-        )
-        return Check(name, "problem", str(folder), advice)
     if load_tokenizer(folder).chat_template is None:
         advice = "expected a chat template: use an instruction-tuned model, or add chat_template.jinja"
         return Check(name, "problem", str(folder), advice)
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return Check(name, "ok", f"{folder}: config, tokenizer, {len(stored)} tensors of {size / GB:.2f} GB")
+    found = find_weights(folder)
+    size = sum(file.stat().st_size for file in found.files)
+    summary = f"{folder}: config, tokenizer, {len(stored)} tensors of {size / GB:.2f} GB"
+    if found.ignored:
+        return Check(name, "warning", summary, ignored_files(folder, found))
+    return Check(name, "ok", summary)
 
 
 def _local_folder(path: str) -> Path | None:

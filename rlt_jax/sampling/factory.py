@@ -12,7 +12,15 @@ import numpy as np
 
 from rlt_jax.configs import EvaluateConfig, GenerateConfig, SamplerConfig, TrainConfig
 from rlt_jax.errors import UserError
-from rlt_jax.models import Model, Params, checkpoint_shapes, placed_tensors, read_config, resolve_folder
+from rlt_jax.models import (
+    Model,
+    Params,
+    checkpoint_shapes,
+    find_weights,
+    placed_tensors,
+    read_config,
+    resolve_folder,
+)
 from rlt_jax.rewards.logprobs import row_logprobs
 from rlt_jax.sampling.base import Sampler
 from rlt_jax.sampling.child import ChildEngine
@@ -83,8 +91,8 @@ def text_settings(
 
 
 def weight_files(model: str) -> dict[str, list[int]]:
-    """Size and modification time of a model's weight files by name, which show whether the model has changed since."""
-    files = sorted(resolve_folder(model).glob("*.safetensors"))
+    """Size and modification time of the files that a model is loaded from, which show whether it has changed since."""
+    files = find_weights(resolve_folder(model)).files
     return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 

@@ -205,6 +205,18 @@ MODELS = {
     "no weights": (lambda p: p.model("model.safetensors", None), ["expected weights in", "copy the missing files"]),
     "weights cut short": (lambda p: p.cut_weights(), ["expected a complete safetensors file, but it is damaged"]),
     "weights that are none": (lambda p: p.model("model.safetensors", "junk" * 9), ["damaged", "copy it again"]),
+    "weights that are a pointer": (
+        lambda p: p.model("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n"),
+        ["expected weights, got a Git LFS pointer to them: run `git lfs pull` in that folder"],
+    ),
+    "weights in another format": (
+        lambda p: (p.model("model.safetensors", None), p.file("model/pytorch_model.bin", "pickled"))[0],
+        ["found chat_template.jinja, config.json", "pytorch_model.bin", "convert other formats to safetensors"],
+    ),
+    "an adapter": (
+        lambda p: (p.model("config.json", None), p.file("model/adapter_config.json", "{}"))[0],
+        ["expected a whole model in", "found the adapter (LoRA) of adapter_config.json: merge it into its model"],
+    ),
     "missing tensor": (
         lambda p: p.weights(lambda w: w.pop("model.norm.weight")),
         ["missing model.norm.weight [128] correct the config.json, or give the checkpoint that belongs to it"],

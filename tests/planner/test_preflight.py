@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import psutil
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from rlt_jax.configs import PRESETS, CheckpointConfig, DataConfig, SamplerConfig, TrainConfig
 from rlt_jax.device.gpu import Gpu
@@ -180,6 +182,35 @@ def test_weights_of_another_model(tmp_path):
     model = changed_model(tmp_path, **{"config.json": json.dumps(values | {"num_hidden_layers": 4})})
     check = checks(replace(TINY, student=str(model)))["student"]
     assert check.status == "problem" and "model.layers.3." in check.advice
+
+
+def test_weights_beside_those_that_are_loaded(tmp_path):
+    model = changed_model(tmp_path)
+    before = checks(replace(TINY, teacher=str(model)))["teacher"]
+    (model / "model-00001-of-00002.safetensors").write_bytes(b"another save" * 10**6)
+    check = checks(replace(TINY, teacher=str(model)))["teacher"]
+    assert (before.status, check.status) == ("ok", "warning")
+    assert check.found == before.found  # and so the size is that of what is loaded
+    assert "loading model.safetensors, as transformers does, and ignoring model-00001-of-00002" in check.advice
+
+
+def test_weights_of_a_type_that_cannot_be_trained(tmp_path):
+    model = changed_model(tmp_path)
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].astype(np.int8)
+    save_file(tensors, model / "model.safetensors")
+    check = checks(replace(TINY, teacher=str(model)))["teacher"]
+    assert check.status == "problem" and "model.norm.weight of type I8: expected one of" in check.advice
+    assert "\n" not in check.advice
+
+
+def test_an_adapter_beside_a_model(tmp_path):
+    model = changed_model(tmp_path)
+    config = replace(TINY, student=str(model))
+    planned = plan(config)
+    (model / "adapter_config.json").write_text("{}")
+    check = next(check for check in preflight(config, planned, gpu=None, host_bytes=None) if check.name == "student")
+    assert check.status == "problem" and "found the adapter (LoRA) of adapter_config.json: merge it" in check.advice
 
 
 def rows(folder: Path, *lines: str) -> str:
