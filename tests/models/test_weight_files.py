@@ -14,6 +14,7 @@ from rlt_jax.errors import UserError
 from rlt_jax.models import checkpoint_shapes, find_weights, load_model, named_tensors, save_model
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARDS = [f"model-0000{number}-of-00004.safetensors" for number in range(1, 5)]  # of at most 140 kB
 STALE = 0.5  # added to every weight of the save that should not be loaded
 
 
@@ -138,7 +139,7 @@ ARRANGEMENTS: dict[str, tuple[Callable[[Saves], None], set[str]]] = {
     "shards": (lambda saves: saves.add(shard="140KB"), set()),
     "one file beside an older index": (
         single_beside_an_older_index,
-        {INDEX, *(f"model-0000{number}-of-00004.safetensors" for number in range(1, 5))},
+        {INDEX, *SHARDS},
     ),
     "one file beside an index without its shards": (single_beside_an_index_without_its_shards, {INDEX}),
     "shards beside those of another save": (
@@ -350,13 +351,13 @@ def test_what_cannot_be_loaded_is_named(saves, spoil, file, parts):
 
 
 def test_a_folder_that_replaces_another_keeps_none_of_its_weights(saves):
-    index_named_by_config(saves)
+    """Nor a name in config.json of a file that is gone."""
+    named_by_config(saves)
     model, params = load_model(saves.folder, dtype="float32")
     before = transformers_tensors(saves.folder)
-    save_model(saves.folder, model, params)
-    assert saves.names() == ["config.json", SINGLE]
-    save_model(saves.folder, model, params, max_shard_size=100_000)
-    assert SINGLE not in saves.names() and INDEX in saves.names()
-    assert find_weights(saves.folder).ignored == ()
-    after = transformers_tensors(saves.folder)
-    assert all((after[name] == tensor).all() for name, tensor in before.items())
+    for max_shard_size, weights in ((10**9, {SINGLE}), (140_000, {INDEX, *SHARDS}), (10**9, {SINGLE})):
+        save_model(saves.folder, model, params, max_shard_size=max_shard_size)
+        assert set(saves.names()) == {"config.json", *weights}
+        assert find_weights(saves.folder).ignored == ()
+        after = transformers_tensors(saves.folder)
+        assert all((after[name] == tensor).all() for name, tensor in before.items())
