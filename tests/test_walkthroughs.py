@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.models.conftest import oracle_logits, save_llama
+from tests.models.conftest import oracle_logits, save_mistral
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,10 +33,8 @@ def test_few_files_are_touched(name, most):
     assert len(touched(name)) <= most
 
 
-def test_a_family_is_a_folder_and_two_lines():
-    assert touched("family") == ["rlt_jax/models/families.py", "rlt_jax/models/llama/__init__.py"]
-    patch = (PATCHES / "family.patch").read_text().split("--- /dev/null")[0]
-    assert len(re.findall(r"^\+[^+]", patch, re.MULTILINE)) == 2
+def test_a_family_is_one_folder():
+    assert touched("family") == ["rlt_jax/models/mistral/__init__.py"]
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +88,24 @@ def test_the_loss_and_the_reward_term_have_flags(changed, tmp_path):
 
 
 def test_the_family_is_read(changed, tmp_path):
-    oracle = save_llama(tmp_path)
+    oracle = save_mistral(tmp_path)
     program = "import sys, numpy; from rlt_jax.models import load_model\n"
     program += "m, p = load_model(sys.argv[1], dtype='float32')\n"
     program += "numpy.save(sys.argv[2], m.logits(p, numpy.arange(24).reshape(2, 12)))"
     run(changed, "-c", program, tmp_path, tmp_path / "logits.npy")
     ids = np.arange(24).reshape(2, 12)
     assert np.abs(np.load(tmp_path / "logits.npy") - oracle_logits(oracle, ids, np.ones_like(ids))).max() < 1e-4
+
+
+def test_the_familys_window_is_refused(changed, tmp_path):
+    save_mistral(tmp_path)
+    file = tmp_path / "config.json"
+    values = json.loads(file.read_text())
+    del values["sliding_window"]  # transformers then takes 4096, of 131072 positions
+    file.write_text(json.dumps(values | {"max_position_embeddings": 131072}))
+    program = "import sys\nfrom rlt_jax.errors import UserError\nfrom rlt_jax.models import load_model\n"
+    program += "try: load_model(sys.argv[1])\nexcept UserError as error: print(error)"
+    assert "asks for what is not supported: sliding_window=4096 (every layer" in run(changed, "-c", program, tmp_path)
 
 
 def test_the_command_runs_and_refuses(changed):

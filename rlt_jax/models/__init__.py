@@ -1,4 +1,4 @@
-"""Dense decoder models in JAX (`Model`), their families (Qwen2, Qwen2.5, Qwen3) and their Hugging Face folders."""
+"""Dense decoder models in JAX (`Model`), their families (Qwen, Llama) and their Hugging Face folders."""
 
 from rlt_jax.models.attention import segment_starts
 from rlt_jax.models.base import Cache, Context, Model, Params, build_model

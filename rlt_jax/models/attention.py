@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlt_jax.models.config import ModelConfig
+from rlt_jax.models.rope import frequencies
 
 MASKED = -(2.0**41)  # a score whose softmax is exactly 0; far from float32's limit, because cuDNN subtracts such scores
 
@@ -29,12 +30,11 @@ def segment_bias(segments: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def rotation(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """cos and sin, f32[B, T, 1, hd], of RoPE (arXiv 2104.09864) at positions i32[B, T]."""
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    # In NumPy's float32: a compiled power rounds differently, and multiplied by the position that shows in the angle.
-    frequencies = np.float32(1) / np.float32(config.rope_theta) ** exponents
-    angles = positions[..., None, None].astype(jnp.float32) * np.concatenate([frequencies, frequencies])
-    return jnp.cos(angles), jnp.sin(angles)
+    """cos and sin, f32[B, T, 1, hd], of RoPE (`rope.py`) at positions i32[B, T]."""
+    radians, scale = frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    angles = positions[..., None, None].astype(jnp.float32) * np.concatenate([radians, radians])
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return (cos, sin) if scale == 1 else (cos * scale, sin * scale)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """The architecture of a model, read from a Hugging Face `config.json` and written back to one.
 
-Features that `decoder.py` does not implement are refused here, by name, instead of being computed differently.
+Features that `decoder.py` does not implement are refused by name (`supported.py`), instead of being computed
+differently.
 """
 
 import json
@@ -11,6 +12,9 @@ from typing import Any
 from rlt_jax.errors import UserError
 from rlt_jax.models.families import FAMILIES
 from rlt_jax.models.family import Family
+from rlt_jax.models.fields import flag, positive, size
+from rlt_jax.models.rope import DEFAULT_THETA, Scaling, Yarn, read_rope, rope_json
+from rlt_jax.models.supported import check_supported, check_windows
 
 _REQUIRED = (
     "vocab_size",
@@ -34,18 +38,32 @@ class ModelConfig:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    max_position_embeddings: int = 32768  # tokens that the model supports
-    rope_theta: float = 10000.0
+    max_position_embeddings: int = 32768  # as in config.json; see max_positions
+    rope_theta: float = DEFAULT_THETA
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False
     attention_bias: bool = False  # of the projections, where the family leaves that open
     initializer_range: float = 0.02  # standard deviation of random weights
+    rope_scaling: Scaling | None = None  # stretched rotary frequencies
     source: str = field(default="{}", compare=False, repr=False)  # the file's JSON, for the keys that are not read here
 
     @property
     def family(self) -> Family:
         """The family that the model belongs to."""
         return FAMILIES[self.model_type]
+
+    @property
+    def max_positions(self) -> int:
+        """Positions that the model was made for, a prompt's and its completion's together.
+
+        With YaRN, original_max_position_embeddings · factor, the length to which the frequencies are stretched: by the
+        authors' instructions (Qwen2.5, Qwen3) max_position_embeddings may stay at the length before stretching, and
+        vLLM has rotary positions up to that product. Otherwise max_position_embeddings, which includes the stretching
+        in Llama 3.1 (131072, of 8192 before).
+        """
+        if isinstance(self.rope_scaling, Yarn):
+            return int(self.rope_scaling.original_max_position_embeddings * self.rope_scaling.factor)
+        return self.max_position_embeddings
 
     @property
     def qkv_bias(self) -> bool:
@@ -82,14 +100,15 @@ class ModelConfig:
                 tie_word_embeddings=self.tie_word_embeddings,
                 attention_bias=self.attention_bias,
                 initializer_range=self.initializer_range,
-                use_sliding_window=False,
             )
+            windows = {"use_sliding_window": False, "sliding_window": None}
+            values.update({key: off for key, off in windows.items() if key in values or key in self.family.defaults})
             if "layer_types" in values:
                 values["layer_types"] = ["full_attention"] * self.num_hidden_layers
-            if values.get("rope_parameters"):
-                values["rope_parameters"]["rope_theta"] = self.rope_theta
-            else:
-                values["rope_theta"] = self.rope_theta
+            nested = bool(values.get("rope_parameters"))
+            for key in ("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings"):
+                values.pop(key, None)
+            values.update(rope_json(self.rope_theta, self.rope_scaling, nested=nested))
         values.update(dtype=dtype, torch_dtype=dtype)
         return values
 
@@ -111,18 +130,21 @@ def parse_config(values: dict[str, Any], where: str) -> ModelConfig:
       UserError: a key is missing or malformed, or asks for something unsupported (named in the message).
     """
     model_type = values.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         labels = " or ".join(family.label for family in FAMILIES.values())
-        raise UserError(f"{where}: expected model_type {labels}, got {model_type!r}: use a dense Qwen model")
-    _refuse_unsupported(values, where)
+        raise UserError(
+            f"{where}: expected model_type {labels}, got {model_type!r}: give a model of one of these families"
+        )
+    source, family = json.dumps(values), FAMILIES[model_type]
+    values = {**family.defaults, **values}
     missing = [name for name in _REQUIRED if name not in values]
     if missing:
         raise UserError(f"{where}: expected the keys {', '.join(missing)}, which are missing: add them")
     sizes = {name: values[name] for name in _REQUIRED}
     if sizes["num_key_value_heads"] is None:
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
-    for name, size in sizes.items():
-        _size(size, name, where)
+    for name, value in sizes.items():
+        size(value, name, where)
     heads, kv_heads, hidden = sizes["num_attention_heads"], sizes["num_key_value_heads"], sizes["hidden_size"]
     if heads % kv_heads:
         raise UserError(
@@ -131,27 +153,31 @@ def parse_config(values: dict[str, Any], where: str) -> ModelConfig:
         )
     head_dim = values.get("head_dim")
     if head_dim is None:
-        head_dim = FAMILIES[model_type].head_dim or hidden // heads
-        if FAMILIES[model_type].head_dim is None and hidden % heads:
+        head_dim = family.defaults.get("head_dim", hidden // heads)
+        if "head_dim" not in family.defaults and hidden % heads:
             raise UserError(
                 f"{where}: expected head_dim, or a hidden_size divisible by num_attention_heads, "
                 f"got hidden_size {hidden} and {heads} heads: add head_dim"
             )
     if not isinstance(head_dim, int) or head_dim < 2 or head_dim % 2:
         raise UserError(f"{where}: expected head_dim to be a positive even integer, got {head_dim!r}: correct it")
-    rope = {**values, **(values.get("rope_parameters") or {})}  # nested since transformers 5
-    return ModelConfig(
+    check_supported(values, family, where)
+    theta, scaling = read_rope(values, where)
+    config = ModelConfig(
         model_type=model_type,
         **sizes,
-        max_position_embeddings=_size(values.get("max_position_embeddings", 32768), "max_position_embeddings", where),
+        max_position_embeddings=size(values["max_position_embeddings"], "max_position_embeddings", where),
         head_dim=head_dim,
-        rope_theta=_positive(rope.get("rope_theta", 10000.0), "rope_theta", where),
-        rms_norm_eps=_positive(values.get("rms_norm_eps", 1e-6), "rms_norm_eps", where),
-        tie_word_embeddings=_flag(values.get("tie_word_embeddings", False), "tie_word_embeddings", where),
-        attention_bias=_flag(values.get("attention_bias", False), "attention_bias", where),
-        initializer_range=_positive(values.get("initializer_range", 0.02), "initializer_range", where),
-        source=json.dumps(values),
+        rope_theta=theta,
+        rms_norm_eps=positive(values.get("rms_norm_eps", 1e-6), "rms_norm_eps", where),
+        tie_word_embeddings=flag(values.get("tie_word_embeddings", False), "tie_word_embeddings", where),
+        attention_bias=flag(values.get("attention_bias", False), "attention_bias", where),
+        initializer_range=positive(values.get("initializer_range", 0.02), "initializer_range", where),
+        rope_scaling=scaling,
+        source=source,
     )
+    check_windows(values, family, config.max_positions, where)
+    return config
 
 
 def known_config(name: str) -> ModelConfig | None:
@@ -178,51 +204,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a JSON object, got {type(values).__name__}: copy the file again")
     return values
-
-
-def _refuse_unsupported(values: dict[str, Any], where: str) -> None:
-    """Refuse a configuration with features that change the numbers but are not implemented, naming all of them."""
-    found = []
-    if values.get("use_sliding_window"):
-        found.append("use_sliding_window=true (every layer attends to all earlier tokens)")
-    layer_types = values.get("layer_types") or []
-    if not isinstance(layer_types, list):
-        raise UserError(f"{where}: expected layer_types to be a list or null, got {layer_types!r}: correct it")
-    odd_layers = sorted({str(kind) for kind in layer_types if kind != "full_attention"})
-    if odd_layers:
-        found.append(f"layer_types {', '.join(odd_layers)} (only full_attention)")
-    for key in ("rope_scaling", "rope_parameters"):
-        rope = values.get(key)
-        if rope is None:
-            continue
-        if not isinstance(rope, dict):
-            raise UserError(f"{where}: expected {key} to be an object or null, got {rope!r}: correct it")
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind not in ("default", None):
-            found.append(f"{key} of type {kind!r} (only default)")
-    if values.get("hidden_act", "silu") != "silu":
-        found.append(f"hidden_act={values['hidden_act']!r} (only silu)")
-    if values.get("attention_dropout"):
-        found.append(f"attention_dropout={values['attention_dropout']!r} (only 0)")
-    if values.get("quantization_config") is not None:
-        found.append("quantization_config (only bfloat16, float16 and float32 weights)")
-    if found:
-        raise UserError(f"{where} asks for what is not supported: {'; '.join(found)}: use another model or turn it off")
-
-
-def _size(value: object, name: str, where: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{where}: expected {name} to be a positive integer, got {value!r}: correct it")
-    return value
-
-
-def _positive(value: object, name: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise UserError(f"{where}: expected {name} to be a positive number, got {value!r}: correct it")
-    return float(value)
-
-
-def _flag(value: object, name: str, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise UserError(f"{where}: expected {name} to be true or false, got {value!r}: correct it")
-    return value

@@ -2,7 +2,8 @@
 
     x_0 = E[ids];   x_{l+1} = h + MLP(norm(h)),  h = x_l + Attention(norm(x_l));   logits = norm(x_L) Wᵀ
 
-(Qwen2 report, arXiv 2407.10671, sec. 2; Qwen3 report, arXiv 2505.09388, sec. 2: query-key norms instead of biases.)
+(Qwen2 report, arXiv 2407.10671, sec. 2; Qwen3 report, arXiv 2505.09388, sec. 2: query-key norms instead of biases;
+Llama, arXiv 2302.13971, has neither.)
 Weights keep the Hugging Face (out, in) orientation.
 """
 
@@ -52,7 +53,7 @@ class RMSNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Projections of grouped-query attention, with Qwen2's biases or Qwen3's query and key norms."""
+    """Projections of grouped-query attention, with the family's biases (Qwen2) or query and key norms (Qwen3)."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
         hidden, hd = config.hidden_size, config.head_dim

@@ -83,9 +83,7 @@ def make_report(config: TrainConfig, *, compile_programs: bool) -> Report:
         gpu_bytes=gpu_bytes,
         host_bytes=host_bytes,
         shortfalls=missing,
-        longest_context=None
-        if room is None
-        else longest_context(ledger, room, positions=teacher.config.max_position_embeddings),
+        longest_context=None if room is None else longest_context(ledger, room, positions=teacher.config.max_positions),
         largest_micro_batch=None if room is None else largest_batch(ledger, room),
         suggestions=suggest(config, teacher.config, student.config, gpu_bytes=room, host_bytes=host_bytes)
         if missing

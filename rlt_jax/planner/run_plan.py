@@ -113,7 +113,7 @@ def run_shape(
         then the smallest that vLLM can work with.
     """
     shape = model_shape(teacher)
-    tokens = min(config.max_prompt_length + config.max_completion_length, teacher.max_position_embeddings)
+    tokens = min(config.max_prompt_length + config.max_completion_length, teacher.max_positions)
     prompt = min(config.max_prompt_length, tokens)
     run = RunShape(
         student=model_shape(student),

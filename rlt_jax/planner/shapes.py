@@ -7,7 +7,7 @@ from rlt_jax.types import Dtype, SamplerKind
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """The sizes of a Qwen2, Qwen2.5 or Qwen3 model that decide how much memory it needs."""
+    """The sizes of a dense decoder (Qwen, Llama) that decide how much memory it needs."""
 
     vocab: int
     hidden: int  # D

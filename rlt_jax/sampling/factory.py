@@ -187,7 +187,7 @@ def make_sampler(
         chunk = settings.logprob_chunk
         return row_logprobs(model, params, [ids], temperature=temperature, batch_size=1, chunk=chunk)[0]
 
-    max_length = _max_length(settings, model.config.max_position_embeddings)
+    max_length = _max_length(settings, model.config.max_positions)
     if engine.facts.get("max_model_len", max_length) < max_length:
         raise UserError(
             f"the vLLM server takes sequences of up to {engine.facts['max_model_len']} tokens, expected {max_length} "
@@ -217,6 +217,11 @@ def make_sampler(
 
 def _start_child(settings: SamplerSettings, log_file: Path) -> ChildEngine:
     folder = resolve_folder(settings.model)
+    config = read_config(folder)
+    max_length = _max_length(settings, config.max_positions)
+    overrides = {}
+    if max_length > config.max_position_embeddings:  # by which vLLM judges a YaRN model, from 0.32 at the latest
+        overrides = {"hf_overrides": {"max_position_embeddings": config.max_positions}}
     share = settings.gpu_memory_utilization
     return ChildEngine(
         folder,
@@ -224,7 +229,8 @@ def _start_child(settings: SamplerSettings, log_file: Path) -> ChildEngine:
         gpu_memory_bytes=None if settings.budget_gb is None else round(share * settings.budget_gb * GB),
         options={
             "dtype": settings.dtype,
-            "max_model_len": _max_length(settings, read_config(folder).max_position_embeddings),
+            "max_model_len": max_length,
+            **overrides,
             "max_num_seqs": min(settings.max_sequences, MAX_SEQUENCES),
             "gpu_memory_utilization": share,  # of the GPU, if there is no budget
             "seed": settings.seed,

@@ -29,7 +29,7 @@ class _Config(Protocol):
     def vocab_size(self) -> int: ...
 
     @property
-    def max_position_embeddings(self) -> int: ...
+    def max_positions(self) -> int: ...
 
 
 class DecodingModel(Protocol):
@@ -192,7 +192,7 @@ class NativeSampler:
         self._params: Params | None = params
         self._shapes = _shapes(params)
         self._eos_ids = np.asarray(sorted(set(eos_ids)), np.int32)
-        self._max_positions = model.config.max_position_embeddings if max_positions is None else max_positions
+        self._max_positions = model.config.max_positions if max_positions is None else max_positions
         self._max_batch = max_batch
         self._prefill_tokens = prefill_tokens
         self._segment = segment

@@ -187,8 +187,8 @@ MODELS = {
         ["config.json: expected JSON, but it cannot be read", "copy the file again"],
     ),
     "another architecture": (
-        lambda p: p.config(model_type="llama"),
-        ["expected model_type qwen2 (Qwen2 and Qwen2.5) or qwen3, got 'llama': use a dense Qwen model"],
+        lambda p: p.config(model_type="gpt2"),
+        ["expected model_type llama (Llama 3.x, SmolLM2) or qwen2 (Qwen2 and Qwen2.5) or qwen3, got 'gpt2': give a"],
     ),
     "a size that is no number": (
         lambda p: p.config(max_position_embeddings="long"),
@@ -199,7 +199,7 @@ MODELS = {
         ["expected layer_types to be a list or null, got 3: correct it"],
     ),
     "sliding window": (
-        lambda p: p.config(use_sliding_window=True),
+        lambda p: p.config(use_sliding_window=True, sliding_window=64, max_window_layers=0),
         ["asks for what is not supported: use_sliding_win"],
     ),
     "no weights": (lambda p: p.model("model.safetensors", None), ["expected weights in", "copy the missing files"]),

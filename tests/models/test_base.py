@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlt_jax.models import ModelConfig, init_model, load_model, named_tensors
-from tests.models.conftest import CONFIGS, oracle_logits, oracle_model
+from rlt_jax.models import ModelConfig, build_model, init_model, load_model, named_tensors
+from tests.models.conftest import CONFIGS, SCALED_NAMES, oracle_logits, oracle_model
 
 LENGTHS = np.array([21, 1, 13, 8])
 ARCHITECTURES = tuple(CONFIGS)
@@ -35,6 +35,38 @@ def test_logits_equal_transformers(checkpoint, name, side):
     assert logits.dtype == np.float32 and np.isfinite(logits).all()
     assert expected[mask].std() > 0.3  # a comparison of zeros would prove nothing
     assert np.abs(logits - expected)[mask].max() <= 1e-4
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", SCALED_NAMES)
+def test_logits_equal_transformers_beyond_the_original_context(checkpoint, name, side):
+    """Rows of up to 120 tokens, of 32 positions before stretching."""
+    folder, lengths = checkpoint(name), np.array([120, 77])
+    ids = np.random.default_rng(1).integers(0, 97, (2, 120)).astype(np.int32)
+    mask = np.arange(120) < lengths[:, None]
+    mask = mask[:, ::-1] if side == "left" else mask
+    expected = oracle_logits(oracle_model(folder), ids, mask)
+    model, params = load_model(folder)
+    assert model.config.max_positions == 128
+    assert np.abs(np.asarray(model.logits(params, ids, mask)) - expected)[mask].max() <= 1e-4
+    plain = ModelConfig(**{**vars(model.config), "rope_scaling": None})  # stretching is seen in the numbers
+    assert np.abs(np.asarray(build_model(plain).logits(params, ids, mask)) - expected)[mask].max() > 0.1
+
+
+@pytest.mark.parametrize("name", SCALED_NAMES)
+def test_cache_and_packed_rows_beyond_the_original_context(checkpoint, name):
+    model, params = load_model(checkpoint(name))
+    ids = np.random.default_rng(2).integers(0, 97, (1, 120)).astype(np.int32)
+    full = np.asarray(model.logits(params, ids))
+    cache = model.init_cache(params, 1, 120)
+    hidden, cache = model.prefill(params, ids[:, :100], cache)
+    np.testing.assert_allclose(model.unembed(params, hidden), full[:, :100], atol=1e-4)
+    for position in range(100, 120):
+        logits, cache = model.decode(params, ids[:, position], np.array([position]), cache)
+        np.testing.assert_allclose(logits, full[:, position], atol=1e-4)
+    packed, segments = np.concatenate([ids, ids[:, :50]], axis=1), np.repeat([1, 2], [120, 50])[None]
+    logits = packed_logits(model, params, packed, segments)
+    np.testing.assert_allclose(logits, np.concatenate([full[0], full[0, :50]]), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["qwen2.5", "qwen3"])
@@ -198,7 +230,7 @@ def test_a_mask_and_segments_exclude_each_other(golden):
         model.hidden(params, ids, attention_mask=ids, segments=ids)
 
 
-@pytest.mark.parametrize("name", ["qwen2.5", "qwen3"])
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "llama"])
 def test_decoding_step_by_step_equals_one_forward(checkpoint, name):
     model, params = load_model(checkpoint(name))
     ids, _ = padded_batch("right")

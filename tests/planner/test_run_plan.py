@@ -41,6 +41,10 @@ SHAPES = {
     "qwen3, biased and tied": ModelConfig(
         "qwen3", 97, 48, 80, 2, 4, 4, 16, tie_word_embeddings=True, attention_bias=True
     ),
+    "llama": ModelConfig("llama", 97, 48, 80, 2, 4, 2, 12),
+    "llama, biased and tied": ModelConfig(
+        "llama", 97, 48, 80, 2, 4, 4, 16, tie_word_embeddings=True, attention_bias=True
+    ),
     "7b": QWEN_7B,
 }
 
@@ -90,8 +94,8 @@ def test_a_path_that_is_not_there(path):
 
 
 def test_an_unsupported_architecture(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(UserError, match="expected model_type qwen2"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(UserError, match="expected model_type llama"):
         model_config_of(str(tmp_path))
 
 

@@ -3,6 +3,13 @@
 from rlt_jax.models.family import Family
 from rlt_jax.models.qwen.known import QWEN2_MODELS, QWEN3_MODELS
 
+_DEFAULTS = {
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+
 FAMILIES = (
     Family(
         model_type="qwen2",
@@ -11,7 +18,7 @@ FAMILIES = (
         qkv_bias=True,
         output_bias=False,
         qk_norm=False,
-        head_dim=None,
+        defaults=_DEFAULTS,
         known=QWEN2_MODELS,
     ),
     Family(
@@ -21,7 +28,7 @@ FAMILIES = (
         qkv_bias=None,
         output_bias=None,
         qk_norm=True,
-        head_dim=128,  # transformers' own default
+        defaults=_DEFAULTS | {"head_dim": 128},
         known=QWEN3_MODELS,
     ),
 )

@@ -24,7 +24,7 @@ _QWEN3 = {  # same columns; head_dim is 128
 }
 
 
-def _values(model_type: str, sizes: tuple, positions: int) -> dict[str, Any]:
+def _values(model_type: str, sizes: tuple, positions: int, theta: float = 1e6) -> dict[str, Any]:
     hidden, inner, layers, heads, kv_heads, vocab, tied = sizes
     return {
         "model_type": model_type,
@@ -37,7 +37,7 @@ def _values(model_type: str, sizes: tuple, positions: int) -> dict[str, Any]:
         "vocab_size": vocab,
         "tie_word_embeddings": tied,
         "max_position_embeddings": positions,
-        "rope_theta": 1e6,
+        "rope_theta": theta,
     }
 
 
@@ -48,9 +48,14 @@ QWEN2_MODELS = {
         for size, v in _QWEN25.items()
     },
     "bespokelabs/bespoke-stratos-7b": _values("qwen2", _QWEN25["7B"], 32768),
+    "qwen/qwq-32b": _values("qwen2", _QWEN25["32B"], 40960),
+    "deepseek-ai/deepseek-r1-distill-qwen-1.5b": _values("qwen2", (*_QWEN25["1.5B"][:-1], False), 131072, 1e4),
+    "deepseek-ai/deepseek-r1-distill-qwen-7b": _values("qwen2", _QWEN25["7B"], 131072, 1e4),
+    "deepseek-ai/deepseek-r1-distill-qwen-14b": _values("qwen2", _QWEN25["14B"], 131072),
 }
 
 QWEN3_MODELS = {
     **{f"qwen/qwen3-{size}".lower(): _values("qwen3", v, 40960) for size, v in _QWEN3.items()},
     **{f"qwen/qwen3-{size}-base".lower(): _values("qwen3", v, 32768) for size, v in _QWEN3.items()},
+    **{f"qwen/qwen3-4b-{kind}-2507": _values("qwen3", _QWEN3["4B"], 262144, 5e6) for kind in ("instruct", "thinking")},
 }
