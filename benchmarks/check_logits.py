@@ -1,9 +1,11 @@
-"""Compare a Qwen folder's logits and greedy text with those of transformers, both in float32 on this machine.
+"""Compare a model folder's logits and greedy text with those of transformers, both in float32 on this machine.
 
-    python benchmarks/check_logits.py --model DIR --data rows.jsonl
+    python benchmarks/check_logits.py --model DIR --data rows.jsonl [--exact] [--same-as DIR]
 
 The texts are the data's rows (question and solution, in the model's chat format if it has one), batched with left
 padding; greedy text continues the first questions. Prints a table, and exits with 1 if a number is out of bounds.
+Logits of a large model differ by rounding alone: --exact also shows how far both are from those that transformers
+computes in float64, row by row.
 """
 
 import argparse
@@ -15,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlt_jax.data.tokenizer import load_tokenizer
 from rlt_jax.errors import UserError, command
 from rlt_jax.models import Model, load_model
 
@@ -32,22 +35,39 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=3, help="questions to continue greedily")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each greedy continuation")
     parser.add_argument("--atol", type=float, default=1e-3, help="largest allowed difference between two logits")
+    parser.add_argument("--exact", action="store_true", help="also compare both with transformers in float64")
+    parser.add_argument("--same-as", type=Path, help="folder of a model that computes the same: compare with ours, too")
     args = parser.parse_args()
     rows = read_rows(args.data, max(args.texts, args.prompts))
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    tokenizer = load_tokenizer(args.model)
     oracle = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     model, params = load_model(args.model, dtype="float32")
 
+    exact = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float64).eval() if args.exact else None
+    twin = load_model(args.same_as, dtype="float32") if args.same_as else None
+
     passed = True
-    print(f"{'rows':>8} {'tokens':>7} {'max |logit|':>12} {'max abs diff':>13} {'argmax equal':>13}")
+    heads = ("rows", "tokens", "max |logit|", "max abs diff", "argmax equal")
+    heads += ("ours - exact", "theirs - exact") if exact else ()
+    heads += ("ours - twin",) if twin else ()
+    print("  ".join(f"{head:>14}" for head in heads))
     sequences = [tokenizer(as_text(tokenizer, row, with_solution=True))["input_ids"] for row in rows[: args.texts]]
     for start in range(0, len(sequences), args.batch):
         batch = sequences[start : start + args.batch]
-        difference, largest, agreement = compare_logits(model, params, oracle, batch)
+        ours, theirs = our_logits(model, params, batch), their_logits(oracle, batch)
+        difference = largest_difference(ours, theirs)
         passed &= difference <= args.atol
-        label = f"{start}-{start + len(batch) - 1}"
-        tokens = sum(map(len, batch))
-        print(f"{label:>8} {tokens:>7} {largest:>12.2f} {difference:>13.2e} {agreement:>13.4%}")
+        agreement = (ours.argmax(-1) == theirs.argmax(-1)).mean()
+        cells = [f"{start}-{start + len(batch) - 1}", f"{len(ours)}", f"{np.abs(theirs).max():.2f}"]
+        cells += [f"{difference:.2e}", f"{agreement:.4%}"]
+        if exact:
+            right = np.concatenate([their_logits(exact, [row]) for row in batch])
+            cells += [f"{largest_difference(logits, right):.2e}" for logits in (ours, theirs)]
+        if twin:
+            difference = largest_difference(ours, our_logits(*twin, batch))
+            passed &= difference <= args.atol
+            cells.append(f"{difference:.2e}")
+        print("  ".join(f"{cell:>14}" for cell in cells))
 
     print(f"\n{'prompt':>8} {'tokens':>7} {'greedy equal':>13}  text")
     for index, row in enumerate(rows[: args.prompts]):
@@ -85,18 +105,31 @@ def as_text(tokenizer: PreTrainedTokenizerBase, row: dict[str, str], *, with_sol
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not with_solution)
 
 
-def compare_logits(
-    model: Model, params: dict, oracle: PreTrainedModel, sequences: list[list[int]]
-) -> tuple[float, float, float]:
-    """Over real tokens: the largest difference, the largest logit, and how often the most likely token agrees."""
+def padded(sequences: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Left-padded ids i32[B, T] and mask bool[B, T]."""
     width = -(-max(map(len, sequences)) // 64) * 64  # few widths, so few compilations
     ids = np.array([[0] * (width - len(row)) + row for row in sequences], np.int32)
-    mask = np.arange(width) >= width - np.array([[len(row)] for row in sequences])
-    ours = np.asarray(model.logits(params, ids, mask))[mask]
+    return ids, np.arange(width) >= width - np.array([[len(row)] for row in sequences])
+
+
+def our_logits(model: Model, params: dict, sequences: list[list[int]]) -> np.ndarray:
+    """Logits [N, V] of all real tokens."""
+    ids, mask = padded(sequences)
+    return np.asarray(model.logits(params, ids, mask))[mask]
+
+
+def their_logits(oracle: PreTrainedModel, sequences: list[list[int]]) -> np.ndarray:
+    """transformers' logits [N, V] of all real tokens; a single row is not padded."""
+    ids, mask = padded(sequences)
+    if len(sequences) == 1:
+        ids, mask = ids[mask][None], mask[mask][None]
     with torch.no_grad():
-        theirs = oracle(torch.tensor(ids), attention_mask=torch.tensor(mask.astype(np.int64))).logits.numpy()[mask]
-    agreement = (ours.argmax(-1) == theirs.argmax(-1)).mean()
-    return float(np.abs(ours - theirs).max()), float(np.abs(theirs).max()), float(agreement)
+        return oracle(torch.tensor(ids), attention_mask=torch.tensor(mask.astype(np.int64))).logits.numpy()[mask]
+
+
+def largest_difference(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest absolute difference of two arrays."""
+    return float(np.abs(a - b).max())
 
 
 def greedy(model: Model, params: dict, prompt: list[int], tokens: int, *, stop: int) -> list[int]:

