@@ -62,7 +62,7 @@ def score(config: ScoreConfig) -> Path:
         sampling_temperature=config.temperature,
         chunk=config.logprob_chunk,
     )
-    room = Room(0, teacher.config.max_position_embeddings, student.config.max_position_embeddings)
+    room = Room(0, teacher.config.max_positions, student.config.max_positions)
     score_chunk = partial(score_records, scorer, teacher_params, batch_size=config.score_batch_size)
     kept, scored, rewards, unscored = None, [], [], []
     with ExitStack() as unfinished:

@@ -65,7 +65,7 @@ def row_logprobs(
       UserError: a row is longer than the model was made for.
     """
     lengths = [len(row) for row in rows]
-    positions = model.config.max_position_embeddings
+    positions = model.config.max_positions
     if max(lengths, default=0) > positions:
         raise UserError(
             f"a sequence of {max(lengths)} tokens: expected at most the {positions} positions that the model was made "

@@ -104,7 +104,7 @@ def frozen_like(config: TrainConfig, params: Params) -> Params:
 
 def model_positions(path: str) -> int:
     """How many tokens a model was made for, from its config.json."""
-    return read_config(resolve_folder(path)).max_position_embeddings
+    return read_config(resolve_folder(path)).max_positions
 
 
 def room_of(config: TrainConfig | GenerateConfig) -> Room:

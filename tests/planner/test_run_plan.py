@@ -12,6 +12,7 @@ from rlt_jax.configs import PRESETS, LossConfig, MemoryConfig, SamplerConfig
 from rlt_jax.errors import UserError
 from rlt_jax.models import ModelConfig, build_model, read_config
 from rlt_jax.models.config import known_config
+from rlt_jax.models.rope import Yarn
 from rlt_jax.planner.advice import suggest
 from rlt_jax.planner.run_plan import (
     at_batch_sizes,
@@ -103,6 +104,8 @@ def test_lengths_are_worst_cases_in_buckets():
     run = run_shape(MONO85, QWEN_7B, QWEN_7B)
     assert (run.teacher_tokens, run.student_tokens) == (bucket_length(12288), bucket_length(12288 + 256))
     assert (run.teacher_tokens, run.student_tokens, run.sequence_tokens) == (12288, 16384, 12288)
+    yarn = replace(QWEN_7B, max_position_embeddings=4096, rope_scaling=Yarn(4.0, 4096, 1.0))  # 16384 positions
+    assert run_shape(MONO85, yarn, QWEN_7B) == run
     short = replace(QWEN_7B, max_position_embeddings=4096)  # a model made for less
     assert run_shape(MONO85, short, short).teacher_tokens == 4096
 

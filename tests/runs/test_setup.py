@@ -258,6 +258,10 @@ def test_rows_that_may_exceed_the_students_or_the_references_positions_are_skipp
     assert "1 x chat and explanation exceed the student's positions (row 1)" in logged.text
     reference = short_model(tmp_path / "reference", 40)
     assert room_of(replace(config, reference=reference)).teacher == 40
+    file = tmp_path / "reference" / "config.json"
+    yarn = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 40}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rope_scaling": yarn}))
+    assert room_of(replace(config, reference=reference)).teacher == 80  # stretched
     with pytest.raises(UserError, match="exceed the teacher's positions"):
         load_prompts(replace(config, reference=reference), chat)
 
