@@ -15,6 +15,7 @@ from rlt_jax.data import (
     ChatFormat,
     Question,
     eos_ids,
+    known_ids,
 )
 from rlt_jax.device.jax_setup import prepare_memory, use_compilation_cache
 from rlt_jax.errors import command
@@ -91,7 +92,16 @@ def write_chunks(
     """Load the model; ask, grade and save all chunks that are not done yet."""
     model, params = load_checked_model(config.model, chat.tokenizer, dtype=config.dtype)
     end_ids = eos_ids(chat.tokenizer, config.model)
-    sampler = make_sampler(settings, engine, model, params, version=0, eos_ids=end_ids, probe_ids=prompts[0])
+    sampler = make_sampler(
+        settings,
+        engine,
+        model,
+        params,
+        version=0,
+        eos_ids=end_ids,
+        token_ids=known_ids(chat.tokenizer),
+        probe_ids=prompts[0],
+    )
     sampling = sampling_params(config.sampler, max_tokens=config.max_completion_length, temperature=config.temperature)
     size = config.questions_per_chunk
     for start in track(range(partial.done * size, len(questions), size), "answering", transient=True):

@@ -12,6 +12,7 @@ from rlt_jax.data import (
     ChatFormat,
     build_prompts,
     eos_ids,
+    known_ids,
     load_rows,
     student_system,
 )
@@ -102,9 +103,15 @@ def write_chunks(
     """Load the models; sample, score and save the chunks that are not done yet."""
     model, params = load_checked_model(config.teacher, chat.tokenizer, dtype=config.dtype)
     end_ids = eos_ids(chat.tokenizer, config.teacher)
-    probe_ids = chunks[0][0].teacher_ids
     sampler = make_sampler(
-        sampler_settings(config), engine, model, params, version=0, eos_ids=end_ids, probe_ids=probe_ids
+        sampler_settings(config),
+        engine,
+        model,
+        params,
+        version=0,
+        eos_ids=end_ids,
+        token_ids=known_ids(chat.tokenizer),
+        probe_ids=chunks[0][0].teacher_ids,
     )
     scorer = load_scorer(config, model, chat)
     todo = chunks[partial.done :]

@@ -57,6 +57,11 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
 
+    @property
+    def filtered(self) -> bool:
+        """Whether tokens are sampled from a part of the distribution: a filter is on, and sampling is not greedy."""
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+
 
 @dataclass(frozen=True)
 class Request:
@@ -68,10 +73,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """The completion sampled for one (prompt, seed)."""
+    """The completion sampled for one (prompt, seed).
+
+    Its log-probs are those of softmax(logits / temperature) over the model's whole vocabulary, before any filter, so
+    that they compare with the trainer's; of a greedy completion they are at temperature 1. With a filter on they are
+    NaN where the sampler cannot know them, as with vLLM, which reports them after its filters.
+    """
 
     token_ids: np.ndarray  # i32[N], including the EOS token if there was one
-    logps: np.ndarray  # f32[N] nats, under the processed distribution (after temperature, top-k, top-p, min-p)
+    logps: np.ndarray  # f32[N] nats
     finished: bool  # True: ended by EOS; False: cut off at max_tokens
     weight_version: int  # of the weights that it was sampled from
 
@@ -111,5 +121,5 @@ class TrainBatch(NamedTuple):
     ids: Array  # i32[B, T] token ids
     mask: Array  # bool[B, T] True on completion tokens up to and including EOS
     ref_logps: Array  # f32[B, T] nats, of the token at the same position; 0 off the mask
-    sampler_logps: Array  # f32[B, T] nats, under the distribution the tokens were sampled from; 0 off the mask
+    sampler_logps: Array  # f32[B, T] nats, as in Completion; 0 off the mask
     advantages: Array  # f32[B]

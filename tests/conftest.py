@@ -2,6 +2,7 @@
 
 import atexit
 import io
+import json
 import logging
 import os
 import shutil
@@ -14,14 +15,35 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # before JAX is imported; wor
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rlt_jax-tests-xla-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
+import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.numpy import load_file, save_file
+
+import rlt_jax
 
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder with the numbers recorded from the original system, and its two tiny checkpoints."""
     return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def padded_teacher(tmp_path_factory) -> Path:
+    """The tiny teacher with twice as many rows in its embedding as its tokenizer knows ids.
+
+    Each new row is half as long again as the row it follows, so that the largest logits are those of unknown ids.
+    """
+    tiny = Path(rlt_jax.__file__).parent / "assets" / "tiny" / "teacher"
+    folder = shutil.copytree(tiny, tmp_path_factory.mktemp("padded") / "teacher")
+    tensors = load_file(folder / "model.safetensors")
+    table = tensors["model.embed_tokens.weight"]
+    tensors["model.embed_tokens.weight"] = np.concatenate([table, 1.5 * table]).astype(table.dtype)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 2 * len(table)}))
+    return folder
 
 
 @pytest.fixture

@@ -56,4 +56,4 @@ def sampling_problems(config: SamplingConfig, *, positive: dict[str, int]) -> It
         )
     yield from seed_problems(config.seed)
     yield from vllm_share_problems(config.vllm_gpu_memory_utilization, of="the GPU")
-    yield from sampler_problems(config.sampler)
+    yield from sampler_problems(config.sampler, temperature=config.temperature)

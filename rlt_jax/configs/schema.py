@@ -16,6 +16,8 @@ from rlt_jax.types import Dtype, Normalization, Reduction, SamplerKind, StudentT
 
 Resume = Literal["auto", "never", "must"]
 
+VLLM_MIN_TEMPERATURE = 0.01  # it raises lower ones to this
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -93,7 +95,8 @@ class SamplerConfig:
     """vllm, vllm-server: limit of the mean difference of these log-probs, nats. None: 0.2 for bfloat16, 0.001 for
     float32."""
     top_k: int = 0
-    """Sample from the k likeliest tokens. 0: off."""
+    """Sample from the k likeliest tokens. 0: off. With vLLM, a filter (this or the next two) rules out
+    loss.importance_correction and the metrics that compare log-probs of sampler and policy."""
     top_p: float = 1.0
     """Sample from the likeliest tokens that together have this probability, in (0, 1]. 1: off."""
     min_p: float = 0.0
@@ -101,8 +104,14 @@ class SamplerConfig:
     max_batch: MayChange[int] = 32
     """native: maximum number of sequences decoded together. More is faster and takes more memory."""
 
+    @property
+    def filters(self) -> dict[str, float]:
+        """The filters that are on, by field name."""
+        values = {"top_k": (self.top_k, 0), "top_p": (self.top_p, 1), "min_p": (self.min_p, 0)}
+        return {name: value for name, (value, off) in values.items() if value != off}
 
-def sampler_problems(sampler: SamplerConfig) -> Iterator[str]:
+
+def sampler_problems(sampler: SamplerConfig, *, temperature: float) -> Iterator[str]:
     """Invalid settings of the sampler, one message each."""
     yield from text_problems(
         {
@@ -126,6 +135,11 @@ def sampler_problems(sampler: SamplerConfig) -> Iterator[str]:
             f"sampler.python={sampler.python} with sampler.kind={sampler.kind}: only vllm starts an interpreter, "
             "leave it out"
         )
+    if sampler.kind != "native" and 0 < temperature < VLLM_MIN_TEMPERATURE:
+        yield (
+            f"temperature={temperature:g} with sampler.kind={sampler.kind}: vLLM would sample at "
+            f"{VLLM_MIN_TEMPERATURE:g}, its minimum: raise the temperature, or use --sampler.kind native"
+        )
     if sampler.sync_tolerance is not None and sampler.sync_tolerance <= 0:
         yield f"sampler.sync_tolerance={sampler.sync_tolerance:g}: expected a positive number of nats, or None"
 
@@ -147,8 +161,8 @@ class LossConfig:
     """Save the attention of this many last layers for the backward pass: on a GPU, more time saved per GB than with
     saved_mlp. None: as for saved_mlp, with priority over it."""
     importance_correction: Literal["none", "token", "sequence"] = "none"
-    """Multiply the policy term by the ratio of policy to sampler probability, of each token or of the whole
-    completion."""
+    """Multiply the policy term by the ratio of policy to sampler probability, of each token or of the whole completion;
+    both are of the whole vocabulary, before filters."""
     importance_cap: float = 2.0
     """Upper limit of these ratios (truncated importance sampling), no unit."""
 

@@ -133,6 +133,11 @@ class TrainConfig:
         """Temperature that divides the logits of policy and reference in the loss."""
         return self.temperature if self.loss.unbias_log_probabilities else 1.0
 
+    @property
+    def compares_sampler(self) -> bool:
+        """Whether the sampler's log-probs and the policy's in the loss are of one distribution."""
+        return not any(_unlike_log_probs(self))
+
 
 def check_config(config: TrainConfig) -> None:
     """Reject inconsistent settings.
@@ -158,7 +163,7 @@ def _train_problems(config: TrainConfig) -> Iterator[str]:
     yield from _budget_problems(config)
     yield from data_problems(config.data, eval_steps=config.eval_steps)
     yield from _sampling_problems(config)
-    yield from sampler_problems(config.sampler)
+    yield from sampler_problems(config.sampler, temperature=config.temperature)
     yield from reward_problems(config.reward)
     yield from optimizer_problems(config.optimizer, learning_rate=config.learning_rate)
     yield from _objective_problems(config)
@@ -231,9 +236,30 @@ def _sampling_problems(config: TrainConfig) -> Iterator[str]:
 def _objective_problems(config: TrainConfig) -> Iterator[str]:
     if config.loss.beta < 0:
         yield f"loss.beta={config.loss.beta:g}: expected 0 or a positive number"
+    if config.loss.importance_correction != "none":
+        for reason in _unlike_log_probs(config):
+            yield f"loss.importance_correction={config.loss.importance_correction} with {reason}"
     if config.loss.importance_cap <= 0:
         yield f"loss.importance_cap={config.loss.importance_cap:g}: expected a positive number, such as 2"
     if not 0 <= config.ref.ref_model_mixup_alpha <= 1:
         yield (
             f"ref.ref_model_mixup_alpha={config.ref.ref_model_mixup_alpha:g}: expected the policy's share, from 0 to 1"
+        )
+
+
+def _unlike_log_probs(config: TrainConfig) -> Iterator[str]:
+    """Settings under which log-probs of sampler and policy are not of one distribution, and what to do about each."""
+    sampler, temperature = config.sampler, config.temperature
+    if sampler.kind != "native" and sampler.filters:
+        filters = " and ".join(f"sampler.{name}={value}" for name, value in sampler.filters.items())
+        yield (
+            f"{filters} and sampler.kind={sampler.kind}: expected log-probs of the whole distribution, but vLLM gives "
+            "those after its filters: switch the filters off, or use --sampler.kind native or "
+            "--loss.importance-correction none"
+        )
+    if config.policy_temperature != temperature:
+        yield (
+            f"temperature={temperature:g} and loss.unbias_log_probabilities off: expected log-probs at one "
+            f"temperature, but the sampler's are at {temperature:g} and the policy's at 1: switch "
+            "loss.unbias_log_probabilities on, or use --temperature 1 or --loss.importance-correction none"
         )

@@ -31,7 +31,7 @@ from rlt_jax.data.spans import (
     score_row_from_trace,
 )
 from rlt_jax.data.tags import BESPOKE, R1, TagFormat, Tags, tags_of
-from rlt_jax.data.tokenizer import check_same_tokenizer, eos_ids, load_tokenizer
+from rlt_jax.data.tokenizer import check_same_tokenizer, eos_ids, known_ids, load_tokenizer
 from rlt_jax.data.turns import Turns, end_of_turn, template_notes, turns_of
 
 __all__ = [
@@ -65,6 +65,7 @@ __all__ = [
     "explained_score_rows",
     "explanation_to_completion",
     "ids_to_bytes",
+    "known_ids",
     "load_explained_rows",
     "load_questions",
     "load_rows",

@@ -10,6 +10,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rlt_jax.data.turns import turns_of
 from rlt_jax.errors import UserError
 
@@ -154,3 +156,11 @@ def _model_folder(path: str | Path) -> Path:
             f"expected a model folder or a hub name, but {path!s} is not a folder and the hub says: "
             f"{str(error).splitlines()[0]}: check the name, or give the folder of a downloaded model"
         ) from None
+
+
+def known_ids(tokenizer: "PreTrainedTokenizerFast") -> np.ndarray:
+    """The ids that stand for a token, i32[K], sorted; there may be gaps.
+
+    The embeddings of most published models have more rows than that, and a model can put probability on their ids.
+    """
+    return np.array(sorted({*tokenizer.get_vocab().values(), *tokenizer.added_tokens_decoder}), np.int32)

@@ -18,20 +18,36 @@ class Diagnostics(NamedTuple):
     maxima: dict[str, jax.Array]  # maxima over the micro-batches of a step
 
 
-def grpo_objective(config: LossConfig) -> Callable[[jax.Array, TrainBatch], tuple[jax.Array, Diagnostics]]:
+def grpo_objective(
+    config: LossConfig, *, compare_sampler: bool = True
+) -> Callable[[jax.Array, TrainBatch], tuple[jax.Array, Diagnostics]]:
     """`losses.grpo_loss` with the settings of `config`, of the policy's log-probs f32[B, T] and their TrainBatch.
 
     On-policy: the old log-probs are the policy's own, held constant, so the ratio is 1 in value.
+
+    Args:
+      compare_sampler: the sampler's log-probs and the policy's are of one distribution. If not, they are not read, and
+        the diagnostics of `importance_weights` are left out.
+    Raises:
+      ValueError: an importance correction without `compare_sampler`.
     """
+    if not compare_sampler and config.importance_correction != "none":
+        raise ValueError(
+            f"importance_correction={config.importance_correction} without comparable log-probs: expected none"
+        )
 
     def objective(logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, Diagnostics]:
-        weights, means, maxima = importance_weights(
-            logps,
-            batch.sampler_logps,
-            batch.mask,
-            correction=config.importance_correction,
-            cap=config.importance_cap,
-        )
+        weights = None
+        means: dict[str, jax.Array] = {}
+        maxima: dict[str, jax.Array] = {}
+        if compare_sampler:
+            weights, means, maxima = importance_weights(
+                logps,
+                batch.sampler_logps,
+                batch.mask,
+                correction=config.importance_correction,
+                cap=config.importance_cap,
+            )
         loss, aux = grpo_loss(
             logps,
             jax.lax.stop_gradient(logps),

@@ -34,7 +34,7 @@ def grpo_batches(
     Args:
       ids: i32[T_i] prompt + completion each; the last completion_lengths[i] tokens are the completion.
       ref_logps: f32[T_i] nats each.
-      sampler_logps: f32[completion_lengths[i]] nats each, under the distribution the completions were sampled from.
+      sampler_logps: f32[completion_lengths[i]] nats each, of the completions by their sampler.
       advantages: f32[B].
       batch_size: rows of a micro-batch. Padding rows have an empty mask and contribute nothing.
     """

@@ -1,6 +1,7 @@
 """Truncated importance weights: the sampler's distribution is never exactly the trained policy's.
 
-(IMPALA, arXiv 1802.01561, sec. 4.1, truncates ratios of a behaviour policy in the same way.)
+(IMPALA, arXiv 1802.01561, sec. 4.1, truncates ratios of a behaviour policy in the same way.) They correct for the
+rounding between two programs, not for the sampler's filters: both log-probs are of the whole distribution.
 """
 
 from typing import Literal
@@ -29,7 +30,7 @@ def importance_weights(
 
     Args:
       logps: f32[B, T] nats, log-probs of the tokens under the trained policy before its update.
-      sampler_logps: f32[B, T] nats, under the distribution they were sampled from.
+      sampler_logps: f32[B, T] nats, under the sampler's policy: of the whole vocabulary at the temperature of `logps`.
       mask: bool[B, T], True on completion tokens; other slots are not read.
       correction: which of the formulas above.
       cap: > 0, the largest weight.

@@ -50,7 +50,7 @@ def _score_bytes(model: Model, *, dtype: str, batch: int, tokens: int, chunk: in
 def _update_bytes(config: TrainConfig, run: RunShape, model: Model) -> int:
     accumulate: Any = make_layerwise_accumulate(  # Any: its type does not say that it is jitted
         model,
-        grpo_objective(config.loss),
+        grpo_objective(config.loss, compare_sampler=config.compares_sampler),
         temperature=config.policy_temperature,
         chunk=run.logprob_chunk,
         saved_mlp=run.saved_mlp,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlt_jax.configs import TrainConfig
-from rlt_jax.data import ChatFormat, eos_ids, questions_of_step
+from rlt_jax.data import ChatFormat, eos_ids, known_ids, questions_of_step
 from rlt_jax.device.backoff import BatchSizes, MemoryBackoff, explain_out_of_memory
 from rlt_jax.device.budget import BudgetWatch, plan_and_measured
 from rlt_jax.device.gpu import read_gpu
@@ -93,6 +93,7 @@ class Rlt:
             params,
             version=version,
             eos_ids=self.eos_ids,
+            token_ids=known_ids(self.chat.tokenizer),
             probe_ids=self.prompts[0].teacher_ids,
         )
 
@@ -253,7 +254,7 @@ def open_rlt(config: TrainConfig, run_dir: Path, *, reward_fn: RewardFn | None =
             ),
             sum_gradients=make_sum_gradients(
                 model,
-                grpo_objective(config.loss),
+                grpo_objective(config.loss, compare_sampler=config.compares_sampler),
                 temperature=config.policy_temperature,
                 chunk=config.loss.logprob_chunk,
                 dtype=config.memory.gradients,

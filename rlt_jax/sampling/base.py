@@ -1,4 +1,7 @@
-"""The `Sampler` protocol: what the training loop asks of a sampler, in this process or another; and shared checks."""
+"""The `Sampler` protocol: what the training loop asks of a sampler, in this process or another; and shared checks.
+
+Departure from the original: ids that the tokenizer does not know are never sampled, because nobody can read them.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +40,7 @@ class Sampler(Protocol):
         Versions: all completions of a call carry the version that was set when the call began.
         End: a completion has 1 to max_tokens tokens; one of the sampler's EOS tokens ends it, stays its last token and
         makes it `finished`.
+        Excluded ids: those that the sampler was told to leave out (`excluded_ids`) are never sampled.
 
         Args:
           max_batch: most sequences decoded together, where the sampler decides and not an engine.
@@ -103,6 +107,23 @@ class SamplerState:
             raise RuntimeError("the sampler is asleep: call wake and set_weights before generate")
         if not has_weights:
             raise RuntimeError("the sampler has had no weights since it woke: call set_weights before generate")
+
+
+def excluded_ids(token_ids: np.ndarray | None, eos_ids: Sequence[int], *, vocab_size: int) -> np.ndarray:
+    """Ids below vocab_size that must not be sampled, i32[U], sorted: those neither in token_ids nor in eos_ids.
+
+    Args:
+      token_ids: that the tokenizer knows; None: all.
+    Raises:
+      ValueError: no id is left.
+    """
+    if token_ids is None:
+        return np.empty(0, np.int32)
+    sampled = np.union1d(token_ids, np.array(eos_ids, np.int64))
+    excluded = np.setdiff1d(np.arange(vocab_size, dtype=np.int32), sampled)
+    if len(excluded) == vocab_size:
+        raise ValueError(f"token_ids and eos_ids have no id below {vocab_size}: expected at least one to sample")
+    return excluded
 
 
 def check_params(params: SamplingParams) -> None:

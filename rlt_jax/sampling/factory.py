@@ -158,6 +158,7 @@ def make_sampler(
     *,
     version: int,
     eos_ids: Sequence[int],
+    token_ids: np.ndarray | None = None,
     probe_ids: np.ndarray,
 ) -> Sampler:
     """Make a sampler that starts with the weights `params`.
@@ -165,12 +166,16 @@ def make_sampler(
     Args:
       engine: from `running_engine`.
       version: of the weights.
+      eos_ids: tokens that end a completion.
+      token_ids: i32[K] ids that the tokenizer knows; the model's others are never sampled. None: all may be.
       probe_ids: i32[P], a prompt with which every sync is verified.
     Raises:
-      UserError: the engine's sequences are too short, or the first sync fails its verification.
+      UserError: the engine's sequences are too short, it cannot exclude as many ids, or the first sync fails its
+        verification.
     """
     if engine is None:
-        return NativeSampler(model, params, eos_ids=eos_ids, max_batch=settings.sampler.max_batch, version=version)
+        max_batch = settings.sampler.max_batch
+        return NativeSampler(model, params, eos_ids=eos_ids, token_ids=token_ids, max_batch=max_batch, version=version)
     tied = model.config.tie_word_embeddings
 
     def tensors(params: Params) -> Iterator[Tensor]:
@@ -207,6 +212,7 @@ def make_sampler(
             on_mismatch=settings.sampler.on_mismatch,
         ),
         eos_ids=eos_ids,
+        token_ids=token_ids,
         vocab_size=model.config.vocab_size,
         max_positions=max_length,
     )

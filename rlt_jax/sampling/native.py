@@ -15,7 +15,7 @@ import numpy as np
 
 from rlt_jax.batching import bucket_length, pad_rows
 from rlt_jax.models import Cache, Params
-from rlt_jax.sampling.base import SamplerState, check_params, check_requests
+from rlt_jax.sampling.base import SamplerState, check_params, check_requests, excluded_ids
 from rlt_jax.sampling.next_token import Mode, SamplingArrays, mode_and_arrays, next_tokens
 from rlt_jax.types import Completion, Request, SamplingParams
 
@@ -96,6 +96,7 @@ def _decode(
     offset: jax.Array,
     steps: jax.Array,
     eos_ids: jax.Array,
+    allowed: jax.Array | None,
     arrays: SamplingArrays,
     *,
     mode: Mode,
@@ -105,6 +106,7 @@ def _decode(
 
     Args:
       offset: i32[] tokens sampled for every row before; the key of a row's token t is fold_in(key(seed), t).
+      allowed: bool[V] tokens that may be sampled; None: all.
     Returns:
       The rows, i32[segment, B] tokens (EMPTY after a row's end), f32[segment, B] log-probs.
     """
@@ -117,7 +119,7 @@ def _decode(
         step, rows, tokens, logps = carry
         logits, cache = model.decode(params, rows.token, rows.position, rows.cache)
         keys = jax.vmap(jax.random.fold_in, (0, None))(seeds, offset + step)
-        token, logp = next_tokens(logits, keys, arrays, mode=mode)
+        token, logp = next_tokens(logits, keys, arrays, mode=mode, allowed=allowed)
         tokens = tokens.at[step].set(jnp.where(rows.ended, EMPTY, token))
         logps = logps.at[step].set(logp)
         ended = rows.ended | (token[:, None] == eos_ids).any(axis=-1)
@@ -143,6 +145,13 @@ def _shapes(params: Params) -> dict[str, tuple[tuple[int, ...], str]]:
     return {jax.tree_util.keystr(path): (leaf.shape, str(leaf.dtype)) for path, leaf in leaves}
 
 
+def _allowed(excluded: np.ndarray, model: DecodingModel) -> np.ndarray | None:
+    """bool[V] of the tokens that may be sampled; None where that is all, so that no mask is computed with."""
+    if len(excluded) == 0:
+        return None
+    return ~np.isin(np.arange(model.config.vocab_size), excluded)
+
+
 def _row_bucket(count: int, limit: int) -> int:
     """How many rows `count` rows are padded to: 1, 2, 3, 4, 6, 8, 12, 16, 24, ..., at most `limit`."""
     return min(bucket_length(32 * count) // 32, limit)
@@ -165,6 +174,7 @@ class NativeSampler:
       model: the pure functions.
       params: the trainer's parameter tree; caches take its dtype.
       eos_ids: tokens that end a completion.
+      token_ids: i32[K] tokens that may be sampled, besides eos_ids: those of the tokenizer. None: all.
       max_positions: most tokens of a prompt with its completion; None: all positions of the model.
       max_batch: most rows decoded at one time.
       prefill_tokens: most prompt tokens prefilled at one time (but at least one prompt).
@@ -178,6 +188,7 @@ class NativeSampler:
         params: Params,
         *,
         eos_ids: Sequence[int],
+        token_ids: np.ndarray | None = None,
         max_positions: int | None = None,
         max_batch: int = 256,
         prefill_tokens: int = 32768,
@@ -192,6 +203,7 @@ class NativeSampler:
         self._params: Params | None = params
         self._shapes = _shapes(params)
         self._eos_ids = np.asarray(sorted(set(eos_ids)), np.int32)
+        self._allowed = _allowed(excluded_ids(token_ids, eos_ids, vocab_size=model.config.vocab_size), model)
         self._max_positions = model.config.max_positions if max_positions is None else max_positions
         self._max_batch = max_batch
         self._prefill_tokens = prefill_tokens
@@ -287,7 +299,16 @@ class NativeSampler:
                 rows = _repack(rows, indices, length=prompt_room + needed)
                 slots, room = slots[indices], needed
             rows, new_tokens, new_logps = _decode(
-                self._model, weights, rows, offset, steps, self._eos_ids, arrays, mode=mode, segment=self._segment
+                self._model,
+                weights,
+                rows,
+                offset,
+                steps,
+                self._eos_ids,
+                self._allowed,
+                arrays,
+                mode=mode,
+                segment=self._segment,
             )
             new_tokens, new_logps, ended = jax.device_get((new_tokens, new_logps, rows.ended))
             real = slots != EMPTY

@@ -102,14 +102,31 @@ def sample_tokens(logits: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Ar
 
 
 def next_tokens(
-    logits: jax.Array, keys: jax.Array, params: SamplingArrays, *, mode: Mode
+    logits: jax.Array, keys: jax.Array, params: SamplingArrays, *, mode: Mode, allowed: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Choose the next token of every row, and return it with its log-prob: i32[B], f32[B] nats.
+    """Choose the next token of every row, and return it with its log-prob.
 
-    The log-prob is that of the processed distribution; a greedy token has the model's own (temperature 1, no filter),
-    as in vLLM.
+    The log-prob is that of softmax(logits / temperature) over the whole vocabulary, before any filter: what a trainer
+    computes. A greedy token has it at temperature 1, as in vLLM.
+
+    Args:
+      logits: f32[B, V].
+      keys: key[B], one PRNG key per row.
+      allowed: bool[V], tokens that may be chosen; the filters see the distribution over these. None: all.
+    Returns:
+      i32[B] tokens, f32[B] log-probs in nats.
     """
+    candidates = logits if allowed is None else jnp.where(allowed, logits, -jnp.inf)
     if mode == "greedy":
-        tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        return tokens, logits.max(axis=-1) - jax.nn.logsumexp(logits, axis=-1)
-    return sample_tokens(process_logits(logits, params, mode=mode), keys)
+        tokens = jnp.argmax(candidates, axis=-1).astype(jnp.int32)
+        return tokens, _log_probs(logits, tokens)
+    tokens, logps = sample_tokens(process_logits(candidates, params, mode=mode), keys)
+    if mode == "plain" and allowed is None:
+        return tokens, logps  # nothing was cut
+    return tokens, _log_probs(logits / params.temperature, tokens)
+
+
+def _log_probs(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+    """f32[B] log-probs of tokens i32[B] under softmax(logits f32[B, V])."""
+    own = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    return own - jax.nn.logsumexp(logits, axis=-1)

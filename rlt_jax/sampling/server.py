@@ -39,6 +39,7 @@ NEUTRAL = {  # every sampling parameter, so that no default of the server or the
     "frequency_penalty": 0.0,
     "min_tokens": 0,
     "stop_token_ids": [],
+    "logit_bias": None,
 }
 
 TIMEOUT = httpx.Timeout(None, connect=10.0)  # seconds; a completion may take any time

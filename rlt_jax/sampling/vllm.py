@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from rlt_jax.errors import UserError
-from rlt_jax.sampling.base import Params, SamplerState, check_params, check_requests
+from rlt_jax.sampling.base import Params, SamplerState, check_params, check_requests, excluded_ids
 from rlt_jax.sampling.engine import Engine, EngineCompletion, EngineFailed, Job
 from rlt_jax.sampling.weights import Tensor, check_tensors
 from rlt_jax.types import Completion, Request, SamplingParams
@@ -24,6 +24,8 @@ log = logging.getLogger("rlt_jax")
 
 MAX_FAILURES = 3  # of the engine, in a row
 PROBE_TOKENS = 16  # sampled by the probe after its prompt
+MAX_EXCLUDED = 1024  # biased ids of a request: the limit of vLLM's newer model runner
+EXCLUDED_BIAS = -1e9  # logits; a server raises it to -100, the least of OpenAI's interface
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,12 @@ class VllmSampler:
       shapes: the same names with their shapes, as in the checkpoint.
       probe: what verifies a sync.
       eos_ids: tokens that end a completion.
+      token_ids: i32[K] tokens that may be sampled, besides eos_ids: those of the tokenizer. None: all. vLLM gets a bias
+        for each of the others, and its log-probs are of the distribution without them: larger than the model's by
+        -log(1 - their probability), which is next to nothing where they are unused rows of an embedding.
       vocab_size, max_positions: limits of the model, or of the engine where they are lower.
+    Raises:
+      UserError: more ids to exclude than vLLM takes.
     """
 
     def __init__(
@@ -70,6 +77,7 @@ class VllmSampler:
         shapes: Mapping[str, tuple[int, ...]],
         probe: Probe,
         eos_ids: Sequence[int],
+        token_ids: np.ndarray | None = None,
         vocab_size: int,
         max_positions: int,
     ):
@@ -79,6 +87,7 @@ class VllmSampler:
         self._probe = probe
         # vLLM refuses ids beyond the model's vocabulary, which a tokenizer may have.
         self._eos_ids = sorted(eos_id for eos_id in set(eos_ids) if eos_id < vocab_size)
+        self._bias = _bias(excluded_ids(token_ids, eos_ids, vocab_size=vocab_size))
         self._vocab_size = vocab_size
         self._max_positions = max_positions
         self._params: Params | None = None
@@ -113,7 +122,7 @@ class VllmSampler:
                 report(tokens_done + count)
 
             try:
-                self._engine.generate(missing, self._sampling(params), on_completion, on_tokens)
+                self._engine.generate(missing, self._sampling(params) | self._bias, on_completion, on_tokens)
                 if len(done) < len(jobs):
                     raise EngineFailed(f"{len(jobs) - len(done)} completions did not come back")
             except EngineFailed as error:
@@ -121,7 +130,9 @@ class VllmSampler:
                 self._recover(error)
         self._failures = 0
         in_order = (done[job.index] for job in jobs)
-        completions = (Completion(one.token_ids, one.logps, one.finished, self._version) for one in in_order)
+        completions = (
+            Completion(one.token_ids, _known_logps(one.logps, params), one.finished, self._version) for one in in_order
+        )
         return [tuple(next(completions) for _ in request.seeds) for request in requests]
 
     def set_weights(self, params: Params, version: int) -> None:
@@ -198,7 +209,8 @@ class VllmSampler:
     def _measure(self, params: Params) -> Agreement:
         """Compare log-probs of the probe's prompt, and of tokens sampled after it, with the trainer's.
 
-        Sampling comes first, because it reads the prefix cache, where keys and values of older weights would show.
+        Sampling comes first, because it reads the prefix cache, where keys and values of older weights would show. It
+        excludes no ids, so that the log-probs are those of the whole distribution.
         """
         probe = self._probe
         completions: list[EngineCompletion] = []
@@ -242,3 +254,21 @@ class VllmSampler:
                 return
             except EngineFailed as failed_again:
                 error = failed_again
+
+
+def _bias(excluded: np.ndarray) -> dict[str, Any]:
+    """The sampling parameter that keeps vLLM from sampling these ids: none for none, so that nothing is paid then.
+
+    `logit_bias` is a few hundred numbers per request; `allowed_token_ids` would be the rest of the vocabulary.
+    """
+    if len(excluded) > MAX_EXCLUDED:
+        raise UserError(
+            f"the model has {len(excluded)} token ids that its tokenizer does not know, and vLLM can exclude "
+            f"{MAX_EXCLUDED} at most: use --sampler.kind native, or the tokenizer that belongs to the model"
+        )
+    return {"logit_bias": dict.fromkeys(excluded.tolist(), EXCLUDED_BIAS)} if len(excluded) else {}
+
+
+def _known_logps(logps: np.ndarray, params: SamplingParams) -> np.ndarray:
+    """The engine's log-probs f32[N] where they are those of the whole distribution, else NaN: it has them filtered."""
+    return np.full_like(logps, np.nan) if params.filtered else logps

@@ -129,6 +129,18 @@ SETTINGS = {
         ["--sampler.kind", "vllm-server"],
         ["without sampler.url: give the server's address"],
     ),
+    "importance correction where vLLM filters": (
+        ["--sampler.kind", "vllm", "--sampler.min-p", "0.3", "--loss.importance-correction", "token"],
+        [
+            "loss.importance_correction=token with sampler.min_p=0.3 and sampler.kind=vllm: expected log-probs of the "
+            "whole distribution",
+            "switch the filters off, or use --sampler.kind native",
+        ],
+    ),
+    "importance correction between temperatures": (
+        ["--loss.no-unbias-log-probabilities", "--temperature", "0.7", "--loss.importance-correction", "sequence"],
+        ["loss.importance_correction=sequence with temperature=0.7", "use --temperature 1"],
+    ),
     "evaluation without rows": (["--eval-steps", "1", "--data.eval-rows", "0"], ["give the number of held-out rows"]),
     "coefficients without reductions": (
         ["--reward.answer-log-prob-coeff", "1", "2", "3"],

@@ -38,6 +38,9 @@ METRICS = (  # of every training line, beside the components
     *(f"seconds/{phase}" for phase in ("generate", "score", "update", "sync", "step")),
     *(f"tokens_per_second/{phase}" for phase in ("generate", "score", "update")),
 )
+COMPARED = (  # log-probs of sampler and policy
+    *("sampler_logp_diff", "sampler_logp_diff_max", "importance_ratio", "importance_ratio_max", "importance_capped"),
+)
 TIMES = ("time", "seconds/", "tokens_per_second/", "memory/", "compilations")  # what may differ between equal runs
 
 
@@ -328,3 +331,44 @@ def test_the_reference_may_stand_in_for_the_teacher(run, flags, tmp_path):
             assert kl == pytest.approx(policys_kl, abs=1e-5)
         else:
             assert abs(kl - policys_kl) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [
+        ("--sampler.min-p", 0.3),
+        ("--sampler.top-k", 3, "--sampler.top-p", 0.8),
+        ("--loss.importance-correction", "none"),
+    ],
+    ids=str,
+)
+def test_at_the_first_step_sampler_and_policy_agree_whatever_the_filters(flags, tmp_path, filters):
+    line = [*flags, "--loss.importance-correction", "token", *filters, "--max-steps", 1, "--output-dir", tmp_path]
+    train(parse_train_args(list(map(str, line)))[0])
+    (logged,) = training_lines(tmp_path)
+    assert logged["sampler_logp_diff_max"] < 1e-4
+    assert logged["importance_ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert logged["importance_ratio_max"] == pytest.approx(1.0, abs=1e-4)
+    assert logged["importance_capped"] == 0.0
+
+
+def test_log_probs_at_two_temperatures_are_not_compared(run, flags, tmp_path):
+    line = [*flags, "--loss.no-unbias-log-probabilities", "--max-steps", 1, "--output-dir", tmp_path]
+    train(parse_train_args(list(map(str, line)))[0])
+    (logged,) = training_lines(tmp_path)
+    assert training_lines(run)[0].keys() - logged.keys() == set(COMPARED)
+    assert all(math.isfinite(value) for value in logged.values())
+
+
+def test_a_teacher_with_more_embeddings_than_its_tokenizer_has_tokens(flags, padded_teacher, tmp_path):
+    """It would nearly always write ids that no tokenizer decodes, and so that nobody can read."""
+    line = [*flags, "--teacher", padded_teacher, "--dtype", "float32", "--max-steps", 2, "--output-dir", tmp_path]
+    train(parse_train_args(list(map(str, line)))[0])
+    tokenizer = load_tokenizer(padded_teacher)
+    cut_off = [sample for sample in lines(tmp_path / "completions.jsonl") if not sample["finished"]]
+    assert len(cut_off) > 4
+    for sample in cut_off:  # an unknown id is no text
+        assert len(tokenizer(sample["explanation"])["input_ids"]) >= sample["tokens"] - 2
+    for logged in training_lines(tmp_path):
+        assert logged["sampler_logp_diff_max"] < 1e-3
+        assert logged["entropy"] > 1.0  # the policy has most of its probability on the unknown ids

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -75,3 +76,16 @@ def test_the_engine_is_gone_when_the_run_is(run):
         p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or ())
     ]
     assert left == []
+
+
+def test_log_probs_after_vllms_filters_are_not_compared(run, small, command, tmp_path):
+    flags = [*small, "--max-steps", 1, "--output-dir", tmp_path / "run", "--sampler.kind", "vllm"]
+    command("train", *flags, "--sampler.min-p", 0.3)
+    (record,) = (record for record in lines(tmp_path / "run" / "metrics.jsonl") if "loss" in record)
+    compared = {
+        *("sampler_logp_diff", "sampler_logp_diff_max"),
+        *("importance_ratio", "importance_ratio_max", "importance_capped"),
+    }
+    before = next(record for record in lines(run[0] / "metrics.jsonl") if "loss" in record)
+    assert before.keys() - record.keys() == compared
+    assert all(math.isfinite(value) for value in record.values())

@@ -262,3 +262,69 @@ def test_all_problems_are_reported_at_once():
 )
 def test_values_at_the_edge_are_accepted(config):
     check_config(config)
+
+
+NATIVE = replace(BASE, sampler=replace(BASE.sampler, kind="native"))
+SERVER = replace(BASE, sampler=replace(BASE.sampler, kind="vllm-server", url="http://127.0.0.1:8000"))
+TO_DO = (
+    "expected log-probs of the whole distribution, but vLLM gives those after its filters: switch the filters off, or "
+    "use --sampler.kind native or --loss.importance-correction none"
+)
+
+
+@pytest.mark.parametrize("correction", ["token", "sequence"])
+@pytest.mark.parametrize(
+    ("base", "filters", "named"),
+    [
+        (BASE, {"top_k": 20}, "sampler.top_k=20 and sampler.kind=vllm"),
+        (BASE, {"top_p": 0.9, "min_p": 0.1}, "sampler.top_p=0.9 and sampler.min_p=0.1 and sampler.kind=vllm"),
+        (SERVER, {"min_p": 0.3}, "sampler.min_p=0.3 and sampler.kind=vllm-server"),
+    ],
+)
+def test_an_importance_correction_is_refused_where_vllm_filters(base, filters, named, correction):
+    config = replace(base, sampler=replace(base.sampler, **filters))
+    check_config(config)
+    assert not config.compares_sampler
+    with pytest.raises(UserError) as error:
+        check_config(replace(config, loss=replace(base.loss, importance_correction=correction)))
+    assert str(error.value) == f"loss.importance_correction={correction} with {named}: {TO_DO}"
+
+
+def test_an_importance_correction_is_refused_where_policy_and_sampler_have_two_temperatures():
+    loss = replace(BASE.loss, unbias_log_probabilities=False)
+    config = replace(NATIVE, temperature=0.7, loss=loss)
+    check_config(config)
+    assert not config.compares_sampler
+    with pytest.raises(UserError) as error:
+        check_config(replace(config, loss=replace(loss, importance_correction="token")))
+    assert str(error.value) == (
+        "loss.importance_correction=token with temperature=0.7 and loss.unbias_log_probabilities off: expected "
+        "log-probs at one temperature, but the sampler's are at 0.7 and the policy's at 1: switch "
+        "loss.unbias_log_probabilities on, or use --temperature 1 or --loss.importance-correction none"
+    )
+    at_one = replace(config, temperature=1.0, loss=replace(loss, importance_correction="token"))
+    check_config(at_one)
+    assert at_one.compares_sampler
+
+
+@pytest.mark.parametrize("base", [NATIVE, BASE, SERVER], ids=["native", "vllm", "vllm-server"])
+def test_an_importance_correction_is_accepted_where_log_probs_compare(base):
+    filters = {"top_k": 20, "top_p": 0.9, "min_p": 0.1} if base is NATIVE else {}
+    config = replace(
+        base,
+        sampler=replace(base.sampler, **filters),
+        loss=replace(base.loss, importance_correction="token"),
+    )
+    check_config(config)
+    assert config.compares_sampler
+
+
+def test_temperatures_that_vllm_would_raise_are_refused():
+    with pytest.raises(UserError) as error:
+        check_config(replace(BASE, temperature=0.005))
+    assert str(error.value) == (
+        "temperature=0.005 with sampler.kind=vllm: vLLM would sample at 0.01, its minimum: raise the temperature, or "
+        "use --sampler.kind native"
+    )
+    check_config(replace(BASE, temperature=0.01))
+    check_config(replace(NATIVE, temperature=0.005))

@@ -13,6 +13,7 @@ from rlt_jax.data import (
     encode_with_offsets,
     eos_ids,
     ids_to_bytes,
+    known_ids,
     load_tokenizer,
 )
 from rlt_jax.data.tokenizer import end_texts
@@ -189,3 +190,19 @@ def test_encoding_shapes(tokenizer):
     assert offsets[-1].tolist() == [2, 3] and ids.tolist() == encode(tokenizer, "a 🙂").tolist()
     assert encode(tokenizer, "").shape == (0,) and encode_with_offsets(tokenizer, "")[1].shape == (0, 2)
     assert encode_batch(tokenizer, []) == []
+
+
+def test_known_ids_are_those_with_a_token(folder):
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["<far>"] = 1050  # leaves a gap
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    after = load_tokenizer(folder)
+    tokens = after.convert_ids_to_tokens(list(range(1100)))
+    assert tokens.index("<far>") == 1050 and "<|im_end|>" in tokens
+    assert known_ids(after).dtype == np.int32
+    assert known_ids(after).tolist() == [i for i, token in enumerate(tokens) if token is not None]
+    assert len(known_ids(after)) == 1001
+
+
+def test_known_ids_of_the_golden_tokenizer_are_its_vocabulary(golden):
+    assert known_ids(load_tokenizer(golden / "teacher")).tolist() == list(range(1000))

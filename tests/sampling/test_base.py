@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rlt_jax.errors import UserError
-from rlt_jax.sampling.base import check_params, check_requests
+from rlt_jax.sampling.base import check_params, check_requests, excluded_ids
 from rlt_jax.types import Request, SamplingParams
 
 
@@ -59,3 +59,30 @@ def test_prompts_without_a_continuation(prompt, message):
         check_requests([good, bad], 4, vocab_size=100, max_positions=10)
     assert str(error.value) == message
     check_requests([good], 4, vocab_size=100, max_positions=10)
+
+
+def test_what_is_excluded_is_neither_known_nor_an_end():
+    assert excluded_ids(None, (3,), vocab_size=5).tolist() == []
+    assert excluded_ids(np.array([0, 1, 2, 3, 4]), (), vocab_size=5).tolist() == []
+    assert excluded_ids(np.array([0, 1, 7]), (3, 9), vocab_size=5).tolist() == [2, 4]  # 7 and 9 have no row
+    assert excluded_ids(np.array([], np.int32), (3,), vocab_size=5).tolist() == [0, 1, 2, 4]
+
+
+def test_a_model_that_has_none_of_the_ids_is_refused():
+    with pytest.raises(ValueError, match="token_ids and eos_ids have no id below 5"):
+        excluded_ids(np.array([5, 6]), (7,), vocab_size=5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "filtered"),
+    [
+        ({}, False),
+        ({"temperature": 0.3}, False),
+        ({"top_k": 5}, True),
+        ({"top_p": 0.9}, True),
+        ({"min_p": 0.1}, True),
+        ({"min_p": 0.1, "temperature": 0.0}, False),  # greedy: no filter changes anything
+    ],
+)
+def test_which_params_filter(changes, filtered):
+    assert SamplingParams(max_tokens=1, **changes).filtered is filtered

@@ -70,22 +70,96 @@ def test_log_probs_are_the_models_own(small, temperature):
     )
     for request, completions in zip(requests, results, strict=True):
         for completion in completions:
-            ids = np.concatenate([request.prompt_ids, completion.token_ids])
-            padded = np.pad(ids, (0, 65 - len(ids)))[None]  # one shape for all
-            logits = model.logits(params, padded, np.arange(65)[None] < len(ids))[0]
-            logps = jax.nn.log_softmax(logits / (temperature or 1.0), axis=-1)
-            at = np.arange(len(request.prompt_ids), len(ids))
-            np.testing.assert_allclose(completion.logps, logps[at - 1, ids[at]], atol=1e-4)
+            expected = model_logps(model, params, request.prompt_ids, completion, temperature)
+            np.testing.assert_allclose(completion.logps, expected, atol=1e-4)
 
 
-def test_filtered_log_probs_are_renormalised(small):
+def model_logps(model, params, prompt, completion, temperature):
+    """f32[N] log-probs of a completion by `Model.logits`, over the whole vocabulary."""
+    ids = np.concatenate([prompt, completion.token_ids])
+    padded = np.pad(ids, (0, 65 - len(ids)))[None]  # one shape for all
+    logits = model.logits(params, padded, np.arange(65)[None] < len(ids))[0]
+    at = np.arange(len(prompt), len(ids))
+    return jax.nn.log_softmax(logits / (temperature or 1.0), axis=-1)[at - 1, ids[at]]
+
+
+def test_filtered_log_probs_are_those_of_the_whole_distribution(small):
+    """The trainer knows no filter. (They once were of the filtered distribution: 0 here, where one token is left.)"""
     sampler = NativeSampler(*small, eos_ids=UNREACHABLE)
     filtered = sampler.generate(requests_of(), replace(PARAMS, top_k=1))
     greedy = sampler.generate(requests_of(), replace(PARAMS, temperature=0.0))
     assert tokens_of(filtered) == tokens_of(greedy)
-    for completion, own in zip(filtered[0], greedy[0], strict=True):
-        np.testing.assert_allclose(completion.logps, 0, atol=1e-6)
-        assert (own.logps < -0.01).all()
+    for request, completions in zip(requests_of(), filtered, strict=True):
+        for completion in completions:
+            expected = model_logps(*small, request.prompt_ids, completion, PARAMS.temperature)
+            np.testing.assert_allclose(completion.logps, expected, atol=1e-4)
+            assert (completion.logps < -0.01).all()
+
+
+PADDING = 12  # rows of the embedding that no tokenizer uses
+FILTERED = [{"temperature": 0.0}, {"temperature": 1.0}, {"top_k": 9}, {"top_p": 0.8}, {"min_p": 0.1}]
+FILTERED += [{"top_k": 40, "top_p": 0.9, "min_p": 0.01}]
+
+
+@pytest.fixture(scope="module")
+def padded(small):
+    """The small model, whose last ids have the largest logits: their rows are those of others, three times as long."""
+    _, params = small
+    model = init_model(replace(SMALL, vocab_size=300 + PADDING), 0, dtype="float32")[0]
+    table = params["embed_tokens"]["weight"]
+    table = jnp.concatenate([table, 3 * table[100 : 100 + PADDING]])
+    return model, {**params, "embed_tokens": {"weight": table}}
+
+
+@pytest.mark.parametrize("changes", FILTERED, ids=str)
+def test_ids_beyond_the_tokenizer_are_never_sampled(padded, changes):
+    model, params = padded
+    settings = replace(PARAMS, **changes)
+    free = NativeSampler(model, params, eos_ids=UNREACHABLE).generate(requests_of(), settings)
+    assert any(max(ids) >= 300 for completions in tokens_of(free) for ids in completions)
+    bound = NativeSampler(model, params, eos_ids=UNREACHABLE, token_ids=np.arange(300))
+    for request, completions in zip(requests_of(), bound.generate(requests_of(), settings), strict=True):
+        for completion in completions:
+            assert completion.token_ids.max() < 300
+            expected = model_logps(model, params, request.prompt_ids, completion, settings.temperature)
+            np.testing.assert_allclose(completion.logps, expected, atol=1e-4)
+
+
+def test_an_end_token_beyond_the_tokenizer_can_still_be_sampled(padded):
+    model, params = padded
+    sampler = NativeSampler(model, params, eos_ids=(300, 301, 10**6), token_ids=np.arange(0, 300, 2))
+    results = sampler.generate(requests_of(seeds=range(6)), PARAMS)
+    ends = [completion.token_ids[-1] for completions in results for completion in completions if completion.finished]
+    assert ends and set(ends) <= {300, 301}
+    for completions in results:
+        for completion in completions:
+            inside = completion.token_ids[:-1] if completion.finished else completion.token_ids
+            assert (inside < 300).all() and (inside % 2 == 0).all()  # gaps are left out like padding
+
+
+def test_a_tokenizer_that_knows_every_id_changes_no_bit_and_no_program(small):
+    model, params = small
+    plain = NativeSampler(model, params, eos_ids=UNREACHABLE)
+    for changes in FILTERED:
+        settings = replace(PARAMS, **changes)
+        before = plain.generate(requests_of(), settings)
+        programs = native._decode._cache_size()
+        known = NativeSampler(model, params, eos_ids=UNREACHABLE, token_ids=np.arange(320))
+        after = known.generate(requests_of(), settings)
+        assert native._decode._cache_size() == programs
+        for ours, theirs in zip(before, after, strict=True):
+            for one, other in zip(ours, theirs, strict=True):
+                assert one.token_ids.tolist() == other.token_ids.tolist()
+                assert one.logps.tobytes() == other.logps.tobytes()
+
+
+def test_excluding_other_ids_recompiles_nothing(padded):
+    sizes = []
+    for count in (300, 200, 100):
+        sampler = NativeSampler(*padded, eos_ids=UNREACHABLE, token_ids=np.arange(count))
+        sampler.generate(requests_of(), PARAMS)
+        sizes.append(native._decode._cache_size())
+    assert len(set(sizes)) == 1
 
 
 def test_a_completion_does_not_depend_on_its_neighbours(small):

@@ -1,5 +1,8 @@
 """The next token against transformers' logits warpers, against the probabilities themselves, and its cost."""
 
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,7 +112,9 @@ def test_frequencies_match_the_processed_probabilities(changes):
 
     tokens, logps = jax.tree.map(np.ravel, jax.device_get(sample_all(logits)))
     expected = np.asarray(jax.nn.log_softmax(processed(logits, **changes)))[0].astype(np.float64)
-    np.testing.assert_allclose(logps, expected[tokens], atol=2e-6)
+    # Drawn from the filtered distribution, but the log-prob reported is the trainer's: of the whole distribution.
+    whole = np.asarray(jax.nn.log_softmax(logits[0] / changes.get("temperature", 1.0)))
+    np.testing.assert_allclose(logps, whole[tokens], atol=2e-6)
     counts = np.bincount(tokens, minlength=vocab)
     assert counts[expected == -np.inf].sum() == 0
     probs = np.exp(expected)
@@ -151,6 +156,50 @@ def test_greedy_takes_the_likeliest_and_reports_the_models_own_log_prob():
     np.testing.assert_allclose(logps, jax.nn.log_softmax(logits).max(-1), atol=2e-6)
 
 
+NARROW = {
+    "greedy": {"temperature": 0.0},
+    "plain": {},
+    "cold": {"temperature": 0.3},
+    "top-k": {"top_k": 5},
+    "top-k above what is allowed": {"top_k": 290},
+    "top-p": {"top_p": 0.7},
+    "min-p": {"min_p": 0.05},
+    "all": {"temperature": 0.7, "top_k": 30, "top_p": 0.9, "min_p": 0.02},
+}
+
+
+@pytest.mark.parametrize("changes", NARROW.values(), ids=NARROW)
+def test_excluded_tokens_are_never_chosen_and_the_log_prob_is_of_the_whole_distribution(changes):
+    """The excluded ones are the likeliest, a whole block of them among others."""
+    rng = np.random.default_rng(4)
+    allowed = rng.random(300) < 0.8
+    allowed[BLOCK : 2 * BLOCK] = False
+    row = (1.5 * rng.standard_normal(300) + 4.0 * ~allowed).astype(np.float32)
+    logits, keys = jnp.broadcast_to(jnp.asarray(row), (2000, 300)), jax.vmap(jax.random.key)(jnp.arange(2000))
+    mode, params = mode_and_arrays(SamplingParams(max_tokens=1, **changes))
+    choose = jax.jit(next_tokens, static_argnames="mode")
+    tokens, logps = choose(logits, keys, params, mode=mode, allowed=jnp.asarray(allowed))
+    whole = np.asarray(jax.nn.log_softmax(row / (changes.get("temperature", 1.0) or 1.0)))
+    assert allowed[tokens].all()
+    np.testing.assert_allclose(logps, whole[tokens], atol=2e-6)
+    # What the filters keep is what they keep of a vocabulary without the excluded tokens.
+    kept = np.isfinite(np.asarray(processed(row[None][:, allowed], **{**changes, "temperature": 1.0}))[0])
+    if "all" not in changes and changes.get("temperature", 1.0) == 1.0:
+        assert np.isin(tokens, np.flatnonzero(allowed)[kept]).all()
+    assert not allowed[choose(logits, keys, params, mode=mode)[0]].all()  # without the mask they are chosen
+
+
+@pytest.mark.parametrize("changes", NARROW.values(), ids=NARROW)
+def test_a_mask_that_allows_all_tokens_changes_no_choice(changes):
+    logits = jnp.asarray(np.random.default_rng(5).standard_normal((64, 300)), jnp.float32)
+    keys = jax.vmap(jax.random.key)(jnp.arange(64))
+    mode, params = mode_and_arrays(SamplingParams(max_tokens=1, **changes))
+    tokens, logps = next_tokens(logits, keys, params, mode=mode)
+    masked, masked_logps = next_tokens(logits, keys, params, mode=mode, allowed=jnp.ones(300, bool))
+    assert (tokens == masked).all()
+    np.testing.assert_allclose(logps, masked_logps, atol=2e-6)
+
+
 @pytest.mark.parametrize(
     ("changes", "mode"),
     [
@@ -167,3 +216,17 @@ def test_only_top_k_and_top_p_sort(changes, mode):
     logits, keys = jnp.zeros((4, 300)), jax.vmap(jax.random.key)(jnp.arange(4))
     program = jax.jit(next_tokens, static_argnames="mode").lower(logits, keys, params, mode=mode).as_text()
     assert ("stablehlo.sort" in program) == (mode == "sorted")
+
+
+def test_plain_sampling_exponentiates_the_vocabulary_once():
+    """Where nothing is cut, the log-prob comes out of sampling; else it takes one more sum over the vocabulary."""
+
+    def passes(allowed=None, **changes):
+        mode, params = mode_and_arrays(SamplingParams(max_tokens=1, **changes))
+        program = jax.jit(next_tokens, static_argnames="mode").lower(logits, keys, params, mode=mode, allowed=allowed)
+        shapes = re.findall(r"stablehlo\.exponential .* : tensor<([\dx]+)xf32>", program.as_text())
+        return sum(math.prod(map(int, shape.split("x"))) >= logits.size for shape in shapes)
+
+    logits, keys = jnp.zeros((4, 300)), jax.vmap(jax.random.key)(jnp.arange(4))
+    assert passes() == 1
+    assert passes(min_p=0.1) == passes(allowed=jnp.ones(300, bool)) == 2

@@ -30,6 +30,7 @@ from rlt_jax.rewards.logprobs import sequence_logprobs
 from rlt_jax.sampling.engine import EngineDied, EngineRefused, Job
 from rlt_jax.sampling.native import NativeSampler
 from rlt_jax.sampling.server import ServerEngine, wait_until_healthy
+from rlt_jax.sampling.vllm import EXCLUDED_BIAS
 from rlt_jax.sampling.weights import Tensor
 from rlt_jax.types import Request, SamplingParams
 
@@ -253,6 +254,24 @@ def test_filters_are_passed_on(engine):
         (one,), _ = draw(engine, jobs_of(7), PLAIN | narrow)
         assert one.token_ids.tolist() == greedy
         np.testing.assert_allclose(one.logps, 0, atol=1e-6)
+
+
+@with_vllm
+def test_excluded_ids_are_not_drawn(engine, teacher):
+    """The log-probs are of the distribution without them. A server takes any bias and raises it to -100."""
+    model, params = teacher
+    engine.load(tensors(model, params))
+    excluded = sorted({token for text in texts(engine, jobs_of(0, 1, 2), GREEDY) for token in text})
+    bias = {"logit_bias": dict.fromkeys(excluded, EXCLUDED_BIAS)}
+    for sampling in (GREEDY, PLAIN):
+        for one in draw(engine, jobs_of(0, 1), sampling | bias)[0]:
+            assert not np.isin(one.token_ids, excluded).any()
+            ids = np.concatenate([PROMPT, one.token_ids])
+            logits = np.array(model.logits(params, ids[None], np.ones_like(ids)[None])[0])
+            logits[:, excluded] = -np.inf
+            logps = np.asarray(jax.nn.log_softmax(logits / (sampling["temperature"] or 1.0)))
+            expected = logps[np.arange(len(PROMPT), len(ids)) - 1, one.token_ids]
+            np.testing.assert_allclose(one.logps, expected, atol=1e-4)
 
 
 @with_vllm

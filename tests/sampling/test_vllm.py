@@ -9,10 +9,12 @@ from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from rlt_jax.errors import UserError
+from rlt_jax.models import build_model, load_model
 from rlt_jax.sampling.child import SCRIPT, ChildEngine
 from rlt_jax.sampling.engine import EngineRefused
 from rlt_jax.sampling.native import NativeSampler
@@ -49,7 +51,7 @@ def script(path: Path, body: str) -> Path:
     return path
 
 
-def sampler_of(engine, teacher, *, tensors=None, shapes=None, on_mismatch="stop", eos_ids=EOS):
+def sampler_of(engine, teacher, *, tensors=None, shapes=None, on_mismatch="stop", eos_ids=EOS, token_ids=None):
     model, params = teacher
     tensors = tensors or partial(tensors_of, model)
     probe = Probe(PROMPT, partial(logprobs_of, model), 0.7, tolerance=1e-3, on_mismatch=on_mismatch)
@@ -59,6 +61,7 @@ def sampler_of(engine, teacher, *, tensors=None, shapes=None, on_mismatch="stop"
         shapes=shapes or {tensor.name: tensor.shape for tensor in tensors(params)},
         probe=probe,
         eos_ids=eos_ids,
+        token_ids=token_ids,
         vocab_size=model.config.vocab_size,
         max_positions=POSITIONS,
     )
@@ -145,6 +148,104 @@ def test_log_probs_of_samples_are_the_models_at_the_sampling_temperature(engine,
             assert not np.isin(completion.token_ids[:-1], EOS).any()
             seen.add(completion.finished)
     assert True in seen
+
+
+@pytest.mark.parametrize("changes", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}], ids=str)
+def test_log_probs_after_a_filter_are_unknown(engine, tiny_teacher, changes):
+    """vLLM has them of the filtered distribution: not what a trainer computes, so they must not pass for it."""
+    drawn = awake(engine, tiny_teacher).generate(REQUESTS, replace(PARAMS, **changes))
+    for completions in drawn:
+        for completion in completions:
+            assert np.isnan(completion.logps).all()
+            assert completion.logps.dtype == np.float32 and len(completion.logps) == len(completion.token_ids)
+
+
+def test_greedy_log_probs_are_known_whatever_the_filters(engine, tiny_teacher):
+    model, params = tiny_teacher
+    greedy = SamplingParams(max_tokens=16, temperature=0.0, top_k=3, min_p=0.5)
+    ((completion,),) = awake(engine, tiny_teacher, eos_ids=(10**6,)).generate(REQUESTS[2:], greedy)
+    prompt = REQUESTS[2].prompt_ids
+    expected = logprobs_of(model, params, np.concatenate([prompt, completion.token_ids]), 1.0)[len(prompt) :]
+    np.testing.assert_allclose(completion.logps, expected, atol=1e-4)
+
+
+def renormalised(model, params, prompt, completion, temperature, *, excluded):
+    """f32[N] log-probs of a completion where the excluded ids have no probability."""
+    ids = np.concatenate([prompt, completion.token_ids])
+    logits = np.array(model.logits(params, ids[None], np.ones_like(ids)[None])[0]) / (temperature or 1.0)
+    logits[:, excluded] = -np.inf
+    at = np.arange(len(prompt), len(ids))
+    return np.asarray(jax.nn.log_softmax(logits))[at - 1, ids[at]]
+
+
+EXCLUDING = [{"temperature": 0.0}, {}, {"temperature": 1.5}, {"top_k": 4}, {"top_p": 0.8}, {"min_p": 0.2}]
+
+
+@pytest.mark.parametrize("changes", EXCLUDING, ids=str)
+def test_ids_that_the_tokenizer_does_not_know_are_never_sampled(engine, tiny_teacher, changes):
+    """Those of a tokenizer with gaps: the likeliest tokens are left out here."""
+    model, params = tiny_teacher
+    settings = replace(PARAMS, max_tokens=24, **changes)
+    free = awake(engine, tiny_teacher).generate(REQUESTS, settings)
+    excluded = np.unique(np.concatenate([one.token_ids for completions in free for one in completions]))
+    excluded = excluded[excluded != EOS[0]]
+    sampler = awake(engine, tiny_teacher, token_ids=np.setdiff1d(np.arange(420), excluded))  # EOS is not among them
+    assert sampler.agreement.largest < 1e-4  # the probe is of the whole distribution
+    for request, completions in zip(REQUESTS, sampler.generate(REQUESTS, settings)):
+        for completion in completions:
+            assert not np.isin(completion.token_ids, excluded).any()
+            if not settings.filtered:
+                whole = renormalised(
+                    model, params, request.prompt_ids, completion, settings.temperature, excluded=excluded
+                )
+                np.testing.assert_allclose(completion.logps, whole, atol=1e-4)
+
+
+def test_a_tokenizer_that_knows_every_id_changes_nothing(engine, tiny_teacher):
+    asked = []
+
+    def listen(real, jobs, sampling, *args):
+        asked.append(dict(sampling))
+        return real(jobs, sampling, *args)
+
+    listening = Faulty(engine, generate=listen)
+    plain = awake(listening, tiny_teacher).generate(REQUESTS, PARAMS)
+    known = awake(listening, tiny_teacher, token_ids=np.arange(421)).generate(REQUESTS, PARAMS)
+    assert tokens_of(plain) == tokens_of(known)
+    assert asked[1] == asked[3] and "logit_bias" not in asked[1]
+
+
+def test_more_unknown_ids_than_vllm_can_exclude_are_refused(engine, tiny_teacher):
+    model, params = tiny_teacher
+    large = build_model(replace(model.config, vocab_size=421 + 1025))
+    with pytest.raises(UserError) as error:
+        sampler_of(engine, (large, params), tensors=partial(tensors_of, model), token_ids=np.arange(421))
+    assert str(error.value) == (
+        "the model has 1025 token ids that its tokenizer does not know, and vLLM can exclude 1024 at most: use "
+        "--sampler.kind native, or the tokenizer that belongs to the model"
+    )
+
+
+def test_an_embedding_with_rows_that_no_tokenizer_uses(padded_teacher, tmp_path):
+    """Unknown ids have the largest logits at nearly every position."""
+    model, params = load_model(padded_teacher, dtype="float32")
+    engine = ChildEngine(padded_teacher, options=OPTIONS, log_file=tmp_path / "vllm.log", weights_on_gpu=False)
+    try:
+        free = awake(engine, (model, params)).generate(REQUESTS, PARAMS)
+        assert all((one.token_ids > 420).any() for completions in free for one in completions)
+        sampler = awake(engine, (model, params), token_ids=np.arange(421))
+        assert sampler.agreement.largest < 1e-4
+        for temperature in (0.0, 0.7):
+            settings = replace(PARAMS, temperature=temperature)
+            for request, completions in zip(REQUESTS, sampler.generate(REQUESTS, settings)):
+                for one in completions:
+                    assert (one.token_ids <= 420).all()
+                    expected = renormalised(
+                        model, params, request.prompt_ids, one, temperature, excluded=slice(421, None)
+                    )
+                    np.testing.assert_allclose(one.logps, expected, atol=1e-4)
+    finally:
+        engine.close()
 
 
 def test_a_completion_depends_on_its_seed_and_not_on_its_neighbours(engine, tiny_teacher):
