@@ -21,7 +21,13 @@ class Span(NamedTuple):
 
 
 def marked_chat(
-    title: str, ids: np.ndarray, tokenizer: "PreTrainedTokenizerFast", spans: Sequence[Span], *, rest: str
+    title: str,
+    ids: np.ndarray,
+    tokenizer: "PreTrainedTokenizerFast",
+    spans: Sequence[Span],
+    *,
+    rest: str,
+    tokens: bool = True,
 ) -> str:
     """The sequence `ids` i32[T] part by part: what a part counts for, its text, its tokens with their ids.
 
@@ -29,6 +35,7 @@ def marked_chat(
 
     Args:
       rest: what the tokens of no span are.
+      tokens: show them below the text.
     """
     span_of = np.full(len(ids), -1)
     for number, span in enumerate(spans):
@@ -38,10 +45,11 @@ def marked_chat(
     for start, end in pairwise(cuts):
         number = int(span_of[start])
         meaning, bar = (rest, "|") if number < 0 else (spans[number].meaning, ">")
-        lines.append(f"  {bar} {end - start} tokens, {meaning}")
+        count = end - start
+        lines.append(f"  {bar} {count} token{'s' if count > 1 else ''}, {meaning}")
         text = _decode(ids[start:end], tokenizer)
         lines += [f"    {bar} {line}".rstrip() for line in text.split("\n")]
-        lines += _token_lines(ids[start:end], tokenizer)
+        lines += _token_lines(ids[start:end], tokenizer) if tokens else []
     return "\n".join(lines)
 
 

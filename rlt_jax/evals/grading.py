@@ -5,11 +5,14 @@ from typing import Any
 import numpy as np
 
 from rlt_jax.configs import EvaluateConfig
-from rlt_jax.data import ChatFormat, Question, ids_to_bytes
+from rlt_jax.data import BESPOKE, R1, ChatFormat, Question, ids_to_bytes, turns_of
+from rlt_jax.data.turns import THOUGHT_TAG
 from rlt_jax.evals.accuracy import pass_rates
 from rlt_jax.evals.answers import Graded, answer_text, grade_choice, grade_math, grade_text
 from rlt_jax.report.partial_file import PartialFile
 from rlt_jax.types import Completion
+
+THOUGHT_ENDS = (R1.thought_end, BESPOKE.thought_end)
 
 
 def answer_record(
@@ -18,7 +21,8 @@ def answer_record(
     """The line of the output for one sample of a question."""
     ids = completion.token_ids[:-1] if completion.finished else completion.token_ids  # without EOS
     text = b"".join(ids_to_bytes(chat.tokenizer, ids)).decode(errors="replace")
-    graded = grade(answer_text(text, chat.tags), question, config)
+    said = outside_of_thought(text, opened=opens_thought(chat)) if config.prompt == "plain" else text
+    graded = grade(answer_text(said, chat.tags), question, config)
     return {
         "row": question.number,
         "sample": sample,
@@ -29,6 +33,25 @@ def answer_record(
         "finished": completion.finished,
         "tokens": len(completion.token_ids),
     }
+
+
+def opens_thought(chat: ChatFormat) -> bool:
+    """Whether the chat template begins the model's turn inside a thought, as those of R1-Distill and QwQ do."""
+    opened = turns_of(chat.tokenizer).opened
+    return bool(THOUGHT_TAG.search(opened)) and not any(end in opened for end in THOUGHT_ENDS)
+
+
+def outside_of_thought(text: str, *, opened: bool) -> str:
+    """What a model says after its thought: after the last end tag of one, nothing if it is still thinking.
+
+    Args:
+      opened: the thought was opened in the prompt.
+    """
+    ends = [text.rfind(end) + len(end) for end in THOUGHT_ENDS if end in text]
+    starts = [match.start() for match in THOUGHT_TAG.finditer(text)]
+    if ends:
+        return text[max(ends) :]
+    return "" if opened or starts else text
 
 
 def grade(text: str, question: Question, config: EvaluateConfig) -> Graded:

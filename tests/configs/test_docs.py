@@ -6,14 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from rlt_jax.configs import PRESETS, load_config
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENT = (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8")
 
 
-def test_tables_are_up_to_date():
-    script = REPOSITORY / "scripts" / "make_config_docs.py"
+@pytest.mark.parametrize("name", ["make_config_docs.py", "make_chat_docs.py"])
+def test_written_pages_are_up_to_date(name):
+    script = REPOSITORY / "scripts" / name
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

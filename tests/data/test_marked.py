@@ -11,12 +11,12 @@ def test_parts_hold_their_text_and_tokens(tokenizer):
     spans = [Span(np.arange(2, 4), "counted"), Span(np.array([len(ids) - 1]), "the end")]
     lines = marked_chat("A chat", ids, tokenizer, spans, rest="nothing").split("\n")
     assert lines[0] == f"A chat, {len(ids)} tokens"
-    heads = [line for line in lines if " tokens, " in line]
+    heads = [line for line in lines if line[:4] in ("  | ", "  > ")]
     assert heads == [
         "  | 2 tokens, nothing",
         "  > 2 tokens, counted",
         f"  | {len(ids) - 5} tokens, nothing",
-        "  > 1 tokens, the end",
+        "  > 1 token, the end",
     ]
     assert lines[-2:] == ["    > <|im_end|>", "      999 '<|im_end|>'"]
     counted = lines.index("  > 2 tokens, counted")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlt_jax.data import BESPOKE, R1, ChatFormat, explained_score_row, load_explained_rows, load_tokenizer
+from rlt_jax.data import BESPOKE, R1, ChatFormat, Room, explained_score_rows, load_explained_rows, load_tokenizer
 from rlt_jax.errors import UserError
 from rlt_jax.studies.baselines import BASELINES, baseline_rows, own_thought, student_rows
 from rlt_jax.types import Row
@@ -25,7 +25,9 @@ def read(rows, path, chat):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     explained, skipped = load_explained_rows(str(path), chat.tags)
     assert not skipped
-    return [explained_score_row(row, chat) for row in explained]
+    usable, skipped = explained_score_rows(explained, chat, room=Room(0, 10_000, 10_000))
+    assert not skipped
+    return [row for _, row in usable]
 
 
 def test_four_rows_of_each(tmp_path, chat):
