@@ -1,17 +1,18 @@
 """Test sets: questions with known answers, free-form or multiple-choice, read from named columns."""
 
-import math
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from rlt_jax.data.rows import BadRow, optional_text, read_rows
-from rlt_jax.data.sources import Unreadable
+from rlt_jax.data.sources import Unreadable, WrittenFloat
 
+MOST_ZEROS = 40  # that are written out in an answer
 LETTER_INSTRUCTION = "Answer with the letter of the right option."
 
 
@@ -75,15 +76,29 @@ def _question(number: int, raw: object, *, question: str, answer: str, choices: 
     return Question(number, text_with_options, letters[list(order).index(0)], letters, system)
 
 
+def _written_out(number: Decimal) -> str:
+    """A number without an exponent, or with one if that would take more than MOST_ZEROS zeros."""
+    if not number:
+        return "0"
+    sign, digits, exponent = number.as_tuple()
+    assert isinstance(exponent, int)  # the number is finite
+    kept = "".join(map(str, digits)).rstrip("0")
+    exponent += len(digits) - len(kept)
+    if exponent > MOST_ZEROS or -exponent - len(kept) > MOST_ZEROS:
+        return f"{'-' * sign}{kept}e{exponent}"
+    return format(Decimal((sign, tuple(map(int, kept)), exponent)), "f")
+
+
 def _cell(raw: Mapping, column: str) -> str:
-    """A column's text, or its number as text (5.0 as 5)."""
+    """A column's text, or its number as text, digit by digit (5.0 as 5, 2e-05 as 0.00002)."""
     value = raw.get(column)
     if value is None:
         raise BadRow(f"no {column} (columns: {', '.join(map(str, raw))})")
-    if isinstance(value, float) and math.isfinite(value):
-        return str(int(value)) if value.is_integer() else str(value)
-    if isinstance(value, float):  # NaN: an empty cell of a table
-        raise BadRow(f"{column} is empty")
+    if isinstance(value, float | Decimal):
+        number = Decimal(value.text) if isinstance(value, WrittenFloat) else Decimal(str(value))
+        if not number.is_finite():  # NaN: an empty cell of a table
+            raise BadRow(f"{column} is empty")
+        return _written_out(number)
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else optional_text(raw, column)
     if not text or not text.strip():
         raise BadRow(f"{column} is empty")

@@ -22,6 +22,20 @@ class Unreadable:
         return self.reason
 
 
+class WrittenFloat(float):
+    """A number of a JSON file with its digits as they were written: a float alone keeps 17 of them."""
+
+    text: str
+
+    def __new__(cls, text: str) -> "WrittenFloat":
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __reduce__(self) -> tuple[type["WrittenFloat"], tuple[str]]:
+        return type(self), (self.text,)
+
+
 def read_source(source: str, split: str) -> Iterator[tuple[int, object]]:
     """Yield (row number from 0, raw row) for every row; `Unreadable` for a line that is not JSON.
 
@@ -142,10 +156,12 @@ def _read_json(file: Path) -> Iterator[tuple[int, object]]:
 
 def _parse(text: bytes) -> object:
     try:
-        return json.loads(text.decode("utf-8-sig"))
+        return json.loads(text.decode("utf-8-sig"), parse_float=WrittenFloat)
     except UnicodeDecodeError as error:
         return Unreadable(f"not UTF-8 (byte {error.start})")
     except json.JSONDecodeError as error:
         return Unreadable(f"not JSON ({error.msg}, column {error.colno})")
     except RecursionError:
         return Unreadable("not JSON (nested too deeply)")
+    except ValueError:  # Python reads integers of up to 4300 digits
+        return Unreadable("not JSON (a number has too many digits)")

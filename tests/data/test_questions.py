@@ -1,11 +1,15 @@
 """Test sets by column names: free answers, numbers, and options in an order that does not depend on the run."""
 
 import json
+from decimal import Decimal
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from rlt_jax.data import load_questions
 from rlt_jax.errors import UserError
+from rlt_jax.evals.answers import grade_math, grade_text
 
 GPQA = ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
@@ -46,6 +50,63 @@ def test_free_answers(tmp_path):
         (3, "Five?", "5", "", None),
     ]
     assert skipped == ()
+
+
+WRITTEN = [  # a number in JSON, the expected answer
+    ("2e-05", "0.00002"),
+    ("0.00002", "0.00002"),
+    ("1e-7", "0.0000001"),
+    ("-1.50E+3", "-1500"),
+    ("5.0", "5"),
+    ("100.0", "100"),
+    ("0.10", "0.1"),
+    ("-0.0", "0"),
+    ("1.2345678901234568e20", "123456789012345680000"),
+    ("0.1234567890123456789012", "0.1234567890123456789012"),  # beyond a float
+    ("100000000000000000000.1", "100000000000000000000.1"),
+    ("9007199254740993", "9007199254740993"),  # beyond 2^53
+    ("9007199254740993.0", "9007199254740993"),
+    ("1e400", "1e400"),  # beyond the largest float
+    ("2.50e-300", "25e-301"),
+]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+def test_a_number_keeps_its_digits(tmp_path, ending):
+    rows = [f'{{"problem": "?", "answer": {written}}}' for written, _ in WRITTEN]
+    source = tmp_path / f"rows.{ending}"
+    source.write_text("\n".join(rows) if ending == "jsonl" else f"[{','.join(rows)}]")
+    questions, _ = free(str(source))
+    assert [question.answer for question in questions] == [expected for _, expected in WRITTEN]
+
+
+@pytest.mark.parametrize(("written", "expected"), WRITTEN)
+def test_a_grader_takes_the_number_as_it_was_written(written, expected):
+    assert grade_math(written, expected).correct and grade_text(written, expected).correct
+    assert not grade_math(written + "1", expected).correct and not grade_text("1" + expected, expected).correct
+
+
+def test_numbers_of_a_table(tmp_path):
+    answers = [Decimal("0.00002"), Decimal("5.00"), Decimal("12345678901234567890.12345")]
+    table = pyarrow.table({"problem": ["?"] * 3, "answer": pyarrow.array(answers, pyarrow.decimal128(30, 5))})
+    pyarrow.parquet.write_table(table, tmp_path / "decimals.parquet")
+    assert [q.answer for q in free(str(tmp_path / "decimals.parquet"))[0]] == [
+        "0.00002",
+        "5",
+        "12345678901234567890.12345",
+    ]
+    table = pyarrow.table({"problem": ["?"] * 3, "answer": [2e-05, 5.0, 1e22]})
+    pyarrow.parquet.write_table(table, tmp_path / "floats.parquet")
+    assert [q.answer for q in free(str(tmp_path / "floats.parquet"))[0]] == ["0.00002", "5", "1" + "0" * 22]
+
+
+def test_an_integer_too_long_for_python_is_a_bad_row(tmp_path):
+    source = write(
+        tmp_path / "rows.jsonl", [f'{{"problem": "?", "answer": {"1" * 5000}}}', {"problem": "?", "answer": 2}]
+    )
+    questions, skipped = free(source)
+    assert [question.answer for question in questions] == ["2"]
+    assert skipped == ((0, "not JSON (a number has too many digits)"),)
 
 
 def test_options_have_letters_and_the_letter_is_the_answer(tmp_path):
