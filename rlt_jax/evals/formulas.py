@@ -18,6 +18,7 @@ _NAME = re.compile(
 )
 _AND = re.compile(r"\\(?:text|mbox|textrm)\s*\{\s*,?\s*(and|or)\s*\}")
 _EQUALS = re.compile(r"(?<![<>!=\\])=(?!=)|\\approx(?![A-Za-z])|≈")
+_LINEAR = re.compile(r"-?\d*\.?\d*\s?[A-Za-z](?:\s?[+-]\s?\d*\s?[A-Za-z]?)*+")
 _MEMBER = re.compile(r"\s*\\?[A-Za-z]\w?\s*(?:\\in(?![A-Za-z])|∈)\s*")
 _SPLIT = re.compile(r"\s*(?:,\s*(?:and|or)\b|,(?!\d{3}(?!\d))|;|\b(?:and|or|to|through)\b)\s*")
 _LATEX = [
@@ -110,6 +111,8 @@ def _item(text: str) -> Item:
     sides = _EQUALS.split(text)
     if len(sides) == 2 and re.fullmatch(r"\s*[A-Za-z]\s*", sides[1]) and re.search(r"\d", sides[0]):
         return Item(sides[1].strip(), bare(sides[0]))  # 7 = x
+    if len(sides) > 2 and not _LINEAR.fullmatch(sides[0].strip()):
+        return Item(None, bare(sides[-1]))  # a chain, but not 2x = 10 + 4 = 14
     left = re.sub(rf"\\[A-Za-z]+|(?<![A-Za-z])(?:{FUNCTIONS})(?![A-Za-z])", "", sides[-2] if len(sides) > 1 else "x1")
     if not re.search(r"\d", left) or not re.search(r"[A-Za-z]", left):  # a + b = 7, 3 + 4 = 7, but not 2x = 14
         return Item(None, bare(sides[-1]))  # = 7, 3 + 4 = 7

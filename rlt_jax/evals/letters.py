@@ -50,6 +50,7 @@ _ANNOUNCED = [  # a phrase, then the letter
     rf"{_SENTENCE}answer\s{_LETTER}(?=\s?(?:[.!]|\n|$))",
     rf"<answer>\s{{0,4}}{_OPTION}{_LETTER}{_END}",
     rf"\b{_I}\s{any_of('choose', 'pick', 'select', 'go with', 'chose', 'answer', 'say')}\s{_OPTION}{_LETTER}{_END}",
+    rf"\b(?:corresponds to|matches|agrees with)\s(?:option|choice)\s{_LETTER}{_END}",
     rf"{_SENTENCE}{_CONCLUDES}[,:]?\s{_ADVERB}{_OPTION}{_LETTER}{_END}",
     rf"\b{CORRECTION}\b{_GAP}(?:{CORRECTION}{_GAP})?(?:(?:it|that)(?:'s|\s(?:is|should be|must be))\s)?"
     rf"{_OPTION}{_LETTER}(?=\s?(?:[.!]|\n|$))",
@@ -64,6 +65,7 @@ _BEGINS = re.compile(  # B) 5 apples; B, because ...; (B) 5 apples
     r"|\W{0,3}\((?P<other>[A-Za-z])\)(?=\s)"
 )
 _OPTIONS = re.compile(r"\n\W{0,4}\(?[A-Za-z][).:]\s")  # the question's options, repeated
+_LAST_LINE = re.compile(r".*\n\n\(?(?P<letter>[A-Z])\)\s[^\n]*", re.DOTALL)  # B) 5 apples
 _MORE = re.compile(  # another letter beside the first
     r"[)\].]?\s?(?:,?\s?(?:or|and|nor)\s|/|,\s|&\s)(?:(?:rather|maybe|possibly|perhaps)\s)?(?:(?:option|choice)\s)?"
     r"[(\[]?([A-Z])\b(?!['’])",
@@ -97,6 +99,8 @@ def declared_letter(text: str, letters: str) -> str | None:
     begins = None if whole else _BEGINS.match(text)
     if begins and _OPTIONS.search(text):
         return None
+    if not begins and len(_OPTIONS.findall(text)) == 1:
+        begins = _LAST_LINE.fullmatch(text)
     letter = whole["letter"] if whole else _first_group(begins) if begins else None
     return letter.upper() if letter and letter.upper() in letters else None
 

@@ -7,12 +7,14 @@ import contextlib
 import json
 import logging
 import resource
+import signal
 import sys
 from dataclasses import replace
 
 import math_verify
 import sympy
 
+SECONDS = 10  # for one comparison; the parent gives up earlier
 MEMORY = 4 << 30  # bytes; a huge power fails instead of taking the machine's
 _DEFAULT = math_verify.LatexExtractionConfig()
 LATEX = replace(  # without its own removal of units, which takes "3 less" for 3
@@ -65,10 +67,12 @@ def main() -> None:
     equal("1", "2")  # loads the grammar
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
+        signal.alarm(SECONDS)  # ends the process, should nobody be left to kill it
         try:
             answer = equal(*json.loads(line))
         except (Exception, RecursionError, MemoryError):
             answer = False  # what cannot be compared is not equal
+        signal.alarm(0)
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -49,7 +49,7 @@ OPEN = re.compile(  # before a number that is no value by itself
     re.IGNORECASE,
 )
 CHANGED = re.compile(  # after such a number
-    rf"[ -]?(?:{any_of(*CHANGERS)}|and an? (?:half|third|quarter)|out of|to the)(?![A-Za-z])"
+    rf"[ -]?(?:{any_of(*CHANGERS)}|and an? (?:half|third|quarter)|out of|to the|(?:more|less|fewer) than)(?![A-Za-z])"
     rf"|(?:st|nd|rd|th) of [A-Z]|-[A-Za-z]| {_MONTH}\b",
     re.IGNORECASE,
 )

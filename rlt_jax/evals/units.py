@@ -30,8 +30,8 @@ _KNOWN |= {name + "s": sign for sign, names in _WORDS.items() for name in (sign,
 _CHANGERS = (  # words after a number that make another of it
     "plus minus over divided multiplied squared cubed factorial point mod modulo half halves third thirds quarter "
     "quarters fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth tenths "
-    "hundredth hundredths thousandth thousandths hundreds thousands millions billions dozens pair pairs score less "
-    "more fewer choose remainder repeating pi am pm o'clock root log sin cos tan exp sqrt infinity power base "
+    "hundredth hundredths thousandth thousandths hundreds thousands millions billions dozens pair pairs score "
+    "choose remainder repeating pi am pm o'clock root log sin cos tan exp sqrt infinity power base "
     "bc ad k mil"
 )
 CHANGERS = frozenset(_CHANGERS.split())
