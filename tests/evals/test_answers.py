@@ -193,7 +193,7 @@ def test_any_text_takes_at_most_five_seconds(text):
 
 
 def test_after_a_formula_that_was_given_up_the_next_is_compared():
-    assert not grade_math("$9^{9^{9}}$", "x").correct
+    assert not grade_math("$9^{9^{9}}$", "x^2+1").correct
     assert grade_math("(x+1)^2", "x^2+2x+1").correct
 
 
@@ -203,7 +203,7 @@ def test_other_threads_can_grade():
 
     def run(number: int) -> None:
         start = time.monotonic()
-        tower = grade_math("$9^{9^{9}}$", "x").correct if number == 0 else False
+        tower = grade_math("$9^{9^{9}}$", "x^2+1").correct if number == 0 else False
         found[number] = (tower, grade_math(f"x+{number}", f"{number}+x").correct, time.monotonic() - start)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
