@@ -21,7 +21,7 @@ def answer_record(
     """The line of the output for one sample of a question."""
     ids = completion.token_ids[:-1] if completion.finished else completion.token_ids  # without EOS
     text = b"".join(ids_to_bytes(chat.tokenizer, ids)).decode(errors="replace")
-    said = outside_of_thought(text, opened=opens_thought(chat)) if config.prompt == "plain" else text
+    said = outside_of_thought(text, opened=opens_thought(chat)) if config.prompt == "chat" else text
     graded = grade(answer_text(said, chat.tags), question, config)
     return {
         "row": question.number,

@@ -98,7 +98,7 @@ def test_what_fine_tuning_trains(rows, target, trained):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "end"), [("student", "<|begin_of_thought|>\n    |\n    |"), ("plain", "assistant\n    |")]
+    ("prompt", "end"), [("student", "<|begin_of_thought|>\n    |\n    |"), ("chat", "assistant\n    |")]
 )
 def test_a_question_as_the_model_is_asked(rows, prompt, end):
     config = EvaluateConfig(model=TINY.student, data=QuestionsConfig(path=rows), out="unused", prompt=prompt)
