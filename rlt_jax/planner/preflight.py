@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.version import InvalidVersion
 
 from rlt_jax.configs import TrainConfig
-from rlt_jax.data import load_tokenizer
+from rlt_jax.data import ChatFormat, load_tokenizer
 from rlt_jax.data.rows import BadRow, row_from
 from rlt_jax.data.sources import read_source
 from rlt_jax.device.gpu import Gpu
@@ -263,9 +263,7 @@ def _model_checks(config: TrainConfig) -> Iterator[Check]:
 def _model_check(name: str, folder: Path) -> Check:
     """Check one folder: config.json, tokenizer, and the headers of all weights."""
     stored = checkpoint_shapes(folder)
-    if load_tokenizer(folder).chat_template is None:
-        advice = "expected a chat template: use an instruction-tuned model, or add chat_template.jinja"
-        return Check(name, "problem", str(folder), advice)
+    ChatFormat(load_tokenizer(folder))  # refuses a missing chat template, and one that loses a text
     found = find_weights(folder)
     size = sum(file.stat().st_size for file in found.files)
     summary = f"{folder}: config, tokenizer, {len(stored)} tensors of {size / GB:.2f} GB"

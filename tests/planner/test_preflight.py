@@ -168,6 +168,11 @@ def changed_model(folder: Path, **files: str | None) -> Path:
         ({"model.safetensors": None}, "expected weights in"),
         ({"model.safetensors": "rubbish"}, "expected a complete safetensors file, but it is damaged"),
         ({"tokenizer.json": None}, "expected tokenizer.json (or vocab.json and merges.txt)"),
+        ({"chat_template.jinja": None}, "expected a tokenizer with a chat template, but this one has none"),
+        (
+            {"chat_template.jinja": "{{ messages[0].content }}"},
+            "expected a chat template that writes the system prompt",
+        ),
     ],
 )
 def test_models_that_are_damaged(tmp_path, files, advice):
