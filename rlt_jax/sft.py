@@ -60,7 +60,7 @@ def sft(config: SftConfig) -> Path:
             if session.saves(step):
                 session.save(step, state)
 
-        exported = session.finish(run.model, state.params, tokenizer_from=config.model)
+        exported = session.finish(run.model, state.params, tokenizer_from=config.model, eos_ids=run.eos_ids)
         if exported is not None:
             log.info("the model is in %s", exported)
     return session.folder

@@ -125,7 +125,7 @@ def log_step(
 
 def summarise(session: Session, rlt: Rlt, policy: Params) -> None:
     """Export the teacher, draw the curves, and print what changed and where the files are."""
-    exported = session.finish(rlt.model, policy, tokenizer_from=rlt.config.teacher)
+    exported = session.finish(rlt.model, policy, tokenizer_from=rlt.config.teacher, eos_ids=rlt.eos_ids)
     folder = session.folder
     files = {"metrics": folder / METRICS_FILE, "completions": folder / COMPLETIONS_FILE, "curves": draw_curves(folder)}
     if exported is not None:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import chex
@@ -13,6 +13,7 @@ import numpy as np
 
 from rlt_jax.errors import UserError
 from rlt_jax.models.base import Model, Params
+from rlt_jax.models.config import read_json
 from rlt_jax.models.hf import resolve_folder
 from rlt_jax.models.stored_tensors import STORED
 from rlt_jax.models.tensor_names import leaf_of, name_table, named_tensors
@@ -38,6 +39,7 @@ def save_model(
     params: Params,
     *,
     tokenizer_from: str | Path | None = None,
+    eos_ids: Sequence[int] = (),
     max_shard_size: int = 5_000_000_000,
 ) -> None:
     """Write a folder that `load_model` and transformers read, completely or not at all.
@@ -47,6 +49,8 @@ def save_model(
     Args:
       params: any tree of the parameters' shapes (also gradients) in bfloat16, float16 or float32, jax or numpy.
       tokenizer_from: folder (or hub name) whose tokenizer files and generation_config.json are copied byte for byte.
+      eos_ids: tokens that end what the model writes; those that the copied files do not name are added to
+        generation_config.json, so that other programs stop there, too.
       max_shard_size: bytes; a larger model is split into shards with an index.
     Raises:
       UserError: `path` holds something other than a model or cannot be written, or `tokenizer_from` has no tokenizer.
@@ -65,6 +69,7 @@ def save_model(
         (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for file in tokenizer_files:
             shutil.copyfile(file, fresh / file.name)
+        _add_eos_ids(fresh, eos_ids)
         if target.exists():
             target.rename(old)
         fresh.rename(target)
@@ -102,6 +107,17 @@ def _tokenizer_files(folder: Path) -> list[Path]:
     if not any(file.name in ("tokenizer.json", "vocab.json", "tokenizer.model") for file in files):
         raise UserError(f"expected a tokenizer (tokenizer.json) to copy in {folder}, found none: give its folder")
     return files
+
+
+def _add_eos_ids(folder: Path, eos_ids: Sequence[int]) -> None:
+    """Name end tokens in generation_config.json, unless it (or config.json, where there is none) names them already."""
+    file = folder / "generation_config.json"
+    values = read_json(file) if file.exists() else {}
+    named = values.get("eos_token_id") if file.exists() else read_json(folder / "config.json").get("eos_token_id")
+    known = named if isinstance(named, list) else [] if named is None else [named]
+    if missing := [int(i) for i in eos_ids if i not in known]:
+        values["eos_token_id"] = [*known, *missing]
+        file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _most_common_dtype(params: Params) -> str:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from rlt_jax.configs import SftConfig
-from rlt_jax.data import ChatFormat, SftExample, build_sft_examples, questions_of_step
+from rlt_jax.data import ChatFormat, SftExample, build_sft_examples, eos_ids, questions_of_step
 from rlt_jax.device.backoff import BatchSizes, MemoryBackoff
 from rlt_jax.device.jax_setup import prepare_memory
 from rlt_jax.device.pinned import host_bytes
@@ -35,6 +35,7 @@ class Sft:
     config: SftConfig
     examples: Sequence[SftExample]  # to train on
     held_out: Sequence[SftExample]
+    eos_ids: tuple[int, ...]  # that end what the model is taught to write
     max_steps: int
     model: Model
     params: Params  # as loaded
@@ -108,6 +109,7 @@ def load_sft(config: SftConfig, run_dir: Path, *, exhausted: str) -> Sft:
         config=config,
         examples=examples,
         held_out=held_out,
+        eos_ids=eos_ids(chat.tokenizer, config.model),
         max_steps=max_steps,
         model=model,
         params=params,

@@ -160,6 +160,33 @@ def test_tokenizer_files_are_copied_byte_for_byte(golden, tmp_path):
         assert (tmp_path / "saved" / name).read_bytes() == (golden / "teacher" / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("generation", "written"),
+    [
+        (None, None),  # config.json names 999 already
+        ({"eos_token_id": 999, "top_k": 20}, {"eos_token_id": 999, "top_k": 20}),
+        ({"eos_token_id": [997, 999]}, {"eos_token_id": [997, 999]}),
+        ({"eos_token_id": 997, "top_k": 20}, {"eos_token_id": [997, 999], "top_k": 20}),
+        ({"top_k": 20}, {"eos_token_id": [999], "top_k": 20}),
+    ],
+)
+def test_end_tokens_that_the_files_do_not_name_are_added(golden, tmp_path, generation, written):
+    """As those of a base model that was taught to end its turns with another token than its EOS."""
+    source = Path(shutil.copytree(golden / "teacher", tmp_path / "source"))
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"eos_token_id": 999}))
+    file = source / "generation_config.json"
+    file.unlink()
+    if generation is not None:
+        file.write_text(json.dumps(generation))
+    model, params = load_model(source)
+    save_model(tmp_path / "saved", model, params, tokenizer_from=source, eos_ids=(999,))
+    saved = tmp_path / "saved" / "generation_config.json"
+    assert (json.loads(saved.read_text()) if saved.exists() else None) == written
+    if written == generation and written is not None:
+        assert saved.read_bytes() == file.read_bytes()
+
+
 def test_a_folder_without_a_tokenizer_is_refused(golden, checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"expected a tokenizer \(tokenizer.json\) to copy in"):
         save_model(tmp_path / "saved", *load_model(golden / "teacher"), tokenizer_from=checkpoint("qwen2"))
