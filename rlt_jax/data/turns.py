@@ -37,6 +37,8 @@ class Turns:
     """What a template writes around an assistant's text. Made by `turns_of`."""
 
     has_system: bool  # False: it has no system turn; the system prompt then begins the user's
+    prompts: bool  # whether it has a generation prompt
+    missing: str  # what stands before an assistant's text but not in the generation prompt; mostly empty
     opened: str  # what it begins the assistant's text with, such as "<think>\n"; mostly empty
     ending: str  # what follows the assistant's text, such as "<|im_end|>\n"
     end_id: int | None  # the token in `ending` that ends the turn; None: it has none, as in "\n"
@@ -63,12 +65,20 @@ def turns_of(tokenizer: "PreTrainedTokenizerFast") -> Turns:
         earlier = _render(tokenizer, [*answered, _message("user", LATER)], generate=False)
     except UserError:
         earlier = finished
-    header = _common_start(begun, _after_question(earlier).partition(ANSWER)[0])
-    if tag := THOUGHT_TAG.search(begun):
-        header = header[: tag.start()]
+    before = _after_question(earlier).partition(ANSWER)[0]
+    header = _common_start(begun, before)
+    missing = _without_thought(before[len(header) :]) if header == begun else ""
+    header = _without_thought(header)
     opened = begun[len(header) :]
     ending = finished.rpartition(ANSWER)[2]
-    return Turns(has_system, opened if opened.strip() else "", ending, _end_id(tokenizer, ending))
+    return Turns(
+        has_system=has_system,
+        prompts=begun != _after_question(_render(tokenizer, asked, generate=False)),
+        missing=missing if missing.strip() else "",
+        opened=opened if opened.strip() else "",
+        ending=ending,
+        end_id=_end_id(tokenizer, ending),
+    )
 
 
 def template_notes(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
@@ -78,6 +88,11 @@ def template_notes(tokenizer: "PreTrainedTokenizerFast") -> list[str]:
         notes.append(
             f"the chat template begins the assistant's turn with {turns.opened!r}, which is left out where the tags of "
             "a thought, a solution or an explanation begin it"
+        )
+    if turns.missing:
+        notes.append(
+            f"the chat template's generation prompt lacks {turns.missing!r}, which it writes before an assistant's "
+            "text: it is added"
         )
     if not turns.has_system:
         notes.append("the chat template has no system turn: the system prompt begins the user's, before the question")
@@ -104,7 +119,9 @@ def chat_text(tokenizer: "PreTrainedTokenizerFast", system: str | None, question
     elif system is not None:
         messages = [_message("user", system + GAP + question)]
     text = _render(tokenizer, messages, generate=True)
-    return text if own_opening else text.removesuffix(turns.opened)
+    if own_opening:
+        return text if turns.prompts else text + turns.missing
+    return text.removesuffix(turns.opened) + turns.missing
 
 
 def _has_system_turn(tokenizer: "PreTrainedTokenizerFast") -> bool:
@@ -135,6 +152,11 @@ def _common_start(one: str, other: str) -> str:
     return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other)))
 
 
+def _without_thought(text: str) -> str:
+    tag = THOUGHT_TAG.search(text)
+    return text[: tag.start()] if tag else text
+
+
 def _after_question(text: str) -> str:
     return text.partition(USER)[2]
 
@@ -155,6 +177,11 @@ def _render(tokenizer: "PreTrainedTokenizerFast", messages: list[Message], *, ge
 
     try:
         template = tokenizer.get_chat_template()
+    except ValueError as error:  # several templates, none of them the default
+        raise UserError(
+            f"expected one chat template, or one called default, but: {error}: keep one in chat_template.jinja"
+        ) from None
+    try:
         text = tokenizer.apply_chat_template(
             messages,
             chat_template=FIXED_DATE + template if "strftime_now" in template else template,

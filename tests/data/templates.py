@@ -66,6 +66,7 @@ class Shape:
     ending: str = "<|im_end|>\n"
     end: str = "<|im_end|>"
     has_system: bool = True
+    missing: str = ""
 
 
 THINK = ("<think>", "</think>")
@@ -105,6 +106,7 @@ SHAPES = {
         has_system=False,
     ),
     "no-think": Shape(NO_THINK, "<|im_end|>", THINK, opened="<think>\n\n</think>\n\n"),
+    "no-prompt": Shape(_QWEN3, "<|im_end|>", THINK, missing="<|im_start|>assistant\n"),
 }
 
 

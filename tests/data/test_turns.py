@@ -42,6 +42,7 @@ def shaped(shape, golden):
 def test_headers_openings_and_ends_are_found(shape, shaped):
     turns = turns_of(shaped)
     assert (turns.has_system, turns.opened, turns.ending) == (shape.has_system, shape.opened, shape.ending)
+    assert (turns.missing, turns.prompts) == (shape.missing, shape.missing == "")
     assert shaped.convert_ids_to_tokens(turns.end_id) == shape.end
 
 
@@ -107,6 +108,7 @@ def test_departures_from_a_template_are_named(golden):
     assert notes("qwen2.5") == notes("llama3") == notes("qwen3") == ""
     assert "begins the assistant's turn with '<think>\\n', which is left out" in notes("r1-distill")
     assert "has no system turn: the system prompt begins the user's" in notes("gemma")
+    assert "generation prompt lacks '<|im_start|>assistant\\n', which it writes before an" in notes("no-prompt")
 
 
 def test_a_system_prompt_without_a_turn_of_its_own_begins_the_question(golden):
@@ -144,6 +146,27 @@ def test_templates_that_lose_a_text_are_refused(golden, template, message):
     tokenizer.chat_template = template
     with pytest.raises(UserError, match=message):
         ChatFormat(tokenizer)
+
+
+def test_several_templates_without_a_default_are_refused(golden):
+    tokenizer = load_tokenizer(golden / "teacher")
+    tokenizer.chat_template = {"tools": SHAPES["qwen2.5"].template, "rag": SHAPES["qwen2.5"].template}
+    with pytest.raises(UserError, match="expected one chat template, or one called default, but: "):
+        ChatFormat(tokenizer)
+    tokenizer.chat_template = {"tools": "{{ nothing }}", "default": SHAPES["qwen2.5"].template}
+    assert student_header_text("Why?", ChatFormat(tokenizer)).endswith("<|im_start|>assistant\n")
+
+
+def test_a_channel_that_the_generation_prompt_leaves_open_is_that_of_answers(golden):
+    """As in gpt-oss, where the model itself would choose the channel."""
+    tokenizer = load_tokenizer(golden / "teacher")
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}[final]{% endif %}{{ m.content }}"
+        "<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    chat = ChatFormat(tokenizer, student_prompt="Solve.")
+    assert student_header_text("Why?", chat) == "[system]Solve.<|im_end|>[user]Why?<|im_end|>[assistant][final]"
+    assert plain_chat_text("Why?", chat, system=None) == "[user]Why?<|im_end|>[assistant]"
 
 
 def test_a_template_that_ignores_the_system_turn_gets_the_prompt_in_the_users(golden):
