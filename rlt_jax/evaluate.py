@@ -11,12 +11,7 @@ from rich.progress import track
 
 from rlt_jax.configs import EvaluateConfig, check_evaluate_config, parse_command, run_or_print
 from rlt_jax.configs.resume import deciding_settings
-from rlt_jax.data import (
-    ChatFormat,
-    Question,
-    eos_ids,
-    known_ids,
-)
+from rlt_jax.data import ChatFormat, Question
 from rlt_jax.device.jax_setup import prepare_memory, use_compilation_cache
 from rlt_jax.errors import command
 from rlt_jax.evals.grading import answer_record, describe, summarise
@@ -25,11 +20,10 @@ from rlt_jax.report.whole_file import whole_file
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.questions import fitting_questions, load_test_set
-from rlt_jax.runs.setup import load_checked_model
+from rlt_jax.runs.setup import chat_sampler, load_checked_model
 from rlt_jax.sampling.engine import Engine
 from rlt_jax.sampling.factory import (
     SamplerSettings,
-    make_sampler,
     running_engine,
     sample_request,
     sampling_params,
@@ -91,17 +85,7 @@ def write_chunks(
 ) -> None:
     """Load the model; ask, grade and save all chunks that are not done yet."""
     model, params = load_checked_model(config.model, chat.tokenizer, dtype=config.dtype)
-    end_ids = eos_ids(chat.tokenizer, config.model)
-    sampler = make_sampler(
-        settings,
-        engine,
-        model,
-        params,
-        version=0,
-        eos_ids=end_ids,
-        token_ids=known_ids(chat.tokenizer),
-        probe_ids=prompts[0],
-    )
+    sampler = chat_sampler(settings, engine, model, params, chat, version=0, probe_ids=prompts[0])
     sampling = sampling_params(config.sampler, max_tokens=config.max_completion_length, temperature=config.temperature)
     size = config.questions_per_chunk
     for start in track(range(partial.done * size, len(questions), size), "answering", transient=True):

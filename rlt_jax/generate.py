@@ -12,7 +12,6 @@ from rlt_jax.data import (
     ChatFormat,
     build_prompts,
     eos_ids,
-    known_ids,
     load_rows,
     student_system,
 )
@@ -25,11 +24,10 @@ from rlt_jax.rewards.scorer import Scorer, make_scorer
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.explanations import describe_problems, explanation_record, sample_explanations
-from rlt_jax.runs.setup import load_checked_model, room_of, warn_of_skipped
+from rlt_jax.runs.setup import chat_sampler, load_checked_model, room_of, warn_of_skipped
 from rlt_jax.sampling.engine import Engine
 from rlt_jax.sampling.factory import (
     SamplerSettings,
-    make_sampler,
     running_engine,
     text_settings,
     weight_files,
@@ -103,16 +101,8 @@ def write_chunks(
     """Load the models; sample, score and save the chunks that are not done yet."""
     model, params = load_checked_model(config.teacher, chat.tokenizer, dtype=config.dtype)
     end_ids = eos_ids(chat.tokenizer, config.teacher)
-    sampler = make_sampler(
-        sampler_settings(config),
-        engine,
-        model,
-        params,
-        version=0,
-        eos_ids=end_ids,
-        token_ids=known_ids(chat.tokenizer),
-        probe_ids=chunks[0][0].teacher_ids,
-    )
+    probe_ids = chunks[0][0].teacher_ids
+    sampler = chat_sampler(sampler_settings(config), engine, model, params, chat, version=0, probe_ids=probe_ids)
     scorer = load_scorer(config, model, chat)
     todo = chunks[partial.done :]
     for chunk in track(todo, "explaining", transient=True):

@@ -64,7 +64,7 @@ def score(config: ScoreConfig) -> Path:
     )
     room = Room(0, teacher.config.max_positions, student.config.max_positions)
     score_chunk = partial(score_records, scorer, teacher_params, batch_size=config.score_batch_size)
-    kept, scored, rewards, unscored = None, [], [], []
+    kept, scored, scores, unscored = None, [], [], []
     with ExitStack() as unfinished:
         files = {flag: unfinished.enter_context(whole_file(path, flag)) for flag, path in outputs.items()}
         with files["--out"].open("w", encoding="utf-8") as file:
@@ -75,7 +75,7 @@ def score(config: ScoreConfig) -> Path:
                 for explained, reward, record in score_chunk(usable):
                     file.write(json.dumps(record) + "\n")
                     scored.append(explained)
-                    rewards.append(reward)
+                    scores.append(reward)
         if not scored:
             number, reason = unscored[0]
             raise UserError(
@@ -83,23 +83,24 @@ def score(config: ScoreConfig) -> Path:
                 f"{describe_skipped(unscored)}; row {number}: {reason}: give other rows, or models for longer texts"
             )
         warn_of_skipped(unscored, "rows")
+        rewards = np.array(scores)
         if "--selected-out" in files:
             kept = select_rows(
-                np.array(rewards),
+                rewards,
                 [(explained.row.question, explained.row.solution) for explained in scored],
                 best_of_question=config.best_of_question,
                 top_fraction=config.top_fraction,
             )
             with files["--selected-out"].open("w", encoding="utf-8") as file:
-                for i, rank in zip(kept, ranks(np.array(rewards)[kept])):
+                for i, rank in zip(kept, ranks(rewards[kept])):
                     file.write(json.dumps({**scored[i].raw, "reward": rewards[i], "rank": int(rank)}) + "\n")
         if "--histogram" in files:
-            draw_histogram(np.array(rewards), files["--histogram"], kept=kept)
-    print(f"rewards\n{histogram_text(np.array(rewards))}")
+            draw_histogram(rewards, files["--histogram"], kept=kept)
+    print(f"rewards\n{histogram_text(rewards)}")
     unscored += skipped
-    print(f"{len(scored)} rows scored, {len(unscored)} skipped, mean reward {np.mean(rewards):.4f}: {config.out}")
+    print(f"{len(scored)} rows scored, {len(unscored)} skipped, mean reward {rewards.mean():.4f}: {config.out}")
     if kept is not None:
-        print(f"{len(kept)} rows kept, mean reward {np.array(rewards)[kept].mean():.4f}: {config.selected_out}")
+        print(f"{len(kept)} rows kept, mean reward {rewards[kept].mean():.4f}: {config.selected_out}")
     return Path(config.out)
 
 

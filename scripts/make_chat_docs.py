@@ -13,17 +13,14 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-import numpy as np  # noqa: E402
-
-from rlt_jax.data import R1, ChatFormat, build_prompts, encode, eos_ids, score_row_from_ids  # noqa: E402
-from rlt_jax.data.marked import Span, marked_chat, token_text  # noqa: E402
-from rlt_jax.data.turns import template_notes  # noqa: E402
+from rlt_jax.data import R1, ChatFormat, eos_ids, template_notes  # noqa: E402
+from rlt_jax.runs.chats import sampled_chats  # noqa: E402
 from rlt_jax.types import Row  # noqa: E402
 from tests.data.templates import SHAPES, shaped_tokenizer  # noqa: E402
 
 DOCUMENT = REPOSITORY / "docs" / "chats.md"
 BASE = REPOSITORY / "rlt_jax" / "assets" / "tiny" / "teacher"
-ROW = Row(0, "What is 2+3?", "5", None, None)
+ROW = Row(0, "What is 2+3?", "5", "Two and three make five.", None)
 SHOWN = {
     "qwen2.5": "Qwen2.5, chat models",
     "qwen2.5-base": "Qwen2.5, base models",
@@ -72,25 +69,8 @@ def shown(name: str) -> str:
     """Both chats under a template, its end tokens, and what the log says of it."""
     tokenizer = shaped_tokenizer(SHAPES[name], BASE)
     chat = ChatFormat(tokenizer, R1, "Teach.", "Solve.")
-    (prompt,) = build_prompts([ROW], chat, max_prompt_length=1000).prompts
-    ends = eos_ids(tokenizer, BASE)
-    written = encode(tokenizer, f"Two and three make five.\n\n{chat.tags.explanation_end}")
-    row = score_row_from_ids(prompt, np.append(written, ends[-1]), chat, ends)
-    completion = np.arange(len(prompt.teacher_ids), len(row.teacher_ids))
-    teacher = [
-        Span(completion, "end tag and end of turn: policy loss"),
-        Span(row.teacher_thought, "thought: KL, policy loss"),
-    ]
-    student = [Span(row.student_thought, "thought: KL"), Span(row.solution, "solution: log-prob")]
-    tokens = ", ".join(token_text(i, tokenizer) for i in ends)
-    return "\n".join(
-        [
-            marked_chat("teacher", row.teacher_ids, tokenizer, teacher, rest="not counted", tokens=False),
-            marked_chat("student", row.student_ids, tokenizer, student, rest="not counted", tokens=False),
-            f"a completion ends at: {tokens}",
-            *(f"log: {note}" for note in template_notes(tokenizer)),
-        ]
-    )
+    chats = sampled_chats(ROW, chat, eos_ids(tokenizer, BASE), ("teacher", "student"), tokens=False)
+    return "\n".join([*chats, *(f"log: {note}" for note in template_notes(tokenizer))])
 
 
 def main() -> None:

@@ -154,7 +154,8 @@ def run_or_print(
     """
     if action == "print-config":
         print(config_yaml(config), end="")
-    elif action == "show-chat" and show_chat is not None:
+    elif action == "show-chat":
+        assert show_chat is not None  # else the command has no such flag
         show_chat(config)
     else:
         run(config)

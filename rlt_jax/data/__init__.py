@@ -29,10 +29,11 @@ from rlt_jax.data.spans import (
     score_row_from_ids,
     score_row_from_text,
     score_row_from_trace,
+    trace_completion,
 )
 from rlt_jax.data.tags import BESPOKE, R1, TagFormat, Tags, tags_of
 from rlt_jax.data.tokenizer import check_same_tokenizer, eos_ids, known_ids, load_tokenizer
-from rlt_jax.data.turns import Turns, end_of_turn, template_notes, turns_of
+from rlt_jax.data.turns import end_of_turn, template_notes, turns_of
 
 __all__ = [
     "BESPOKE",
@@ -49,7 +50,6 @@ __all__ = [
     "SftExample",
     "TagFormat",
     "Tags",
-    "Turns",
     "build_prompts",
     "build_sft_examples",
     "check_same_tokenizer",
@@ -87,5 +87,6 @@ __all__ = [
     "teacher_prompt_text",
     "teacher_sft_parts",
     "template_notes",
+    "trace_completion",
     "turns_of",
 ]

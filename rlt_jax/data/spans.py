@@ -29,7 +29,7 @@ from rlt_jax.data.tags import Tags
 from rlt_jax.data.tokenizer import end_texts
 from rlt_jax.data.turns import end_of_turn
 from rlt_jax.errors import UserError
-from rlt_jax.types import Prompt, ScoreRow
+from rlt_jax.types import Prompt, Row, ScoreRow
 
 NO_SOLUTION_TOKEN = "solution has no token of its own, as all of them hold a piece of a tag"
 
@@ -51,8 +51,10 @@ def score_row_from_ids(
     sampled = completion_ids[: _first_of(completion_ids, eos_ids)]
     length, remainder, explanation, closed = _split_at_tag(chat, sampled)
     thought = sampled[:length]
-    read = _student_of_text if chat.student_tokens == "text" else _student_of_ids
-    student = read(prompt, thought, remainder, explanation, chat)
+    if chat.student_tokens == "ids":
+        student = _student_of_ids(prompt, thought, remainder, chat)
+    else:
+        student = _student_of_text(prompt, thought, explanation, chat)
     return ScoreRow(
         teacher_ids=np.concatenate([prompt.teacher_ids, completion_ids]),
         teacher_thought=_positions(student.read + len(prompt.teacher_ids)),
@@ -122,13 +124,18 @@ def score_row_from_text(
 
 def score_row_from_trace(prompt: Prompt, chat: ChatFormat) -> ScoreRow | None:
     """The spans of the row's own trace, as if the teacher had sampled it; None if there is no trace it could write."""
-    if prompt.row.reasoning_trace is None:
+    completion = trace_completion(prompt.row, chat.tags)
+    return None if completion is None else score_row_from_ids(prompt, encode(chat.tokenizer, completion), chat, ())
+
+
+def trace_completion(row: Row, tags: Tags) -> str | None:
+    """The row's trace as a teacher's completion; None if there is none, or none that a teacher could write."""
+    if row.reasoning_trace is None:
         return None
     try:
-        completion = explanation_to_completion(prompt.row.reasoning_trace, chat.tags)
+        return explanation_to_completion(row.reasoning_trace, tags)
     except UserError:  # empty, or with the end tag inside
         return None
-    return score_row_from_ids(prompt, encode(chat.tokenizer, completion), chat, ())
 
 
 def explanation_to_completion(text: str, tags: Tags) -> str:
@@ -159,9 +166,7 @@ class _Student(NamedTuple):
     solution: np.ndarray  # [M] positions in ids
 
 
-def _student_of_ids(
-    prompt: Prompt, thought: np.ndarray, remainder: str, explanation: str, chat: ChatFormat
-) -> _Student:
+def _student_of_ids(prompt: Prompt, thought: np.ndarray, remainder: str, chat: ChatFormat) -> _Student:
     """The student reads the teacher's tokens, and what is left of the last one before the tag in tokens of its own."""
     prefix = np.concatenate([prompt.student_prefix_ids, thought])
     closing_ids, solution = prompt.closing_ids, prompt.closing_solution
@@ -173,9 +178,7 @@ def _student_of_ids(
     )
 
 
-def _student_of_text(
-    prompt: Prompt, thought: np.ndarray, remainder: str, explanation: str, chat: ChatFormat
-) -> _Student:
+def _student_of_text(prompt: Prompt, thought: np.ndarray, explanation: str, chat: ChatFormat) -> _Student:
     """The student reads the explanation's text in tokens of its own."""
     begin = len(prompt.student_text)
     text = prompt.student_text + explanation + student_closing_text(prompt.row.solution, chat)

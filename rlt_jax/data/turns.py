@@ -22,8 +22,14 @@ if TYPE_CHECKING:
 SYSTEM, USER, ANSWER, LATER = (
     f"(the {name} stands here)" for name in ("prompt", "question", "answer", "next question")
 )
-THOUGHT_TAG = re.compile(
-    r"<think>|<thinking>|<thought>|<reasoning>|\[THINK\]|<\|begin_of_thought\|>|<\|START_THINKING\|>", re.IGNORECASE
+THOUGHT_TAGS = {  # start tag of a thought -> end tag, of whatever model
+    **{f"<{name}>": f"</{name}>" for name in ("think", "thinking", "thought", "reasoning")},
+    "[THINK]": "[/THINK]",
+    "<|begin_of_thought|>": "<|end_of_thought|>",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+}
+THOUGHT_START, THOUGHT_END = (
+    re.compile("|".join(map(re.escape, tags)), re.IGNORECASE) for tags in (THOUGHT_TAGS, THOUGHT_TAGS.values())
 )
 GAP = "\n\n"  # between system prompt and question where the template has no system turn
 TODAY = "26 Jul 2024"  # for templates that write the date (Llama 3), so that prompts are the same every day
@@ -153,7 +159,7 @@ def _common_start(one: str, other: str) -> str:
 
 
 def _without_thought(text: str) -> str:
-    tag = THOUGHT_TAG.search(text)
+    tag = THOUGHT_START.search(text)
     return text[: tag.start()] if tag else text
 
 

@@ -5,14 +5,12 @@ from typing import Any
 import numpy as np
 
 from rlt_jax.configs import EvaluateConfig
-from rlt_jax.data import BESPOKE, R1, ChatFormat, Question, ids_to_bytes, turns_of
-from rlt_jax.data.turns import THOUGHT_TAG
+from rlt_jax.data import ChatFormat, Question, ids_to_bytes, turns_of
+from rlt_jax.data.turns import THOUGHT_END, THOUGHT_START
 from rlt_jax.evals.accuracy import pass_rates
 from rlt_jax.evals.answers import Graded, answer_text, grade_choice, grade_math, grade_text
 from rlt_jax.report.partial_file import PartialFile
 from rlt_jax.types import Completion
-
-THOUGHT_ENDS = (R1.thought_end, BESPOKE.thought_end)
 
 
 def answer_record(
@@ -38,7 +36,7 @@ def answer_record(
 def opens_thought(chat: ChatFormat) -> bool:
     """Whether the chat template begins the model's turn inside a thought, as those of R1-Distill and QwQ do."""
     opened = turns_of(chat.tokenizer).opened
-    return bool(THOUGHT_TAG.search(opened)) and not any(end in opened for end in THOUGHT_ENDS)
+    return bool(THOUGHT_START.search(opened)) and not THOUGHT_END.search(opened)
 
 
 def outside_of_thought(text: str, *, opened: bool) -> str:
@@ -47,11 +45,10 @@ def outside_of_thought(text: str, *, opened: bool) -> str:
     Args:
       opened: the thought was opened in the prompt.
     """
-    ends = [text.rfind(end) + len(end) for end in THOUGHT_ENDS if end in text]
-    starts = [match.start() for match in THOUGHT_TAG.finditer(text)]
+    ends = [tag.end() for tag in THOUGHT_END.finditer(text)]
     if ends:
-        return text[max(ends) :]
-    return "" if opened or starts else text
+        return text[ends[-1] :]
+    return "" if opened or THOUGHT_START.search(text) else text
 
 
 def grade(text: str, question: Question, config: EvaluateConfig) -> Graded:

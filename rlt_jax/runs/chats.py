@@ -1,10 +1,11 @@
 """`--show-chat`: the chats of a command's first row, as text and tokens, with what is counted marked."""
 
+from collections.abc import Sequence
 from functools import singledispatch
 
 import numpy as np
 
-from rlt_jax.configs import EvaluateConfig, GenerateConfig, ScoreConfig, SftConfig, TrainConfig
+from rlt_jax.configs import DataConfig, EvaluateConfig, GenerateConfig, RowsConfig, ScoreConfig, SftConfig, TrainConfig
 from rlt_jax.data import (
     ChatFormat,
     Room,
@@ -18,6 +19,7 @@ from rlt_jax.data import (
     load_explained_rows,
     load_rows,
     score_row_from_ids,
+    trace_completion,
 )
 from rlt_jax.data.marked import Span, marked_chat, token_text
 from rlt_jax.errors import UserError
@@ -46,16 +48,10 @@ def show_chat(config: object) -> None:
 
 
 @chats_of.register
-def _(config: TrainConfig) -> list[str]:
-    row = load_rows(config.data.path, split=config.data.split, on_bad_row=config.data.on_bad_row).rows[0]
+def _(config: TrainConfig | GenerateConfig) -> list[str]:
     chat = chat_format_of(config)
-    return _taught(row, chat, config.teacher, config.student)
-
-
-@chats_of.register
-def _(config: GenerateConfig) -> list[str]:
-    row = load_rows(config.data.path, split=config.data.split, on_bad_row=config.data.on_bad_row).rows[0]
-    return _taught(row, chat_format_of(config), config.teacher, config.student)
+    ends = eos_ids(chat.tokenizer, config.teacher)
+    return sampled_chats(_rows(config.data)[0], chat, ends, _titles(config.teacher, config.student))
 
 
 @chats_of.register
@@ -65,20 +61,20 @@ def _(config: ScoreConfig) -> list[str]:
     usable, skipped = explained_score_rows(rows[:1], chat, room=Room(0, ANY_LENGTH, ANY_LENGTH))
     if not usable:
         raise UserError(f"row {skipped[0][0]}: {skipped[0][1]}: give another first row")
-    return _scored(usable[0][1], chat, config.teacher, config.student)
+    ends = eos_ids(chat.tokenizer, config.teacher)
+    return _scored(usable[0][1], chat, ends, _titles(config.teacher, config.student))
 
 
 @chats_of.register
 def _(config: SftConfig) -> list[str]:
     chat = chat_format_of(config)
-    rows = load_rows(config.data.path, split=config.data.split, on_bad_row=config.data.on_bad_row).rows
-    first = [row for row in rows if row.reasoning_trace is not None][:1]
+    first = [row for row in _rows(config.data) if row.reasoning_trace is not None][:1]
     (example,) = build_sft_examples(first, chat, target=config.target, max_length=ANY_LENGTH).examples
     trained = Span(np.flatnonzero(example.trained), "trained: the loss is over these tokens")
     title = f"{config.target} ({config.model}), row {first[0].number}"
     return [
         marked_chat(title, example.ids, chat.tokenizer, [trained], rest="prompt, not trained"),
-        _ends(chat, config.model),
+        _ends(chat, eos_ids(chat.tokenizer, config.model)),
     ]
 
 
@@ -90,44 +86,63 @@ def _(config: EvaluateConfig) -> list[str]:
     title = f"model ({config.model}), row {questions[0].number}, whose answer is {questions[0].answer!r}"
     return [
         marked_chat(title, ids, chat.tokenizer, [], rest="prompt, which the model continues"),
-        _ends(chat, config.model),
+        _ends(chat, eos_ids(chat.tokenizer, config.model)),
     ]
 
 
-def _taught(row: Row, chat: ChatFormat, teacher: str, student: str | None) -> list[str]:
-    """Both chats, with the row's own trace as the explanation, as if the teacher had written it."""
+def sampled_chats(
+    row: Row, chat: ChatFormat, ends: tuple[int, ...], titles: Sequence[str], *, tokens: bool = True
+) -> list[str]:
+    """Both chats, with the row's own trace as the explanation, as if the teacher had written it.
+
+    Args:
+      ends: token ids that end a completion; the last ends this one.
+      titles: of the teacher's chat and of the student's, or of the teacher's alone.
+      tokens: as in `marked_chat`.
+    """
     (prompt,) = build_prompts([row], chat, max_prompt_length=ANY_LENGTH).prompts
-    ends = eos_ids(chat.tokenizer, teacher)
-    try:
-        completion = explanation_to_completion(row.reasoning_trace or NO_TRACE, chat.tags)
-    except UserError:
-        completion = explanation_to_completion(NO_TRACE, chat.tags)
+    completion = trace_completion(row, chat.tags) or explanation_to_completion(NO_TRACE, chat.tags)
     sampled = np.append(encode(chat.tokenizer, completion), ends[-1])
     scored = score_row_from_ids(prompt, sampled, chat, ends)
     written = np.arange(len(prompt.teacher_ids), len(scored.teacher_ids))
-    return _scored(scored, chat, teacher, student, written=written)
+    return _scored(scored, chat, ends, titles, written=written, tokens=tokens)
 
 
 def _scored(
-    scored: ScoreRow, chat: ChatFormat, teacher: str, student: str | None, *, written: np.ndarray | None = None
+    scored: ScoreRow,
+    chat: ChatFormat,
+    ends: tuple[int, ...],
+    titles: Sequence[str],
+    *,
+    written: np.ndarray | None = None,
+    tokens: bool = True,
 ) -> list[str]:
     """Both chats of a row; `written` are the positions of the completion, if it was sampled."""
-    spans = [Span(scored.teacher_thought, KL_TERM)]
+    of_teacher = [Span(scored.teacher_thought, KL_TERM)]
     if written is not None:
-        spans = [
+        of_teacher = [
             Span(written, "end tag and end of turn: written by the teacher, in the policy loss"),
             Span(scored.teacher_thought, f"{KL_TERM}, which the teacher writes"),
         ]
-    chats = [marked_chat(f"teacher ({teacher})", scored.teacher_ids, chat.tokenizer, spans, rest="not counted")]
-    if student is not None:
-        spans = [
-            Span(scored.student_thought, KL_TERM),
-            Span(scored.solution, "solution: the log-prob of these tokens is rewarded"),
-        ]
-        chats.append(marked_chat(f"student ({student})", scored.student_ids, chat.student, spans, rest="not counted"))
-    return [*chats, _ends(chat, teacher)]
+    of_student = [
+        Span(scored.student_thought, KL_TERM),
+        Span(scored.solution, "solution: the log-prob of these tokens is rewarded"),
+    ]
+    sequences = [(scored.teacher_ids, chat.tokenizer, of_teacher), (scored.student_ids, chat.student, of_student)]
+    chats = [
+        marked_chat(title, ids, tokenizer, spans, rest="not counted", tokens=tokens)
+        for title, (ids, tokenizer, spans) in zip(titles, sequences)
+    ]
+    return [*chats, _ends(chat, ends)]
 
 
-def _ends(chat: ChatFormat, model: str) -> str:
-    tokens = ", ".join(token_text(i, chat.tokenizer) for i in eos_ids(chat.tokenizer, model))
-    return f"a completion ends at: {tokens}"
+def _titles(teacher: str, student: str | None) -> list[str]:
+    return [f"teacher ({teacher})", *([] if student is None else [f"student ({student})"])]
+
+
+def _ends(chat: ChatFormat, ends: tuple[int, ...]) -> str:
+    return f"a completion ends at: {', '.join(token_text(i, chat.tokenizer) for i in ends)}"
+
+
+def _rows(data: DataConfig | RowsConfig) -> tuple[Row, ...]:
+    return load_rows(data.path, split=data.split, on_bad_row=data.on_bad_row).rows

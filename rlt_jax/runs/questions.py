@@ -33,23 +33,22 @@ def fitting_questions(
     texts = [prompt_text(question, config, chat) for question in questions]
     prompts = encode_batch(chat.tokenizer, texts)
     positions, answer = model_positions(config.model), config.max_completion_length
-    fits = [len(ids) + answer <= positions for ids in prompts]
+    fitting = [i for i, ids in enumerate(prompts) if len(ids) + answer <= positions]
     skipped = [
         (
-            question.number,
+            questions[i].number,
             f"prompt and answer exceed the model's positions ({len(ids)} + {answer}, at most {positions})",
         )
-        for question, ids, fit in zip(questions, prompts, fits)
-        if not fit
+        for i, ids in enumerate(prompts)
+        if len(ids) + answer > positions
     ]
-    if not any(fits):
+    if not fitting:
         raise UserError(
             f"max_completion_length={answer} after prompts of {min(map(len, prompts))} tokens and more: expected at "
             f"most the {positions} positions that {config.model} was made for: lower max_completion_length"
         )
     warn_of_skipped(skipped, "questions")
-    chosen = [(question, text, ids) for question, text, ids, fit in zip(questions, texts, prompts, fits) if fit]
-    return [c[0] for c in chosen], [c[1] for c in chosen], [c[2] for c in chosen], skipped
+    return [questions[i] for i in fitting], [texts[i] for i in fitting], [prompts[i] for i in fitting], skipped
 
 
 def prompt_text(question: Question, config: EvaluateConfig, chat: ChatFormat) -> str:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlt_jax.configs import TrainConfig
-from rlt_jax.data import ChatFormat, eos_ids, known_ids, questions_of_step
+from rlt_jax.data import ChatFormat, eos_ids, questions_of_step
 from rlt_jax.device.backoff import BatchSizes, MemoryBackoff, explain_out_of_memory
 from rlt_jax.device.budget import BudgetWatch, plan_and_measured
 from rlt_jax.device.gpu import read_gpu
@@ -35,6 +35,7 @@ from rlt_jax.rewards.rlt import RewardFn
 from rlt_jax.rewards.scorer import Scored, Scorer, completion_rows, make_scorer
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.setup import (
+    chat_sampler,
     frozen_like,
     load_checked_model,
     load_prompts,
@@ -44,7 +45,7 @@ from rlt_jax.runs.setup import (
 )
 from rlt_jax.sampling.base import Sampler
 from rlt_jax.sampling.engine import Engine
-from rlt_jax.sampling.factory import make_sampler, running_engine, sampling_params, train_settings
+from rlt_jax.sampling.factory import running_engine, sampling_params, train_settings
 from rlt_jax.types import GB, Completion, Prompt, Request
 
 log = logging.getLogger("rlt_jax")
@@ -86,14 +87,13 @@ class Rlt:
 
     def open_sampler(self, params: Params, *, version: int) -> Sampler:
         """A sampler of the policy with the given parameters."""
-        return make_sampler(
+        return chat_sampler(
             train_settings(self.config),
             self.engine,
             self.model,
             params,
+            self.chat,
             version=version,
-            eos_ids=self.eos_ids,
-            token_ids=known_ids(self.chat.tokenizer),
             probe_ids=self.prompts[0].teacher_ids,
         )
 

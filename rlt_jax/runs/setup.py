@@ -1,4 +1,4 @@
-"""Loads and checks what a command needs before it starts: models, reference, rows, prompts."""
+"""Loads and checks what a command needs before it starts: models, samplers, reference, rows, prompts."""
 
 import logging
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import psutil
 
 from rlt_jax.configs import DataConfig, GenerateConfig, TrainConfig
@@ -15,6 +16,8 @@ from rlt_jax.data import (
     Room,
     build_prompts,
     describe_skipped,
+    eos_ids,
+    known_ids,
     load_rows,
 )
 from rlt_jax.device.monitor import gpu_memory_reader
@@ -23,6 +26,9 @@ from rlt_jax.errors import UserError
 from rlt_jax.models import Model, Params, load_model, read_config, resolve_folder
 from rlt_jax.planner.ledger import Ledger
 from rlt_jax.planner.run_plan import ledger_lines, shortfalls
+from rlt_jax.sampling.base import Sampler
+from rlt_jax.sampling.engine import Engine
+from rlt_jax.sampling.factory import SamplerSettings, make_sampler
 from rlt_jax.types import GB, Prompt, Row, StoredDtype
 
 if TYPE_CHECKING:
@@ -56,6 +62,31 @@ def load_checked_model(path: str, tokenizer: "PreTrainedTokenizerFast", *, dtype
             f"vocab_size={model.config.vocab_size}: give the tokenizer that belongs to the model"
         )
     return model, params
+
+
+def chat_sampler(
+    settings: SamplerSettings,
+    engine: Engine | None,
+    model: Model,
+    params: Params,
+    chat: ChatFormat,
+    *,
+    version: int,
+    probe_ids: np.ndarray,
+) -> Sampler:
+    """A sampler of the model of `settings`, whose tokenizer is the chat's: it ends where a turn ends, and writes only
+    tokens that the tokenizer knows. Arguments and errors as `make_sampler`.
+    """
+    return make_sampler(
+        settings,
+        engine,
+        model,
+        params,
+        version=version,
+        eos_ids=eos_ids(chat.tokenizer, settings.model),
+        token_ids=known_ids(chat.tokenizer),
+        probe_ids=probe_ids,
+    )
 
 
 def load_reference(config: TrainConfig, teacher: Model, params: Params) -> Params:

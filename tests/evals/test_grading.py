@@ -21,6 +21,8 @@ from tests.data.templates import SHAPES, shaped_tokenizer
         ("<think>4</think> no <think>5</think>6", False, "6"),
         ("<|begin_of_thought|>4<|end_of_thought|>5", False, "5"),
         ("</think>", True, ""),
+        ("<thinking>4, no</thinking>5", False, "5"),
+        ("[THINK]4, no[/THINK]5", False, "5"),
     ],
 )
 def test_a_thought_is_not_the_answer(text, opened, said):

@@ -119,6 +119,15 @@ YARN_QWEN3 = Qwen3Config(  # every key of YaRN, and max_position_embeddings befo
         "truncate": False,
     },
 )
+VALUES = {  # of a small config.json, without what has a default
+    "model_type": "qwen2",
+    "vocab_size": 1000,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 torch.set_num_threads(1)  # the tests already run on every core
 
 CONFIGS = {

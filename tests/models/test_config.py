@@ -10,17 +10,7 @@ from transformers import AutoConfig, LlamaConfig
 from rlt_jax.errors import UserError
 from rlt_jax.models import ModelConfig
 from rlt_jax.models.config import parse_config, read_config
-from tests.models.conftest import CONFIGS
-
-BASE = {
-    "model_type": "qwen2",
-    "vocab_size": 1000,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
+from tests.models.conftest import CONFIGS, VALUES
 
 
 def test_reads_what_transformers_4_wrote(golden):
@@ -42,15 +32,17 @@ def test_reads_what_transformers_5_writes(checkpoint, name):
 
 
 def test_defaults_are_transformers_own():
-    assert parse_config(BASE, "x").head_dim == 32
-    assert parse_config({**BASE, "model_type": "qwen3"}, "x").head_dim == 128
-    assert parse_config({**BASE, "num_key_value_heads": None}, "x").num_key_value_heads == 4
-    assert parse_config(BASE, "x").rope_theta == 10000.0
-    assert parse_config(BASE, "x").max_positions == 32768
-    llama = {key: value for key, value in BASE.items() if key != "num_key_value_heads"} | {"model_type": "llama"}
+    assert parse_config(VALUES, "x").head_dim == 32
+    assert parse_config({**VALUES, "model_type": "qwen3"}, "x").head_dim == 128
+    assert parse_config({**VALUES, "num_key_value_heads": None}, "x").num_key_value_heads == 4
+    assert parse_config(VALUES, "x").rope_theta == 10000.0
+    assert parse_config(VALUES, "x").max_positions == 32768
+    llama = {key: value for key, value in VALUES.items() if key != "num_key_value_heads"} | {"model_type": "llama"}
     assert parse_config(llama, "x").num_key_value_heads == 4
     assert parse_config(llama, "x").max_positions == LlamaConfig().max_position_embeddings == 2048
-    assert parse_config({**BASE, "rope_theta": 5.0, "rope_parameters": {"rope_type": "default"}}, "x").rope_theta == 5.0
+    assert (
+        parse_config({**VALUES, "rope_theta": 5.0, "rope_parameters": {"rope_type": "default"}}, "x").rope_theta == 5.0
+    )
 
 
 def test_an_unchanged_config_is_written_as_it_came(golden):
@@ -99,15 +91,17 @@ def test_a_config_without_a_file_is_written_in_full(tmp_path):
 )
 def test_refusals_name_the_cause(change, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        parse_config({**BASE, **change}, "config.json")
+        parse_config({**VALUES, **change}, "config.json")
 
 
 def test_all_unsupported_features_are_named_at_once():
     with pytest.raises(UserError) as refusal:
-        parse_config({**BASE, "mlp_bias": True, "rope_scaling": {"rope_type": "linear"}}, "some/config.json")
+        parse_config({**VALUES, "mlp_bias": True, "rope_scaling": {"rope_type": "linear"}}, "some/config.json")
     assert all(word in str(refusal.value) for word in ("some/config.json", "mlp_bias", "linear"))
 
 
 def test_missing_keys_are_all_named():
     with pytest.raises(UserError, match="expected the keys hidden_size, num_attention_heads, which are missing"):
-        parse_config({k: v for k, v in BASE.items() if k not in ("hidden_size", "num_attention_heads")}, "config.json")
+        parse_config(
+            {k: v for k, v in VALUES.items() if k not in ("hidden_size", "num_attention_heads")}, "config.json"
+        )

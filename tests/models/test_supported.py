@@ -13,18 +13,9 @@ from rlt_jax.models import load_model
 from rlt_jax.models.config import parse_config
 from rlt_jax.models.families import FAMILIES
 from rlt_jax.models.family import Family
-from tests.models.conftest import CONFIGS, oracle_logits, oracle_model, save_random
+from tests.models.conftest import CONFIGS, VALUES, oracle_logits, oracle_model, save_random
 
-BASE = {
-    "model_type": "qwen2",
-    "vocab_size": 1000,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-}
+BASE = VALUES | {"max_position_embeddings": 512}
 MISTRAL = Family("mistral", "mistral", "MistralForCausalLM", False, False, False, {"sliding_window": 4096}, {})
 
 KEYS = {  # of transformers' configurations -> what becomes of them
