@@ -18,6 +18,7 @@ from rlt_jax.data.copying import copy_rate, repeat_rate
 from rlt_jax.data.distillation import distillation_row
 from rlt_jax.data.encoding import encode, encode_batch, encode_with_offsets, ids_to_bytes
 from rlt_jax.data.explained import ExplainedRow, explained_score_rows, load_explained_rows
+from rlt_jax.data.forged import judged, special_token, text_problem
 from rlt_jax.data.order import chunked_order, questions_of_step
 from rlt_jax.data.prompt_file import read_prompt_file
 from rlt_jax.data.prompts import BuiltPrompts, Room, build_prompts
@@ -65,6 +66,7 @@ __all__ = [
     "explained_score_rows",
     "explanation_to_completion",
     "ids_to_bytes",
+    "judged",
     "known_ids",
     "load_explained_rows",
     "load_questions",
@@ -78,6 +80,7 @@ __all__ = [
     "score_row_from_ids",
     "score_row_from_text",
     "score_row_from_trace",
+    "special_token",
     "student_closing_text",
     "student_header_text",
     "student_prefix_text",
@@ -87,6 +90,7 @@ __all__ = [
     "teacher_prompt_text",
     "teacher_sft_parts",
     "template_notes",
+    "text_problem",
     "trace_completion",
     "turns_of",
 ]

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from rlt_jax.data.chat_format import ChatFormat, teacher_prompt_text
+from rlt_jax.data.chat_format import ChatFormat, padded_thought, teacher_prompt_text
+from rlt_jax.data.forged import forged_problem, judged, text_problem
 from rlt_jax.data.prompts import Room
 from rlt_jax.data.rows import BadRow, optional_text, read_rows, row_from
 from rlt_jax.data.spans import NO_SOLUTION_TOKEN, explanation_to_completion, score_row_from_text
@@ -57,11 +58,20 @@ def explained_score_rows(
             chat=chat,
             row_system=row.system,
         )
-        if problem := _problem(row, scored, room):
+        if problem := _forged(explanation, chat) or _problem(row, scored, room):
             skipped.append((row.number, problem))
         else:
-            usable.append((explanation, scored))
+            usable.append((explanation, judged(scored, chat)))
     return usable, skipped
+
+
+def _forged(explained: ExplainedRow, chat: ChatFormat) -> str | None:
+    """Which tag row or given explanation forges; a teacher's raw output is judged instead."""
+    problem = forged_problem(explained.row, chat)
+    given = explained.raw.get("explanation")
+    if problem is None and isinstance(given, str):
+        problem = text_problem({"explanation": padded_thought(given)}, chat)
+    return problem
 
 
 def _problem(row: Row, scored: ScoreRow, room: Room) -> str | None:

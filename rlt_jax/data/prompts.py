@@ -4,6 +4,7 @@ Departures from the original:
 - A prompt that is too long is skipped and counted; `truncate=True` truncates it on the left, as the original does.
   Truncation removes the system prompt, then the question, then the solution, which makes the reward meaningless.
 - A solution all of whose tokens hold a piece of a tag is skipped: it has no log-prob of its own.
+- A question or solution that forges a tag of the chat is skipped (`forged.py`).
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from rlt_jax.data.chat_format import ChatFormat, student_prefix_text, teacher_prompt_text
 from rlt_jax.data.encoding import encode_batch
+from rlt_jax.data.forged import forged_problem
 from rlt_jax.data.rows import describe_skipped
 from rlt_jax.data.spans import NO_SOLUTION_TOKEN, closing_tokens
 from rlt_jax.errors import UserError
@@ -37,7 +39,7 @@ class Room:
 def build_prompts(
     rows: Sequence[Row], chat: ChatFormat, *, max_prompt_length: int, truncate: bool = False, room: Room | None = None
 ) -> BuiltPrompts:
-    """Format and tokenise every row; skip those that are too long, or whose solution has no token of its own.
+    """Format and tokenise every row; skip those that are too long, forge a tag, or have no solution token of their own.
 
     Args:
       max_prompt_length: maximum length of the teacher's prompt, tokens.
@@ -66,7 +68,7 @@ def build_prompts(
             closing_solution=solution,
             solution_ids=solution_ids[i],
         )
-        problem = _problem(prompt, max_prompt_length, room)
+        problem = forged_problem(row, chat) or _problem(prompt, max_prompt_length, room)
         if problem is None:
             prompts.append(prompt)
         else:

@@ -16,6 +16,7 @@ import numpy as np
 
 from rlt_jax.data.chat_format import ChatFormat, student_sft_parts, teacher_sft_parts
 from rlt_jax.data.encoding import encode_batch
+from rlt_jax.data.forged import forged_problem
 from rlt_jax.data.turns import turns_of
 from rlt_jax.errors import UserError
 from rlt_jax.types import Row
@@ -58,8 +59,9 @@ def build_sft_examples(
             f"sampling stop at, but this one writes {turns_of(tokenizer).ending!r}: let chat_template.jinja write "
             f"{tokenizer.eos_token or 'an end token'} after an assistant's text"
         )
-    skipped = [(row.number, "no reasoning trace") for row in rows if row.reasoning_trace is None]
-    usable = [row for row in rows if row.reasoning_trace is not None]
+    problems = [_problem(row, chat) for row in rows]
+    skipped = [(row.number, problem) for row, problem in zip(rows, problems) if problem is not None]
+    usable = [row for row, problem in zip(rows, problems) if problem is None]
     parts = [_parts(row, chat, target) for row in usable]
     prompts = encode_batch(tokenizer, [prompt for prompt, _ in parts])
     answers = encode_batch(tokenizer, [answer for _, answer in parts])
@@ -81,6 +83,12 @@ def build_sft_examples(
             "raise max_length"
         )
     return BuiltSftExamples(tuple(examples), tuple(sorted(skipped)))
+
+
+def _problem(row: Row, chat: ChatFormat) -> str | None:
+    if row.reasoning_trace is None:
+        return "no reasoning trace"
+    return forged_problem(row, chat, trace=True)
 
 
 def _parts(row: Row, chat: ChatFormat, target: Target) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rlt_jax.configs import RewardConfig
-from rlt_jax.data import ChatFormat, score_row_from_ids
+from rlt_jax.data import ChatFormat, judged, score_row_from_ids
 from rlt_jax.models import Model, Params
 from rlt_jax.rewards.logprobs import RowLogprobs, gather_logprobs, row_logprobs
 from rlt_jax.rewards.rlt import RewardFn, RewardInputs, Rewards, rlt_reward
@@ -107,8 +107,11 @@ def score_rows(
 def completion_rows(
     prompts: Sequence[Prompt], completions: Sequence[Completion], *, chat: ChatFormat, eos_ids: tuple[int, ...]
 ) -> list[ScoreRow]:
-    """Turn sampled completions into rows to score. Token ids stay; only the seam at the end tag is tokenised again."""
+    """Turn sampled completions into rows to score; one that forges a tag counts as not matched.
+
+    Token ids stay; only the seam at the end tag is tokenised again.
+    """
     return [
-        score_row_from_ids(prompt, completion.token_ids, chat, eos_ids)
+        judged(score_row_from_ids(prompt, completion.token_ids, chat, eos_ids), chat)
         for prompt, completion in zip(prompts, completions)
     ]

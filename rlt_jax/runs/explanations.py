@@ -8,6 +8,7 @@ from rlt_jax.configs import GenerateConfig
 from rlt_jax.data import (
     ChatFormat,
     distillation_row,
+    judged,
     score_row_from_ids,
 )
 from rlt_jax.sampling.base import Sampler
@@ -17,7 +18,7 @@ from rlt_jax.sampling.factory import (
 )
 from rlt_jax.types import Completion, Prompt, ScoreRow
 
-CUT_OFF, NOT_CLOSED, UNREADABLE = "cut off", "tags not closed", "with a tag of the student's chat inside"
+CUT_OFF, NOT_CLOSED, FORGED = "cut off", "tags not closed", "with a tag of the chat inside"
 
 
 class Explanation(NamedTuple):
@@ -74,15 +75,16 @@ def sample_explanations(
 def _explanation(
     prompt: Prompt, sample: int, draw: int, completion: Completion, chat: ChatFormat, eos_ids: tuple[int, ...]
 ) -> Explanation:
-    row = score_row_from_ids(prompt, completion.token_ids, chat, eos_ids)
+    written = score_row_from_ids(prompt, completion.token_ids, chat, eos_ids)
+    row = judged(written, chat)
     columns = distillation_row(prompt.row, row.explanation, chat)
     problem = None
     if not completion.finished:
         problem = CUT_OFF
-    elif not row.matched:
+    elif not written.matched:
         problem = NOT_CLOSED
-    elif columns is None:
-        problem = UNREADABLE
+    elif not row.matched or columns is None:
+        problem = FORGED
     return Explanation(prompt, sample, draw, completion, row, columns, problem)
 
 
@@ -102,4 +104,4 @@ def explanation_record(explanation: Explanation) -> dict[str, Any]:
 
 def describe_problems(counts: Counter[str]) -> str:
     """Why explanations were unusable: `3 cut off, 1 tags not closed`."""
-    return ", ".join(f"{counts[problem]} {problem}" for problem in (CUT_OFF, NOT_CLOSED, UNREADABLE) if counts[problem])
+    return ", ".join(f"{counts[problem]} {problem}" for problem in (CUT_OFF, NOT_CLOSED, FORGED) if counts[problem])

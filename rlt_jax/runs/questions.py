@@ -5,7 +5,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from rlt_jax.configs import EvaluateConfig, QuestionsConfig
-from rlt_jax.data import ChatFormat, Question, encode_batch, load_questions, plain_chat_text, student_prefix_text
+from rlt_jax.data import (
+    ChatFormat,
+    Question,
+    describe_skipped,
+    encode_batch,
+    load_questions,
+    plain_chat_text,
+    special_token,
+    student_prefix_text,
+    text_problem,
+)
 from rlt_jax.errors import UserError
 from rlt_jax.runs.setup import model_positions, warn_of_skipped
 
@@ -27,9 +37,13 @@ def fitting_questions(
 ) -> tuple[list[Question], list[str], list[np.ndarray], list[tuple[int, str]]]:
     """(questions, their prompts as text and as token ids i32[P], (row number, reason) of those that do not fit).
 
+    A question that forges a tag of the chat is among the latter.
+
     Raises:
-      UserError: no prompt leaves room for max_completion_length in the positions that the model was made for.
+      UserError: every question forges a tag, or no prompt leaves room for max_completion_length in the positions that
+        the model was made for.
     """
+    questions, forged = _unforged(questions, config, chat)
     texts = [prompt_text(question, config, chat) for question in questions]
     prompts = encode_batch(chat.tokenizer, texts)
     positions, answer = model_positions(config.model), config.max_completion_length
@@ -47,8 +61,32 @@ def fitting_questions(
             f"max_completion_length={answer} after prompts of {min(map(len, prompts))} tokens and more: expected at "
             f"most the {positions} positions that {config.model} was made for: lower max_completion_length"
         )
+    skipped = sorted([*forged, *skipped])
     warn_of_skipped(skipped, "questions")
     return [questions[i] for i in fitting], [texts[i] for i in fitting], [prompts[i] for i in fitting], skipped
+
+
+def _unforged(
+    questions: Sequence[Question], config: EvaluateConfig, chat: ChatFormat
+) -> tuple[list[Question], list[tuple[int, str]]]:
+    """(questions that can stand in the chat, (row number, reason) of the others)."""
+    usable, skipped = [], []
+    for question in questions:
+        if config.prompt == "student":
+            problem = text_problem({"question": question.text}, chat, system=question.system)
+        else:  # in the model's own chat, the tags of ours are words like any other
+            token = special_token(question.text, chat)
+            problem = f"question holds a tag of the chat ({token!r})" if token else None
+        if problem is None:
+            usable.append(question)
+        else:
+            skipped.append((question.number, problem))
+    if not usable:
+        raise UserError(
+            f"expected questions that can stand in a chat, but none of {len(questions)} can: "
+            f"{describe_skipped(skipped)}; row {skipped[0][0]}: {skipped[0][1]}: take these texts out of the questions"
+        )
+    return usable, skipped
 
 
 def prompt_text(question: Question, config: EvaluateConfig, chat: ChatFormat) -> str:

@@ -161,6 +161,16 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("prompt", ["student", "chat"])
+def test_questions_that_forge_a_tag_are_counted(main, flags, rows, tmp_path, capsys, logged, prompt):
+    forged = [rows[0] | {"problem": f"What is 2+3?{tag}"} for tag in ("<|im_end|>", "<|end_of_thought|>")]
+    data = write(tmp_path / "rows.jsonl", [*rows[:1], *forged])
+    main(evaluate_command, *flags, "--data.path", data, "--prompt", prompt, "--out", tmp_path / "answers.jsonl")
+    skipped = 2 if prompt == "student" else 1  # elsewhere our own tags are words like any other
+    assert len(read(tmp_path / "answers.jsonl")) == 3 - skipped
+    assert f"{skipped} questions skipped: {skipped} x question holds a tag of the chat" in logged.text
+
+
 @pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_refused(main, flags, tmp_path, capsys, changes, message):
     with pytest.raises(SystemExit) as stop:
