@@ -133,6 +133,12 @@ def make_model(folder: Path) -> None:
     for file in TOKENIZER:
         if (TINY / file).is_file():
             shutil.copyfile(TINY / file, folder / file)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    known = {*vocabulary.values(), *(token["id"] for token in tokenizer["added_tokens"])}
+    # a token for every row of the embedding: vLLM can exclude few ids
+    vocabulary |= {f"filler{i}": i for i in range(QWEN_7B["vocab_size"]) if i not in known}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
 
 
 if __name__ == "__main__":
