@@ -48,7 +48,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     use_compilation_cache()
     prepare_memory(shared=config.sampler.kind == "vllm", pinned_bytes=0)
     chat = chat_format_of(config)
-    readable, skipped = load_test_set(data)
+    readable, skipped = load_test_set(data, say=print)
     questions, texts, prompts, too_long = fitting_questions(readable, config, chat)
     settings = deciding_settings(config) | {
         "questions": fingerprint(zip(questions, texts)),

@@ -53,7 +53,7 @@ def generate(config: GenerateConfig) -> Path:
     prepare_memory(shared=config.sampler.kind == "vllm", pinned_bytes=0)
     data = config.data
     chat = chat_format_of(config)
-    rows = load_rows(data.path, split=data.split, on_bad_row=data.on_bad_row).rows
+    rows = load_rows(data.path, split=data.split, subset=data.subset, on_bad_row=data.on_bad_row, say=print).rows
     built = build_prompts(rows, chat, max_prompt_length=config.max_prompt_length, room=room_of(config))
     warn_of_skipped(built.skipped, "rows")
     settings = deciding_settings(config) | {

@@ -49,7 +49,14 @@ def score(config: ScoreConfig) -> Path:
     use_compilation_cache()
     prepare_memory(shared=False, pinned_bytes=0)
     chat = chat_format_of(config)
-    rows, skipped = load_explained_rows(config.data, chat.tags, on_bad_row=config.on_bad_row)
+    rows, skipped = load_explained_rows(
+        config.data,
+        chat.tags,
+        split=config.split,
+        subset=config.subset,
+        on_bad_row=config.on_bad_row,
+        say=print,
+    )
     if config.selected_out is not None:
         check_json(rows)  # before hours of scoring
     teacher, teacher_params = load_checked_model(config.teacher, chat.tokenizer, dtype=config.dtype)

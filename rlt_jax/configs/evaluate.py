@@ -18,9 +18,11 @@ class QuestionsConfig:
     """The test set, and the columns to read."""
 
     path: str
-    """Questions with answers: a hub name, a local folder, or a .jsonl, .json or .parquet file."""
+    """Questions with answers: a hub name, a local folder, or a .jsonl, .json, .parquet or .csv file."""
     split: str = "train"
     """Split of data.path."""
+    subset: str | None = None
+    """Subset (configuration) of data.path. None: the only one, or the default that the data set names."""
     question_column: str = "question"
     """Column with the question."""
     answer_column: str = "answer"
@@ -91,6 +93,7 @@ def _evaluate_problems(config: EvaluateConfig) -> Iterator[str]:
             "model": (config.model, "a model folder or hub name"),
             "data.path": (data.path, "a hub name, folder or file"),
             "data.split": (data.split, "the name of a split, such as test"),
+            "data.subset": (data.subset, "the name of a subset, or None"),
             "data.question_column": (data.question_column, "the name of a column"),
             "data.answer_column": (data.answer_column, "the name of a column"),
             "out": (config.out, "a file to write"),

@@ -16,9 +16,11 @@ class RowsConfig:
     """Rows to explain, and how they become prompts."""
 
     path: str
-    """Rows with question and solution: a hub name, a local folder, or a .jsonl, .json or .parquet file."""
+    """Rows with question and solution: a hub name, a local folder, or a .jsonl, .json, .parquet or .csv file."""
     split: str = "train"
     """Split of data.path."""
+    subset: str | None = None
+    """Subset (configuration) of data.path. None: the only one, or the default that the data set names."""
     tags: TagFormat = "bespoke"
     """Style of the tags: bespoke `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, r1 `<NAME>` ... `</NAME>`."""
     teacher_prompt_file: str | None = None
@@ -89,6 +91,7 @@ def _generate_problems(config: GenerateConfig) -> Iterator[str]:
             "student": (config.student, "a model folder or hub name, or None for no rewards"),
             "data.path": (config.data.path, "a hub name, folder or file"),
             "data.split": (config.data.split, "the name of a split, such as train"),
+            "data.subset": (config.data.subset, "the name of a subset, or None"),
             "out": (config.out, "a file to write"),
         }
     )

@@ -93,10 +93,14 @@ class PipelineData:
     """Training rows with question, solution and reasoning_trace: a hub name, a local folder or a file."""
     split: str = "train"
     """Split of data.path."""
+    subset: str | None = None
+    """Subset (configuration) of data.path. None: the only one, or the default that the data set names."""
     heldout_path: str | None = None
     """Held-out rows, in the same form as data.path. None: the last rows of data.path, which are then not trained on."""
     heldout_split: str = "train"
     """Split of data.heldout_path."""
+    heldout_subset: str | None = None
+    """Subset of data.heldout_path, as data.subset."""
     train_rows: int | None = None
     """Number of rows to train on, from the start of data.path. None: all."""
     explain_rows: int | None = None

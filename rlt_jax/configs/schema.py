@@ -24,14 +24,18 @@ class DataConfig:
     """Rows to train and evaluate on, and how they become prompts."""
 
     path: str
-    """Training rows: a hub name, a local folder, or a .jsonl or .parquet file."""
+    """Training rows: a hub name, a local folder, or a .jsonl, .json, .parquet or .csv file."""
     split: str = "train"
     """Split of data.path to train on."""
+    subset: str | None = None
+    """Subset (configuration) of data.path. None: the only one, or the default that the data set names."""
     eval_path: str | None = None
     """Held-out rows, in the same form as data.path. None: rows of data.path itself (see data.eval_split)."""
     eval_split: str | None = None
     """Held-out split. None: `train` of data.eval_path; without data.eval_path, the last rows of data.split, which are
     then not trained on."""
+    eval_subset: str | None = None
+    """Subset of data.eval_path, as data.subset. Without data.eval_path, held-out rows are of data.subset."""
     eval_rows: int = 0
     """Number of held-out rows to evaluate on. 0: none."""
     tags: TagFormat = "bespoke"
@@ -47,6 +51,17 @@ class DataConfig:
     artificial_epochs: int = 1
     """Number of shuffled passes over the data that are joined before they are split into steps."""
 
+    @property
+    def held_out_source(self) -> tuple[str, str, str | None]:
+        """(path, split, subset) of held-out rows that are not the last ones of data.split."""
+        subset = self.subset if self.eval_path is None else self.eval_subset
+        return self.eval_path or self.path, self.eval_split or "train", subset
+
+    @property
+    def eval_subset_flag(self) -> str:
+        """The flag that names the subset of held-out rows."""
+        return "--data.subset" if self.eval_path is None else "--data.eval-subset"
+
 
 def data_problems(data: DataConfig, *, eval_steps: int) -> Iterator[str]:
     """Invalid settings of the data, one message each."""
@@ -54,8 +69,10 @@ def data_problems(data: DataConfig, *, eval_steps: int) -> Iterator[str]:
         {
             "data.path": (data.path, "a hub name, folder or file"),
             "data.split": (data.split, "the name of a split, such as train"),
+            "data.subset": (data.subset, "the name of a subset, or None"),
             "data.eval_path": (data.eval_path, "a hub name, folder or file, or None"),
             "data.eval_split": (data.eval_split, "the name of a split, or None"),
+            "data.eval_subset": (data.eval_subset, "the name of a subset, or None"),
         }
     )
     yield from count_problems({"data.artificial_epochs": data.artificial_epochs})
@@ -67,11 +84,17 @@ def data_problems(data: DataConfig, *, eval_steps: int) -> Iterator[str]:
             "or --eval-steps 0 for no evaluation"
         )
     eval_split = "train" if data.eval_split is None else data.eval_split
-    same_path = data.path == data.eval_path or (data.eval_path is None and data.eval_split is not None)
+    same_path = data.path == data.eval_path and data.subset == data.eval_subset
+    same_path = same_path or (data.eval_path is None and data.eval_split is not None)
     if same_path and eval_split == data.split:
         yield (
             f"data.eval_split={eval_split} of {data.path} is what is trained on: "
             "name another split, or leave out data.eval_path and data.eval_split to hold out the last rows"
+        )
+    if data.eval_subset is not None and data.eval_path is None:
+        yield (
+            f"data.eval_subset={data.eval_subset} without data.eval_path: held-out rows are of data.subset: leave it "
+            f"out, or add --data.eval-path {data.path}"
         )
 
 

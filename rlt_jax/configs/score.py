@@ -21,7 +21,12 @@ class ScoreConfig:
     """Frozen model whose log-probs make the reward: folder or hub name."""
     data: str
     """Rows with question, solution and either completion (a teacher's raw output after its prompt, whose tags count) or
-    explanation (bare text, which always counts as matched): a .jsonl, .json or .parquet file, or a folder of such."""
+    explanation (bare text, which always counts as matched): a hub name, a local folder, or a .jsonl, .json, .parquet or
+    .csv file."""
+    split: str = "train"
+    """Split of --data."""
+    subset: str | None = None
+    """Subset (configuration) of --data. None: the only one, or the default that the data set names."""
     out: MayChange[str]
     """JSON Lines file to write: rewards and components, in the order of --data. It must not exist."""
     best_of_question: int | None = None
@@ -66,7 +71,9 @@ def _score_problems(config: ScoreConfig) -> Iterator[str]:
         {
             "teacher": (config.teacher, "a model folder or hub name"),
             "student": (config.student, "a model folder or hub name"),
-            "data": (config.data, "a folder or file"),
+            "data": (config.data, "a hub name, folder or file"),
+            "split": (config.split, "the name of a split, such as train"),
+            "subset": (config.subset, "the name of a subset, or None"),
             "out": (config.out, "a file to write"),
             "selected_out": (config.selected_out, "a file to write, or None"),
             "histogram": (config.histogram, "a .png file to write, or None"),

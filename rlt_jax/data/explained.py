@@ -1,6 +1,7 @@
 """Rows that already have an explanation: the input of `rlt_jax.score`."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -14,6 +15,8 @@ from rlt_jax.data.tags import Tags
 from rlt_jax.errors import UserError
 from rlt_jax.types import Row, ScoreRow
 
+_log = logging.getLogger("rlt_jax")
+
 
 @dataclass(frozen=True)
 class ExplainedRow:
@@ -25,7 +28,13 @@ class ExplainedRow:
 
 
 def load_explained_rows(
-    source: str, tags: Tags, *, on_bad_row: Literal["skip", "stop"] = "skip"
+    source: str,
+    tags: Tags,
+    *,
+    split: str = "train",
+    subset: str | None = None,
+    on_bad_row: Literal["skip", "stop"] = "skip",
+    say: Callable[[str], None] = _log.info,
 ) -> tuple[tuple[ExplainedRow, ...], tuple[tuple[int, str], ...]]:
     """Read rows with `completion` (raw output) or `explanation` (bare text, to which tags are added).
 
@@ -34,7 +43,11 @@ def load_explained_rows(
     Raises:
       UserError: `source` cannot be read, no row is usable, or there is a bad row when `on_bad_row` is "stop".
     """
-    return read_rows(source, partial(_explained, tags=tags), on_bad_row=on_bad_row)
+    parse = partial(_explained, tags=tags)
+    rows, skipped, _ = read_rows(
+        source, parse, split=split, subset=subset, on_bad_row=on_bad_row, say=say, flag="--subset"
+    )
+    return rows, skipped
 
 
 def explained_score_rows(

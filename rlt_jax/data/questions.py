@@ -1,7 +1,8 @@
 """Test sets: questions with known answers, free-form or multiple-choice, read from named columns."""
 
+import logging
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
@@ -11,6 +12,8 @@ import numpy as np
 
 from rlt_jax.data.rows import BadRow, optional_text, read_rows
 from rlt_jax.data.sources import Unreadable, WrittenFloat
+
+_log = logging.getLogger("rlt_jax")
 
 MOST_ZEROS = 40  # that are written out in an answer
 LETTER_INSTRUCTION = "Answer with the letter of the right option."
@@ -31,10 +34,12 @@ def load_questions(
     source: str,
     *,
     split: str,
+    subset: str | None = None,
     question_column: str,
     answer_column: str,
     choice_columns: Sequence[str] = (),
     on_bad_row: Literal["skip", "stop"] = "skip",
+    say: Callable[[str], None] = _log.info,
 ) -> tuple[tuple[Question, ...], tuple[tuple[int, str], ...]]:
     """Read a test set (see `load_rows` for what `source` may be).
 
@@ -47,14 +52,17 @@ def load_questions(
       UserError: `source` cannot be read, no row is usable, or there is a bad row when `on_bad_row` is "stop".
     """
     columns = [question_column, answer_column, *choice_columns]
-    return read_rows(
+    rows, skipped, _ = read_rows(
         source,
         partial(_question, question=question_column, answer=answer_column, choices=tuple(choice_columns)),
         split=split,
+        subset=subset,
         on_bad_row=on_bad_row,
+        say=say,
         needed=f"rows with the columns {', '.join(columns)}, or name the columns (--data.question-column, "
         "--data.answer-column, --data.choice-columns)",
     )
+    return rows, skipped
 
 
 def _question(number: int, raw: object, *, question: str, answer: str, choices: tuple[str, ...]) -> Question:

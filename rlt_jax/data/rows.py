@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from rlt_jax.data.sources import Unreadable, read_source
+from rlt_jax.data.sources import Unreadable, open_source
 from rlt_jax.data.tags import BESPOKE, R1
 from rlt_jax.errors import UserError
 from rlt_jax.types import Row
@@ -29,6 +29,7 @@ class LoadedRows:
 
     rows: tuple[Row, ...]
     skipped: tuple[tuple[int, str], ...]  # (row number, reason)
+    taken: str  # where the usable rows come from: `units/train/part-0.jsonl (48 rows)`
 
 
 class BadRow(Exception):
@@ -39,19 +40,25 @@ def load_rows(
     source: str,
     *,
     split: str = "train",
+    subset: str | None = None,
     on_bad_row: Literal["skip", "stop"] = "skip",
     log: Callable[[str], None] = _log.warning,
+    say: Callable[[str], None] = _log.info,
+    flag: str = "--data.subset",
 ) -> LoadedRows:
-    """Read a data set: hub name, folder (saved by `datasets`, or with jsonl / json / parquet files), or such a file.
+    """Read a data set: hub name, folder (saved by `datasets`, or with jsonl, json, parquet, csv files), or such a file.
 
     Rows are {"conversations": [user, assistant]} with tagged thought and solution, or {"question" (or "prompt"),
     "solution", "reasoning_trace" (optional)}; both may have "system", the student's system prompt. Texts are not
-    changed. `log` gets one line if rows were skipped.
+    changed. `say` gets one line with the files and the number of rows, `log` one if rows were skipped; `flag` is what
+    names the subset, for messages.
 
     Raises:
       UserError: `source` cannot be read, no row is usable, or there is a bad row when `on_bad_row` is "stop".
     """
-    return LoadedRows(*read_rows(source, row_from, split=split, on_bad_row=on_bad_row, log=log))
+    return LoadedRows(
+        *read_rows(source, row_from, split=split, subset=subset, on_bad_row=on_bad_row, log=log, say=say, flag=flag)
+    )
 
 
 def read_rows(
@@ -59,19 +66,23 @@ def read_rows(
     parse: Callable[[int, object], Parsed],
     *,
     split: str = "train",
+    subset: str | None = None,
     on_bad_row: Literal["skip", "stop"] = "skip",
     log: Callable[[str], None] = _log.warning,
+    say: Callable[[str], None] = _log.info,
+    flag: str = "--data.subset",
     needed: str = "rows with question and solution, or conversations with tagged thought and solution",
-) -> tuple[tuple[Parsed, ...], tuple[tuple[int, str], ...]]:
+) -> tuple[tuple[Parsed, ...], tuple[tuple[int, str], ...], str]:
     """`load_rows` for rows of any kind: `parse` turns a row number and a raw row into a row, or raises BadRow.
 
     Args:
       needed: what to give, for the error message if no row is usable.
     Returns:
-      The usable rows, and (row number, reason) for each of the others.
+      The usable rows, (row number, reason) for each of the others, and where the usable ones come from.
     """
     rows, skipped = [], []
-    for number, raw in read_source(source, split):
+    found = open_source(source, split, subset, flag=flag)
+    for number, raw in found.rows():
         try:
             rows.append(parse(number, raw))
         except BadRow as bad:
@@ -87,9 +98,10 @@ def read_rows(
             + (f": {reasons}" if reasons else "")
             + f": give {needed}"
         )
+    say(found.line(len(rows)))
     if skipped:
         log(f"{source}: {len(rows)} rows, {len(skipped)} skipped: {describe_skipped(skipped)}")
-    return tuple(rows), tuple(skipped)
+    return tuple(rows), tuple(skipped), found.taken(len(rows))
 
 
 def describe_skipped(skipped: Sequence[tuple[int, str]]) -> str:

@@ -1,77 +1,131 @@
 """Read the raw rows of a data set (hub name, folder or file), without checking them."""
 
-import json
-import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from rlt_jax.data.csv_rows import read_csv
+from rlt_jax.data.file_rows import FORMS, Unreadable, WrittenFloat, form_of, holds_rows, read_json, read_parquet
+from rlt_jax.data.folders import choose_files
 from rlt_jax.errors import UserError
 
-_SUFFIXES = (".jsonl", ".json", ".parquet")
-_KNOWN_SPLITS = frozenset({"train", "test", "validation", "valid", "val", "dev", "eval"})
+__all__ = ["Source", "Unreadable", "WrittenFloat", "open_source", "read_source"]
+
+_MOST_SHOWN = 3  # files in one line
 
 
 @dataclass(frozen=True)
-class Unreadable:
-    """Stands for a row that could not be parsed."""
+class Source:
+    """Where rows come from."""
 
-    reason: str
+    name: str  # as given: hub name, folder or file
+    files: tuple[str, ...]  # that are read, relative to the folder; none for a file, a saved folder or a hub name
+    not_read: tuple[str, ...]  # the folder's other data
+    detail: str  # subset and split, where the files do not tell: `subset main, split train`
+    rows: Callable[[], Iterator[tuple[int, object]]]  # (row number from 0, raw row), read anew at each call
 
-    def __str__(self) -> str:
-        return self.reason
+    def taken(self, count: int) -> str:
+        """`units/train/part-0.jsonl (48 rows)`; several files: `units/a-0.jsonl, ... (2 files, 200,000 rows)`."""
+        more = [f"{len(self.files)} files"] if len(self.files) > 1 else []
+        facts = ", ".join([*more, *([self.detail] if self.detail else []), _rows(count)])
+        return f"{self.place} ({facts})"
+
+    @property
+    def place(self) -> str:
+        """The file, the first of several, or the name of what has no files."""
+        if not self.files:
+            return self.name
+        return str(Path(self.name) / self.files[0]) + (", ..." if len(self.files) > 1 else "")
+
+    def line(self, count: int) -> str:
+        """`units: 48 rows of train/part-0.jsonl; not read: test/part-0.jsonl`."""
+        what = f" of {_shown(self.files)}" if self.files else ""
+        detail = f" ({self.detail})" if self.detail else ""
+        rest = f"; not read: {_shown(self.not_read)}" if self.not_read else ""
+        return f"{self.name}: {_rows(count)}{what}{detail}{rest}"
 
 
-class WrittenFloat(float):
-    """A number of a JSON file with its digits as they were written: a float alone keeps 17 of them."""
-
-    text: str
-
-    def __new__(cls, text: str) -> "WrittenFloat":
-        number = super().__new__(cls, text)
-        number.text = text
-        return number
-
-    def __reduce__(self) -> tuple[type["WrittenFloat"], tuple[str]]:
-        return type(self), (self.text,)
+def _rows(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"
 
 
-def read_source(source: str, split: str) -> Iterator[tuple[int, object]]:
-    """Yield (row number from 0, raw row) for every row; `Unreadable` for a line that is not JSON.
+def _shown(names: Sequence[str]) -> str:
+    rest = len(names) - _MOST_SHOWN
+    return ", ".join(names[:_MOST_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def read_source(source: str, split: str, subset: str | None = None) -> Iterator[tuple[int, object]]:
+    """Yield (row number from 0, raw row) for every row; `Unreadable` for one that cannot be parsed.
 
     In JSON Lines files the number counts lines, including blank ones, so number + 1 is the line in an editor. Files of
-    a folder are read in the order of their names and numbered consecutively.
+    a folder are read in the order of their parts and numbered consecutively.
 
     Raises:
-      UserError: `source` cannot be read, or has no such split.
+      UserError: as `open_source`, and what only reading shows.
+    """
+    return open_source(source, split, subset).rows()
+
+
+def open_source(source: str, split: str, subset: str | None = None, *, flag: str = "--data.subset") -> Source:
+    """Find a data set's rows; the files are not opened yet.
+
+    Args:
+      split, subset: which of its rows (see `folders` for what these are in a folder).
+      flag: what names the subset, for messages.
+    Raises:
+      UserError: `source` is not there, has no such split or subset, or it is not clear which files are meant.
     """
     path = Path(source).expanduser()
     if not source.strip():  # Path("") would be the current folder
         raise UserError("expected a data set, but its name is empty: give a hub name, a folder, or a file")
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise UserError(f"expected rows at {source!r}, but: {error}: check the path") from None
+    if is_folder:
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            yield from _read_saved(path, split)
-        else:
-            yield from _read_files(_files_of_split(path, split))
-    elif path.is_file():
+            _no_subset(subset, f"the saved data set {source}", flag)
+            return Source(source, (), (), f"split {split}", partial(_read_saved, path, split))
+        chosen = choose_files(path, split, subset, flag=flag)
+        files, others = (
+            tuple(file.relative_to(path).as_posix() for file in some) for some in (chosen.files, chosen.not_read)
+        )
+        detail = "" if chosen.subset is None else f"subset {chosen.subset}"
+        return Source(source, files, others, detail, partial(_read_files, chosen.files))
+    if is_file:
+        _no_subset(subset, f"the single file {source}", flag)
         if split != "train":
             raise UserError(f"expected split 'train' of the single file {source}, but came {split!r}: leave it out")
-        yield from _read_files([path])
-    elif path.suffix in _SUFFIXES or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        return Source(source, (), (), "", partial(_read_files, [path]))
+    if holds_rows(path) or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise UserError(f"expected rows at {source!r}, but there is no such file or folder: check the path")
-    else:
-        yield from _read_hub(source, split)
+    detail = f"split {split}" if subset is None else f"subset {subset}, split {split}"
+    return Source(source, (), (), detail, partial(_read_hub, source, split, subset, flag))
 
 
-def _read_hub(name: str, split: str) -> Iterator[tuple[int, object]]:
+def _no_subset(subset: str | None, what: str, flag: str) -> None:
+    if subset is not None:
+        raise UserError(f"expected no subset of {what}, but came {subset!r}: leave out {flag}")
+
+
+def _read_hub(name: str, split: str, subset: str | None, flag: str) -> Iterator[tuple[int, object]]:
     import datasets  # here: the import takes seconds
 
     try:
-        rows = datasets.load_dataset(name, split=split)
+        rows = datasets.load_dataset(name, subset, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())
+        if "available configs" in reason or "BuilderConfig" in reason:
+            came = "none is chosen" if subset is None else f"{subset!r} is chosen"
+            raise UserError(
+                f"expected one of the subsets of {name!r}, but {came}: {reason}: choose with {flag} NAME"
+            ) from None
         raise UserError(
             f"expected {name!r} to be a local file or folder, or a data set of the hub with the split {split!r}, but: "
-            f"{error}: check name, split and network, or download it and give the folder"
+            f"{reason}: check name, split and network, or download it and give the folder"
         ) from None
     yield from enumerate(rows)
 
@@ -80,7 +134,7 @@ def _read_saved(folder: Path, split: str) -> Iterator[tuple[int, object]]:
     import datasets
 
     try:
-        rows = datasets.load_from_disk(str(folder))
+        rows: Any = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"expected a saved data set in {folder}, but: {error}: save it again") from None
     if isinstance(rows, datasets.DatasetDict):
@@ -92,76 +146,30 @@ def _read_saved(folder: Path, split: str) -> Iterator[tuple[int, object]]:
     yield from enumerate(rows)
 
 
-def _files_of_split(folder: Path, split: str) -> list[Path]:
-    """The folder's files with the split in their name; for "train" all files if none has a split in its name."""
-    files = sorted(file for file in folder.rglob("*") if file.suffix in _SUFFIXES and file.is_file())
-    if not files:
-        raise UserError(f"expected {', '.join(_SUFFIXES)} files in {folder}, but there are none: check the folder")
-    words = {file: set(re.split(r"[^a-z0-9]+", file.stem.lower())) for file in files}
-    chosen = [file for file in files if split.lower() in words[file]]
-    if not chosen and split == "train" and not any(_KNOWN_SPLITS & words[file] for file in files):
-        chosen = files
-    if not chosen:
-        names = ", ".join(str(file.relative_to(folder)) for file in files[:5])
-        raise UserError(
-            f"expected a file of split {split!r} in {folder}, but it holds {names}: rename one, or choose another split"
-        )
-    return chosen
+def _read_saved_split(folder: Path) -> Iterator[tuple[int, object]]:
+    yield from _read_saved(folder, "train")
 
 
-def _read_files(files: list[Path]) -> Iterator[tuple[int, object]]:
+_READERS: Mapping[str, Callable[[Path], Iterator[tuple[int, object]]]] = {
+    ".jsonl": read_json,
+    ".json": read_json,
+    ".parquet": read_parquet,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+}
+
+
+def _read_files(files: Sequence[Path]) -> Iterator[tuple[int, object]]:
     offset = 0
     for file in files:
-        if file.suffix not in _SUFFIXES:
-            raise UserError(f"expected a file that ends in {', '.join(_SUFFIXES)}, came {file}: convert it")
+        form = form_of(file)
+        if form is None and not file.is_dir():
+            raise UserError(f"expected a file that ends in {', '.join(FORMS)}, came {file}: convert it")
         number = -1
-        rows = _read_parquet(file) if file.suffix == ".parquet" else _read_json(file)
+        rows = _read_saved_split(file) if form is None or file.is_dir() else _READERS[form](file)
         try:
             for number, raw in rows:
                 yield offset + number, raw
-        except OSError as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"expected to read rows from {file}, but: {error}: check the file") from None
         offset += number + 1
-
-
-def _read_parquet(file: Path) -> Iterator[tuple[int, object]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1024):
-            for raw in batch.to_pylist():
-                yield number, raw
-                number += 1
-    except pyarrow.ArrowException as error:
-        raise UserError(f"expected a parquet file, but {file} is not one: {error}: write it again") from None
-
-
-def _read_json(file: Path) -> Iterator[tuple[int, object]]:
-    """Rows of JSON Lines, or of a single JSON list."""
-    with file.open("rb") as lines:
-        if file.suffix == ".json" and lines.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-            lines.seek(0)
-            rows = _parse(lines.read())
-            if not isinstance(rows, list):
-                raise UserError(f"expected a JSON list of rows in {file}, but: {rows}: fix the file")
-            yield from enumerate(rows)
-            return
-        lines.seek(0)
-        for number, line in enumerate(lines):
-            if line.strip():
-                yield number, _parse(line)
-
-
-def _parse(text: bytes) -> object:
-    try:
-        return json.loads(text.decode("utf-8-sig"), parse_float=WrittenFloat)
-    except UnicodeDecodeError as error:
-        return Unreadable(f"not UTF-8 (byte {error.start})")
-    except json.JSONDecodeError as error:
-        return Unreadable(f"not JSON ({error.msg}, column {error.colno})")
-    except RecursionError:
-        return Unreadable("not JSON (nested too deeply)")
-    except ValueError:  # Python reads integers of up to 4300 digits
-        return Unreadable("not JSON (a number has too many digits)")

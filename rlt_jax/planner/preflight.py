@@ -23,8 +23,9 @@ from packaging.version import InvalidVersion
 
 from rlt_jax.configs import TrainConfig
 from rlt_jax.data import ChatFormat, load_tokenizer
+from rlt_jax.data.file_rows import holds_rows
 from rlt_jax.data.rows import BadRow, row_from
-from rlt_jax.data.sources import read_source
+from rlt_jax.data.sources import open_source
 from rlt_jax.device.gpu import Gpu
 from rlt_jax.errors import UserError
 from rlt_jax.models import checkpoint_shapes, find_weights, ignored_files
@@ -66,7 +67,7 @@ def preflight(config: TrainConfig, ledger: Ledger, *, gpu: Gpu | None, host_byte
         _packages_check(gpu),
         *_vllm_checks(config),
         *_model_checks(config),
-        _data_check("training data", config.data.path, config.data.split),
+        _data_check("training data", config.data.path, config.data.split, config.data.subset, "--data.subset"),
         *_eval_data_checks(config),
     ]
 
@@ -285,17 +286,18 @@ def _local_folder(path: str) -> Path | None:
 
 def _eval_data_checks(config: TrainConfig) -> Iterator[Check]:
     if config.data.eval_rows and (config.data.eval_path or config.data.eval_split):
-        yield _data_check("held-out data", config.data.eval_path or config.data.path, config.data.eval_split or "train")
+        yield _data_check("held-out data", *config.data.held_out_source, config.data.eval_subset_flag)
 
 
-def _data_check(name: str, source: str, split: str) -> Check:
+def _data_check(name: str, source: str, split: str, subset: str | None, flag: str) -> Check:
     """Check the first rows of a local data set."""
     if not Path(source).expanduser().exists() and _is_hub_name(source):
         advice = "expected a local file or folder: let the run download it when it starts, or give a local one"
         return Check(name, "warning", f"{source}: a data set on the hub", advice)
     reasons, usable, number = [], 0, -1
     try:
-        for number, raw in islice(read_source(source, split), FIRST_ROWS):
+        found = open_source(source, split, subset, flag=flag)
+        for number, raw in islice(found.rows(), FIRST_ROWS):
             try:
                 row_from(number, raw)
                 usable += 1
@@ -311,7 +313,7 @@ def _data_check(name: str, source: str, split: str) -> Check:
     if reasons:
         advice = f"expected rows with question and solution ({reasons[0]}): such rows are skipped"
         return Check(name, "warning", f"{source}: {len(reasons)} of the first {checked} rows cannot be used", advice)
-    return Check(name, "ok", f"{source}: the first {checked} rows can be used")
+    return Check(name, "ok", f"{found.place}: the first {checked} rows can be used")
 
 
 def _is_hub_name(source: str) -> bool:
@@ -319,7 +321,7 @@ def _is_hub_name(source: str) -> bool:
         huggingface_hub.utils.validate_repo_id(source)
     except HFValidationError:
         return False
-    return Path(source).suffix not in (".json", ".jsonl", ".parquet")
+    return not holds_rows(Path(source))
 
 
 def _requires() -> list[str]:

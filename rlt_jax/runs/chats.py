@@ -57,7 +57,9 @@ def _(config: TrainConfig | GenerateConfig) -> list[str]:
 @chats_of.register
 def _(config: ScoreConfig) -> list[str]:
     chat = chat_format_of(config)
-    rows, _ = load_explained_rows(config.data, chat.tags, on_bad_row=config.on_bad_row)
+    rows, _ = load_explained_rows(
+        config.data, chat.tags, split=config.split, subset=config.subset, on_bad_row=config.on_bad_row
+    )
     usable, skipped = explained_score_rows(rows[:1], chat, room=Room(0, ANY_LENGTH, ANY_LENGTH))
     if not usable:
         raise UserError(f"row {skipped[0][0]}: {skipped[0][1]}: give another first row")
@@ -145,4 +147,4 @@ def _ends(chat: ChatFormat, ends: tuple[int, ...]) -> str:
 
 
 def _rows(data: DataConfig | RowsConfig) -> tuple[Row, ...]:
-    return load_rows(data.path, split=data.split, on_bad_row=data.on_bad_row).rows
+    return load_rows(data.path, split=data.split, subset=data.subset, on_bad_row=data.on_bad_row).rows

@@ -1,6 +1,7 @@
 """The questions of a test set, and the prompts that a model answers them from."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -19,16 +20,22 @@ from rlt_jax.data import (
 from rlt_jax.errors import UserError
 from rlt_jax.runs.setup import model_positions, warn_of_skipped
 
+_log = logging.getLogger("rlt_jax")
 
-def load_test_set(data: QuestionsConfig) -> tuple[tuple[Question, ...], tuple[tuple[int, str], ...]]:
+
+def load_test_set(
+    data: QuestionsConfig, *, say: Callable[[str], None] = _log.info
+) -> tuple[tuple[Question, ...], tuple[tuple[int, str], ...]]:
     """The questions that can be read, and (row number, reason) for each other row; raises as `load_questions`."""
     return load_questions(
         data.path,
         split=data.split,
+        subset=data.subset,
         question_column=data.question_column,
         answer_column=data.answer_column,
         choice_columns=data.choice_columns,
         on_bad_row=data.on_bad_row,
+        say=say,
     )
 
 

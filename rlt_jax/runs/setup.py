@@ -156,7 +156,7 @@ def load_split_rows(data: DataConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]
     Raises:
       UserError: the sources cannot be read, or hold fewer held-out rows than asked for.
     """
-    rows = load_rows(data.path, split=data.split, on_bad_row=data.on_bad_row).rows
+    rows = load_rows(data.path, split=data.split, subset=data.subset, on_bad_row=data.on_bad_row).rows
     if data.eval_rows == 0:
         return rows, ()
     if data.eval_path is None and data.eval_split is None:
@@ -166,8 +166,10 @@ def load_split_rows(data: DataConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]
                 "they are taken: lower it, or give --data.eval-path"
             )
         return rows[: -data.eval_rows], rows[-data.eval_rows :]
-    source, split = data.eval_path or data.path, data.eval_split or "train"
-    held_out = load_rows(source, split=split, on_bad_row=data.on_bad_row).rows
+    source, split, subset = data.held_out_source
+    held_out = load_rows(
+        source, split=split, subset=subset, on_bad_row=data.on_bad_row, flag=data.eval_subset_flag
+    ).rows
     if data.eval_rows > len(held_out):
         raise UserError(
             f"data.eval_rows={data.eval_rows}: expected at most the {len(held_out)} usable rows of {source} ({split}): "

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +55,13 @@ def read_study_rows(data: PipelineData) -> tuple[list[Row], list[Row]]:
       UserError: there are too few rows, or no row to train on has a reasoning_trace.
     """
     needed = max(data.heldout_rows, data.test_rows)
-    train = list(load_rows(data.path, split=data.split, log=print).rows)
+    load = partial(load_rows, log=print, say=print)
+    train = list(load(data.path, split=data.split, subset=data.subset, flag="data.subset").rows)
     if data.heldout_path is None:
         train, heldout = train[:-needed], train[-needed:]
     else:
-        heldout = list(load_rows(data.heldout_path, split=data.heldout_split, log=print).rows)
+        subset, flag = data.heldout_subset, "data.heldout_subset"
+        heldout = list(load(data.heldout_path, split=data.heldout_split, subset=subset, flag=flag).rows)
     if len(heldout) < needed or not train:
         raise UserError(
             f"expected {needed} held-out rows (data.heldout_rows={data.heldout_rows}, data.test_rows={data.test_rows}) "

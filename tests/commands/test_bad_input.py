@@ -331,7 +331,10 @@ DATA = {
         lambda p: ["--data.path", "nobody/nothing"],
         ["check name, split and network, or download it"],
     ),
-    "another kind of file": (lambda p: ["--data.path", p.file("x.csv", "a,b")], ["ends in .jsonl, .json, .parquet"]),
+    "another kind of file": (
+        lambda p: ["--data.path", p.file("x.txt", "a,b")],
+        ["ends in .jsonl, .json, .parquet, .csv"],
+    ),
     "parquet that is none": (lambda p: ["--data.path", p.file("x.parquet", "a,b")], ["expected a parquet file, but"]),
     "empty file": (lambda p: ["--data.path", p.rows()], ["but none of 0 can be used: give rows with question and sol"]),
     "folder without files": (

@@ -161,15 +161,15 @@ def test_folder_of_files_by_split(tmp_path):
 
 def test_unreadable_sources(tmp_path):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "rows.csv").write_text("question,solution\n")
+    (tmp_path / "rows.txt").write_text("question,solution\n")
     (tmp_path / "bad.parquet").write_text("no parquet")
     (tmp_path / "bad.json").write_text("[1,")
     write(tmp_path / "good.jsonl", [GOOD])
     for source, message in [
         (tmp_path / "missing.jsonl", "there is no such file or folder"),
         ("", "expected a data set, but its name is empty"),
-        (tmp_path / "empty", "expected .jsonl, .json, .parquet files"),
-        (tmp_path / "rows.csv", "expected a file that ends in .jsonl, .json, .parquet"),
+        (tmp_path / "empty", "expected .jsonl, .json, .parquet, .csv, .tsv files"),
+        (tmp_path / "rows.txt", "expected a file that ends in .jsonl, .json, .parquet"),
         (tmp_path / "bad.parquet", "expected a parquet file"),
         (tmp_path / "bad.json", r"expected a JSON list of rows in .*not JSON \(Expecting value, column 4\)"),
         ("nobody/no-such-data", "or a data set of the hub with the split 'train'.*download it and give the folder"),
