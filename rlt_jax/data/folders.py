@@ -14,6 +14,7 @@ Departure from `datasets`: that joins whatever matches, so that a copy or a seco
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -29,12 +30,13 @@ SPLITS = (  # words for the same split
     frozenset({"validation", "valid", "val", "dev"}),
 )
 _WORDS = frozenset().union(*SPLITS)
-_SPLIT_WORD = re.compile(rf"(?<![a-z])(?:{'|'.join(sorted(_WORDS))})(?![a-z])", re.IGNORECASE)
+_LETTER = r"[^\W\d_]"
+_SPLIT_WORD = re.compile(rf"(?<!{_LETTER})(?:{'|'.join(sorted(_WORDS))})(?!{_LETTER})", re.IGNORECASE)
 _NO_DATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json"})
 _NO_FOLDER = re.compile(r"[._].*|checkpoints?([-_]\d+)?", re.IGNORECASE)
 _PART = re.compile(r"(.*?)(\d+)(?:[-_ ]?of[-_ ]?(\d+)(?:-[0-9a-f]{16})?)?", re.IGNORECASE)  # name, part, of how many
 _PART_WORDS = _WORDS | {"part", "parts", "shard", "chunk", "split"}  # a number may follow them without a separator
-_VERSION = re.compile(r"(?:^|[^a-z])(?:v|ver|version|rev)$", re.IGNORECASE)  # numbers after it are not parts
+_VERSION = re.compile(rf"(?<!{_LETTER})(?:v|ver|version|rev)$", re.IGNORECASE)  # numbers after it are not parts
 _MOST_SHOWN = 5  # names in one message
 
 
@@ -65,7 +67,8 @@ class _Data:
     def words(self) -> frozenset[str]:
         """Words of all names, with and without digits."""
         text = " ".join((*self.folders, stem_of(self.path))).lower()
-        return frozenset(re.split(r"[^a-z0-9]+", text)) | frozenset(re.split(r"[^a-z]+", text))
+        text = unicodedata.normalize("NFC", text)  # an accent that stands alone would end a word
+        return frozenset(re.findall(r"[^\W_]+", text) + re.findall(rf"{_LETTER}+", text))
 
     @property
     def splits(self) -> frozenset[frozenset[str]]:
@@ -136,7 +139,7 @@ def _numbered(stem: str) -> tuple[str, int | None, int | None]:
         return stem, None, None
     name, part, parts = found.groups()
     label = name.rstrip("-_. ")
-    glued = label == name and label and re.split(r"[^a-z]+", label.lower())[-1] not in _PART_WORDS
+    glued = label == name and label and re.split(r"[\W\d_]+", label.lower())[-1] not in _PART_WORDS
     if glued or _VERSION.search(label):
         return stem, None, None
     return label, int(part), None if parts is None else int(parts)

@@ -12,7 +12,7 @@ from rlt_jax.data.file_rows import FORMS, Unreadable, WrittenFloat, form_of, hol
 from rlt_jax.data.folders import choose_files
 from rlt_jax.errors import UserError
 
-__all__ = ["Source", "Unreadable", "WrittenFloat", "open_source", "read_source"]
+__all__ = ["Source", "Unreadable", "WrittenFloat", "open_source"]
 
 _MOST_SHOWN = 3  # files in one line
 
@@ -25,7 +25,10 @@ class Source:
     files: tuple[str, ...]  # that are read, relative to the folder; none for a file, a saved folder or a hub name
     not_read: tuple[str, ...]  # the folder's other data
     detail: str  # subset and split, where the files do not tell: `subset main, split train`
-    rows: Callable[[], Iterator[tuple[int, object]]]  # (row number from 0, raw row), read anew at each call
+    rows: Callable[[], Iterator[tuple[int, object]]]
+    """Read all rows: (row number from 0, raw row), `Unreadable` for a row that cannot be parsed. In JSON Lines files
+    the number counts lines, including blank ones, so number + 1 is the line in an editor. Parts are numbered on. Raises
+    UserError if a file cannot be read."""
 
     def taken(self, count: int) -> str:
         """`units/train/part-0.jsonl (48 rows)`; several files: `units/a-0.jsonl, ... (2 files, 200,000 rows)`."""
@@ -57,20 +60,8 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join(names[:_MOST_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def read_source(source: str, split: str, subset: str | None = None) -> Iterator[tuple[int, object]]:
-    """Yield (row number from 0, raw row) for every row; `Unreadable` for one that cannot be parsed.
-
-    In JSON Lines files the number counts lines, including blank ones, so number + 1 is the line in an editor. Files of
-    a folder are read in the order of their parts and numbered consecutively.
-
-    Raises:
-      UserError: as `open_source`, and what only reading shows.
-    """
-    return open_source(source, split, subset).rows()
-
-
 def open_source(source: str, split: str, subset: str | None = None, *, flag: str = "--data.subset") -> Source:
-    """Find a data set's rows; the files are not opened yet.
+    """Find a data set's rows; of the hub's, download them. Local files are not opened yet.
 
     Args:
       split, subset: which of its rows (see `folders` for what these are in a folder).
@@ -102,8 +93,7 @@ def open_source(source: str, split: str, subset: str | None = None, *, flag: str
         return Source(source, (), (), "", partial(_read_files, [path]))
     if holds_rows(path) or source.startswith((".", "/", "~")) or source.count("/") > 1:
         raise UserError(f"expected rows at {source!r}, but there is no such file or folder: check the path")
-    detail = f"split {split}" if subset is None else f"subset {subset}, split {split}"
-    return Source(source, (), (), detail, partial(_read_hub, source, split, subset, flag))
+    return _on_hub(source, split, subset, flag)
 
 
 def _no_subset(subset: str | None, what: str, flag: str) -> None:
@@ -111,11 +101,11 @@ def _no_subset(subset: str | None, what: str, flag: str) -> None:
         raise UserError(f"expected no subset of {what}, but came {subset!r}: leave out {flag}")
 
 
-def _read_hub(name: str, split: str, subset: str | None, flag: str) -> Iterator[tuple[int, object]]:
+def _on_hub(name: str, split: str, subset: str | None, flag: str) -> Source:
     import datasets  # here: the import takes seconds
 
     try:
-        rows = datasets.load_dataset(name, subset, split=split)
+        rows: Any = datasets.load_dataset(name, subset, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
         if "available configs" in reason or "BuilderConfig" in reason:
@@ -127,7 +117,9 @@ def _read_hub(name: str, split: str, subset: str | None, flag: str) -> Iterator[
             f"expected {name!r} to be a local file or folder, or a data set of the hub with the split {split!r}, but: "
             f"{reason}: check name, split and network, or download it and give the folder"
         ) from None
-    yield from enumerate(rows)
+    subset = subset or rows.config_name  # the default one
+    detail = f"split {split}" if subset in (None, "default") else f"subset {subset}, split {split}"
+    return Source(name, (), (), detail, partial(enumerate, rows))
 
 
 def _read_saved(folder: Path, split: str) -> Iterator[tuple[int, object]]:

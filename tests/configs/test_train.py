@@ -85,6 +85,19 @@ NESTED = [
         "data.eval_split=train of bespokelabs/Bespoke-Stratos-17k is what is trained on: name another split, "
         "or leave out data.eval_path and data.eval_split to hold out the last rows",
     ),
+    ("data", {"subset": ""}, "data.subset is empty: expected the name of a subset, or None"),
+    (
+        "data",
+        {"path": "units", "eval_subset": "main"},
+        "data.eval_subset=main without data.eval_path: held-out rows are of data.subset: leave it out, or add "
+        "--data.eval-path units",
+    ),
+    (
+        "data",
+        {"path": "units", "subset": "main", "eval_path": "units", "eval_subset": "main"},
+        "data.eval_split=train of units is what is trained on: name another split, "
+        "or leave out data.eval_path and data.eval_split to hold out the last rows",
+    ),
     (
         "data",
         {"path": "rows.jsonl", "eval_path": "rows.jsonl"},
@@ -249,6 +262,7 @@ def test_all_problems_are_reported_at_once():
         replace(BASE, seed=0, save_steps=0),
         replace(BASE, eval_steps=0, data=replace(BASE.data, eval_rows=0)),
         replace(BASE, data=replace(BASE.data, eval_split="test")),
+        replace(BASE, data=replace(BASE.data, subset="a", eval_path=BASE.data.path, eval_subset="b")),
         replace(BASE, data=replace(BASE.data, path="a.jsonl", eval_path="b.jsonl")),
         replace(BASE, ref=replace(BASE.ref, ref_model_mixup_alpha=1.0)),
         replace(BASE, optimizer=replace(BASE.optimizer, adam_beta1=0.0, warmup_ratio=1.0)),

@@ -54,6 +54,10 @@ FOUND = [  # (files of a folder, split and subset asked for, files read)
     # a word within another names nothing
     (["latest.jsonl"], "train", None, ["latest.jsonl"]),
     (["contest/strain.jsonl"], "train", None, ["contest/strain.jsonl"]),
+    (["d\u00e9test.jsonl"], "train", None, ["d\u00e9test.jsonl"]),
+    (["de\u0301test.jsonl"], "train", None, ["de\u0301test.jsonl"]),
+    (["\u6570\u636e_train.jsonl", "\u6570\u636e_test.jsonl"], "train", None, ["\u6570\u636e_train.jsonl"]),
+    (["gsm8.jsonl"], "train", None, ["gsm8.jsonl"]),
     # without any split, everything is train
     (["rows.jsonl"], "train", None, ["rows.jsonl"]),
     (["part-2.jsonl", "part-10.jsonl", *(f"part-{i}.jsonl" for i in (1, 3, 4, 5, 6, 7, 8, 9))], "train", None,
@@ -101,6 +105,7 @@ REFUSED = [  # (files, split, subset, what the message says)
     (["train.jsonl", "data/train.jsonl"], "train", None, "split train is in train.jsonl, data/train.jsonl"),
     (["train.jsonl", "train-1.jsonl"], "train", None, "expected the numbered parts of one file in .*train-1.jsonl"),
     (["train_v1.jsonl", "train_v2.jsonl"], "train", None, "it holds the subsets v1, v2"),
+    (["gsm1.jsonl", "gsm2.jsonl"], "train", None, "it holds the subsets gsm1, gsm2"),
     (["train_100.jsonl", "train_1000.jsonl"], "train", None, "number 1, 2, 3, 4, 5 of 1000 is missing"),
     (["rows-1.jsonl", "rows-20251128.jsonl"], "train", None, "number 2, 3, 4, 5, 6 of 20251128 is missing"),
     (["train.jsonl", "train.parquet"], "train", None, "expected one form .*came train.jsonl, train.parquet"),

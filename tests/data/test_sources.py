@@ -9,7 +9,7 @@ import pytest
 
 from rlt_jax.data import load_rows
 from rlt_jax.data.questions import load_questions
-from rlt_jax.data.sources import open_source, read_source
+from rlt_jax.data.sources import open_source
 from rlt_jax.errors import UserError
 
 ROWS = [{"question": f"What is {i}+1?", "solution": f"{i + 1}"} for i in range(6)]
@@ -166,7 +166,7 @@ def test_reading_takes_little_memory(tmp_path, name):
             row = {"question": "x" * 1500, "solution": str(i)}
             file.write(lines([row]) if name.endswith("jsonl") else f"{row['question']},{row['solution']}\n")
     tracemalloc.start()
-    assert sum(1 for _ in read_source(str(tmp_path / name), "train")) == 20_000
+    assert sum(1 for _ in open_source(str(tmp_path / name), "train").rows()) == 20_000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5e6
