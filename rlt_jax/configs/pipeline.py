@@ -201,6 +201,8 @@ def _study_problems(study: PipelineStudy) -> Iterator[str]:
     for name, count in {"data.heldout_rows": data.heldout_rows, "data.test_rows": data.test_rows}.items():
         if count < 2:
             yield f"{name}={count}: expected 2 or more, as confidence intervals need them"
+    if data.heldout_subset is not None and data.heldout_path is None:
+        yield f"data.heldout_subset={data.heldout_subset} without data.heldout_path: give that, or leave it out"
     if data.answer is not None:
         try:
             groups = re.compile(data.answer).groups

@@ -101,8 +101,8 @@ def choose_files(folder: Path, split: str, subset: str | None = None, *, flag: s
         files = _files_of_card(folder, found, chosen, split, flag=flag)
     else:
         files = _files_by_name(folder, found, split, subset, flag=flag)
-    not_read = [data.path for data in found if data not in files]
-    return Chosen(tuple(data.path for data in files), tuple(not_read), subset)
+    read = dict.fromkeys(data.path for data in files)
+    return Chosen(tuple(read), tuple(data.path for data in found if data.path not in read), subset)
 
 
 def _data_below(folder: Path) -> Iterator[_Data]:
@@ -153,13 +153,13 @@ def _files_of_card(
     inside = [data for data in found if data.path.relative_to(folder).parts[: len(base)] == base]
     if subset.patterns is None:
         below = [replace(data, folders=data.folders[len(base) :]) for data in inside]
-        return _restored(_files_by_name(folder / subset.folder, below, split, None, flag=flag), found)
+        return _files_by_name(folder / subset.folder, below, split, None, flag=flag)
     if split not in subset.patterns:
         raise UserError(
             f"expected split {split!r} in {folder}, but its {CARD} describes {', '.join(subset.patterns)}"
             f"{_of(subset.name)}: choose one of these"
         )
-    chosen: list[_Data] = []
+    chosen: dict[_Data, None] = {}  # in order, each once
     for pattern in subset.patterns[split]:
         fitting = [data for data in inside if matches(data.path.relative_to(folder).parts[len(base) :], pattern)]
         if not fitting:
@@ -167,16 +167,11 @@ def _files_of_card(
                 f"expected files of {pattern!r} (split {split}{_of(subset.name)} in {folder / CARD}), but no "
                 f"{', '.join(FORMS)} file there is one: download them, or fix the pattern"
             )
-        chosen += [data for data in fitting if data not in chosen]
-    for label in dict.fromkeys(data.names for data in chosen):
-        _check_parts(folder, [data for data in chosen if data.names == label])
-    _check_files(folder, chosen)
-    return chosen
-
-
-def _restored(files: Iterable[_Data], found: Sequence[_Data]) -> list[_Data]:
-    paths = {data.path: data for data in found}
-    return [paths[data.path] for data in files]
+        chosen.update(dict.fromkeys(fitting))
+    for group in _by_names(chosen):
+        _check_parts(folder, group)
+    _check_files(folder, list(chosen))
+    return list(chosen)
 
 
 def _of(subset: str | None) -> str:
@@ -195,14 +190,20 @@ def _files_by_name(
             advice = f"but it holds {names}: choose one of these" if names else f"but it has none: leave out {flag}"
             raise UserError(f"expected subset {subset!r} in {folder}, {advice}")
     chosen = _files_of_split(folder, found, split)
-    groups: dict[tuple[str, ...], list[_Data]] = {}
-    for data in chosen:
-        groups.setdefault(data.names, []).append(data)
+    groups = _by_names(chosen)
     if len(groups) > 1:
-        raise _several(folder, [group[0] for group in groups.values()], split, flag)
+        raise _several(folder, [group[0] for group in groups], split, flag)
     _check_parts(folder, chosen)
     _check_files(folder, chosen)
     return chosen
+
+
+def _by_names(chosen: Iterable[_Data]) -> list[list[_Data]]:
+    """What may be the parts of one file, together."""
+    groups: dict[tuple[str, ...], list[_Data]] = {}
+    for data in chosen:
+        groups.setdefault(data.names, []).append(data)
+    return list(groups.values())
 
 
 def _path(data: _Data) -> str:

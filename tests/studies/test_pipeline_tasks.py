@@ -149,6 +149,7 @@ def test_studies_that_come_with_the_package(name):
         ("data: {path: a, answer: 'is (', heldout_rows: 1}", "data.answer='is (': not a regular expression"),
         ("data: {path: a, answer: 'is', heldout_rows: 1}", "data.answer='is': expected one group"),
         ("data: {path: a, heldout_rows: 1}", "data.heldout_rows=1: expected 2 or more"),
+        ("data: {path: a, heldout_subset: b}", "data.heldout_subset=b without data.heldout_path: give that, or leave"),
         ("students: [me]", "students.0='me': expected 'warmup', 'rlt', 'no-kl' or 'traces'"),
     ],
 )
