@@ -17,6 +17,7 @@ from rlt_jax.errors import command
 from rlt_jax.evals.grading import answer_record, describe, summarise
 from rlt_jax.report.partial_file import Chunk, PartialFile, fingerprint, open_partial
 from rlt_jax.report.whole_file import whole_file
+from rlt_jax.runs.announce import evaluate_lines
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.questions import fitting_questions, load_test_set
@@ -50,6 +51,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     chat = chat_format_of(config)
     readable, skipped = load_test_set(data, say=print)
     questions, texts, prompts, too_long = fitting_questions(readable, config, chat)
+    unusable = len(skipped) + len(too_long)
+    print("\n".join(evaluate_lines(config, chat, asked=len(questions), skipped=unusable)))
     settings = deciding_settings(config) | {
         "questions": fingerprint(zip(questions, texts)),
         "model_files": weight_files(config.model),
@@ -66,7 +69,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             )
             with running_engine(sampler_settings, log_file=out.with_name(out.name + ".vllm.log")) as engine:
                 write_chunks(config, questions, prompts, partial, chat, sampler_settings, engine)
-        summary = summarise(config, partial) | {"skipped": len(skipped) + len(too_long)}
+        summary = summarise(config, partial) | {"skipped": unusable}
         with whole_file(out.with_suffix(".summary.json"), "the summary") as path:
             path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         partial.finish()

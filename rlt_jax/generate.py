@@ -21,6 +21,7 @@ from rlt_jax.models import Model
 from rlt_jax.report.partial_file import Chunk, PartialFile, fingerprint, open_partial
 from rlt_jax.rewards.rlt import reward_columns
 from rlt_jax.rewards.scorer import Scorer, make_scorer
+from rlt_jax.runs.announce import generate_lines
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.explanations import describe_problems, explanation_record, sample_explanations
@@ -53,9 +54,11 @@ def generate(config: GenerateConfig) -> Path:
     prepare_memory(shared=config.sampler.kind == "vllm", pinned_bytes=0)
     data = config.data
     chat = chat_format_of(config)
-    rows = load_rows(data.path, split=data.split, subset=data.subset, on_bad_row=data.on_bad_row, say=print).rows
-    built = build_prompts(rows, chat, max_prompt_length=config.max_prompt_length, room=room_of(config))
+    loaded = load_rows(data.path, split=data.split, subset=data.subset, on_bad_row=data.on_bad_row, say=print)
+    built = build_prompts(loaded.rows, chat, max_prompt_length=config.max_prompt_length, room=room_of(config))
     warn_of_skipped(built.skipped, "rows")
+    skipped_rows = len(loaded.skipped) + len(built.skipped)
+    print("\n".join(generate_lines(config, chat, explained=len(built.prompts), skipped=skipped_rows)))
     settings = deciding_settings(config) | {
         "rows": fingerprint(
             (prompt.row, prompt.teacher_text, student_system(chat, row_system=prompt.row.system))

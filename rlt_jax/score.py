@@ -20,6 +20,7 @@ from rlt_jax.report.whole_file import whole_file
 from rlt_jax.rewards.ranking import ranks, select_rows
 from rlt_jax.rewards.rlt import reward_columns
 from rlt_jax.rewards.scorer import Scorer, make_scorer
+from rlt_jax.runs.announce import score_lines
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.setup import load_checked_model, warn_of_skipped
@@ -57,6 +58,7 @@ def score(config: ScoreConfig) -> Path:
         on_bad_row=config.on_bad_row,
         say=print,
     )
+    print("\n".join(score_lines(config, chat, rows=[explained.row for explained in rows], skipped=len(skipped))))
     if config.selected_out is not None:
         check_json(rows)  # before hours of scoring
     teacher, teacher_params = load_checked_model(config.teacher, chat.tokenizer, dtype=config.dtype)

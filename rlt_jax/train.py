@@ -24,6 +24,7 @@ from rlt_jax.report.writer import COMPLETIONS_FILE, METRICS_FILE
 from rlt_jax.rewards.records import rollout_metrics
 from rlt_jax.rewards.rlt import RewardFn
 from rlt_jax.rewards.scorer import Scored
+from rlt_jax.runs.announce import evaluated_rows
 from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.evaluation import SOLUTION_LOGP, evaluation_requests, evaluation_results, read_changes
 from rlt_jax.runs.rlt import Rlt, open_rlt
@@ -130,7 +131,8 @@ def summarise(session: Session, rlt: Rlt, policy: Params) -> None:
     files = {"metrics": folder / METRICS_FILE, "completions": folder / COMPLETIONS_FILE, "curves": draw_curves(folder)}
     if exported is not None:
         files["teacher"] = exported
-    print_summary(read_changes(folder, ("reward", SOLUTION_LOGP), first=0, last=session.max_steps), files)
+    changes = read_changes(folder, ("reward", SOLUTION_LOGP), first=0, last=session.max_steps)
+    print_summary(changes, files, where=evaluated_rows(rlt.config.data))
 
 
 @command

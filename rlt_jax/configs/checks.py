@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlt_jax.configs.files import type_problems
@@ -63,6 +64,13 @@ def micro_batch_problems(*, micro_batch: int, batch: int) -> Iterator[str]:
             f"per_device_train_batch_size={micro_batch} is more than train_batch_size={batch}: "
             f"a micro-batch is a part of the batch, use {batch} or less"
         )
+
+
+def same_path(path: str | None, other: str | None) -> bool:
+    """Whether two values of a setting name the same file, folder or hub name, however they are written."""
+    if path is None or other is None:
+        return path is other
+    return path == other or Path(path).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def vllm_share_problems(share: float, *, of: str) -> Iterator[str]:

@@ -7,14 +7,15 @@ traceback.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, TypeVar
 
 import tyro
 
-from rlt_jax.configs.files import config_yaml, load_settings
-from rlt_jax.configs.presets import PRESETS, SUMMARIES, load_config, unknown_preset
+from rlt_jax.configs.files import build, class_defaults, config_yaml, read_yaml
+from rlt_jax.configs.following import Layer, for_rows, given_flags, given_keys, print_note, rows_note, settle
+from rlt_jax.configs.presets import PRESETS, SUMMARIES, own_values, train_config, unknown_preset, unnamed_preset
 from rlt_jax.configs.train import TrainConfig, check_config
 from rlt_jax.errors import UserError
 
@@ -71,7 +72,9 @@ class _PlanLine(_ChatLine[TrainConfig]):
 def parse_train_args(argv: Sequence[str]) -> tuple[TrainConfig, Action]:
     """Parse and check the command line of `rlt_jax.train`.
 
-    Defaults come from `--config FILE` or `--preset NAME` (else tiny); every other flag replaces one value.
+    Defaults come from `--config FILE` or `--preset NAME` (else tiny); every other flag replaces one value. Another
+    `--data.path` takes nothing else from the section `data` of a file or preset, and other untouched values follow the
+    given ones (`following.py`); a line on stderr says so for each.
 
     Args:
       argv: arguments without the program's name.
@@ -126,18 +129,21 @@ def parse_command(
       UserError: an unusable `--config` file.
       SystemExit: code 2 with a message for an unknown or missing flag or a value of the wrong type, 0 after `--help`.
     """
-    _, file = _defaults_from(argv)
+    front = _read_front(argv)
     generic: type[_CommandLine] = _ChatLine if shows_chat else _CommandLine
     line_class = generic[config_class]  # type: ignore[index]  # the class is known only at run time
-    no_default = tyro.MISSING_NONPROP  # then the class's own defaults apply, and fields without one are required
-    line = tyro.cli(
-        line_class,
-        args=list(argv),
-        prog=_program_name(command),
-        description=description,
-        default=no_default if file is None else generic(settings=load_settings(file, config_class)),
-    )
-    return line.settings, line.action
+    default: Any = tyro.MISSING_NONPROP  # then the class's own defaults apply, and fields without one are required
+    base, in_file = None, frozenset[str]()
+    notes: list[str] = []
+    if front.file is not None:
+        values = read_yaml(front.file)
+        keys, in_file = given_keys(values), given_keys(values, class_defaults(config_class))
+        base, followed = settle(build(config_class, values, source=front.file), Layer(given=keys, now=keys))
+        base, dropped = _for_rows(base, front)
+        default = generic(settings=base)
+        notes = [*(f"{front.file}: {note}" for note in followed), *dropped(given_flags(argv, config_class))]
+    line = tyro.cli(line_class, args=list(argv), prog=_program_name(command), description=description, default=default)
+    return _settled(line.settings, argv, in_file=in_file, base=base, notes=notes), line.action
 
 
 def run_or_print(
@@ -163,14 +169,20 @@ def run_or_print(
 
 def _parse_run(line_class: type[Line], argv: Sequence[str], *, command: str, description: str) -> Line:
     """Parse and check the settings of a training run, with defaults from --preset or --config."""
-    preset, file = _defaults_from(argv)
+    front = _read_front(argv)
+    preset, file = front.preset, front.file
     if preset is not None and file is not None:
         raise UserError(f"--preset {preset} and --config {file}: give only one; a file names the preset it starts from")
     if preset is not None and preset not in PRESETS:
         raise UserError(unknown_preset(preset))
     default = PRESETS["tiny"] if preset is None else PRESETS[preset]  # type: ignore[index]  # checked above
+    named, in_file = preset is not None, frozenset[str]()
+    notes: list[str] = []
     if file is not None:
-        default = load_config(file)
+        values = read_yaml(file)
+        default, in_file = train_config(values, source=file, log=notes.append), own_values(values)
+        named = "preset" in values
+    default, dropped = _for_rows(default, front)
     presets = "\n".join(f"  {name}: {summary}" for name, summary in SUMMARIES.items())
     line = tyro.cli(
         line_class,
@@ -179,8 +191,43 @@ def _parse_run(line_class: type[Line], argv: Sequence[str], *, command: str, des
         description=f"{description} The defaults shown are those of --preset or --config.\n\nPresets:\n{presets}",
         default=line_class(settings=default),
     )
-    check_config(line.settings)
-    return line
+    how = "--preset NAME" if file is None else "a line `preset: NAME` in the file"
+    if not named and (problem := unnamed_preset(line.settings, how=how)):
+        raise UserError(problem)
+    notes += dropped(given_flags(argv, TrainConfig))
+    settings = _settled(line.settings, argv, in_file=in_file, base=default, notes=notes)
+    check_config(settings)
+    return replace(line, settings=settings)
+
+
+def _for_rows(base: Config, front: "_Front") -> tuple[Config, Callable[[frozenset[str]], list[str]]]:
+    """The defaults for the rows of --data.path, and a function of the given flags: the lines to log on what is left
+    out.
+    """
+    data = getattr(base, "data", None)
+    if front.path is None or not is_dataclass(data) or isinstance(data, type):
+        return base, lambda given: []
+    preset = PRESETS[base.preset].data if isinstance(base, TrainConfig) else None
+    fresh, dropped = for_rows(data, front.path, preset=preset)
+    old = front.file or f"the preset {front.preset or 'tiny'}"
+    path = front.path
+    return replace(base, data=fresh), lambda given: rows_note(path, old, dropped, given=given)  # type: ignore[call-arg]
+
+
+def _settled(
+    config: Config, argv: Sequence[str], *, in_file: frozenset[str], base: Config | None, notes: Sequence[str]
+) -> Config:
+    """The settings after tyro, in which untouched values follow; a line on stderr says so for each, after `notes`.
+
+    Args:
+      in_file: fields that the user's file sets itself.
+      base: the defaults that flags changed; None: the class's own.
+    """
+    flags = given_flags(argv, type(config))
+    config, followed = settle(config, Layer(given=flags | in_file, now=flags, base=base))
+    for note in [*notes, *followed]:
+        print_note(note)
+    return config
 
 
 def _program_name(command: str) -> str:
@@ -189,10 +236,19 @@ def _program_name(command: str) -> str:
     return console_command if Path(sys.argv[0]).name == console_command else f"python -m rlt_jax.{command}"
 
 
-def _defaults_from(argv: Sequence[str]) -> tuple[str | None, str | None]:
-    """Read --preset and --config, which must be known before tyro parses the rest."""
+class _Front(NamedTuple):
+    """Flags that decide the defaults of the others, so that they must be known before tyro parses the rest."""
+
+    preset: str | None
+    file: str | None  # --config
+    path: str | None  # --data.path
+
+
+def _read_front(argv: Sequence[str]) -> _Front:
+    """Read the flags of `_Front`."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", nargs="?")  # if the value is missing, tyro says so
     parser.add_argument("--config", nargs="?")
+    parser.add_argument("--data.path", nargs="?")
     known, _ = parser.parse_known_args(list(argv))
-    return known.preset, known.config
+    return _Front(known.preset, known.config, vars(known)["data.path"])

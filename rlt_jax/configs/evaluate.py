@@ -117,4 +117,7 @@ def _evaluate_problems(config: EvaluateConfig) -> Iterator[str]:
     )
     for k in config.k:
         if not 1 <= k <= config.samples:
-            yield f"k={k} with samples={config.samples}: expected 1 to {config.samples}: raise samples, or lower k"
+            yield (
+                f"k={k} with samples={config.samples}: expected 1 to {config.samples}: use --samples {max(k, 1)}, or "
+                "another k"
+            )

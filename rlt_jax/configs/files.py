@@ -146,8 +146,8 @@ def build(config_class: type[Config], values: Mapping[str, Any], *, source: str,
       UserError: all unknown keys, missing keys and values of the wrong type, one per line.
     """
     problems = list(_unknown_keys(config_class, values))
-    defaults = _class_defaults(config_class) if base is None else dataclasses.asdict(base)
-    merged = _merged(defaults, values)
+    defaults = class_defaults(config_class) if base is None else dataclasses.asdict(base)
+    merged = merged_values(defaults, values)
     try:
         config = pydantic.TypeAdapter(config_class).validate_json(json.dumps(merged, default=_unsupported), strict=True)
     except pydantic.ValidationError as error:
@@ -167,7 +167,7 @@ def type_problems(config: "DataclassInstance") -> list[str]:
     return []
 
 
-def _class_defaults(config_class: "type[DataclassInstance]") -> dict[str, Any]:
+def class_defaults(config_class: "type[DataclassInstance]") -> dict[str, Any]:
     """Default values of a class; for a section those that this class gives it, not those of the section's class."""
     values = {}
     for field in dataclasses.fields(config_class):
@@ -181,9 +181,10 @@ def _class_defaults(config_class: "type[DataclassInstance]") -> dict[str, Any]:
     }
 
 
-def _merged(base: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def merged_values(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values, with those of `values` where both have one."""
     sections = {
-        key: _merged(base[key], value)
+        key: merged_values(base[key], value)
         for key, value in values.items()
         if isinstance(value, dict) and isinstance(base.get(key), dict)
     }

@@ -7,12 +7,14 @@ models, data and reward weights.
 """
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from rlt_jax.configs.checks import same_path
 from rlt_jax.configs.files import build, read_yaml
+from rlt_jax.configs.following import Layer, for_rows, given_keys, print_note, rows_note, settle
 from rlt_jax.configs.schema import DataConfig, LogConfig, LossConfig, MemoryConfig, SamplerConfig
 from rlt_jax.configs.train import PresetName, TrainConfig
 from rlt_jax.errors import UserError
@@ -30,7 +32,7 @@ TINY = TrainConfig(
     per_device_train_batch_size=32,
     num_generations=8,
     score_batch_size=64,
-    max_prompt_length=96,
+    max_prompt_length=512,  # its own prompts have fewer than 96; the default prompt with rows of a user's, more
     max_completion_length=64,
     learning_rate=1e-4,
     eval_steps=10,
@@ -113,16 +115,16 @@ MONO_BASIC = replace(
     max_completion_length=2048,
     budget_gb=40.0,
     planned_gb=None,
-    vllm_gpu_memory_utilization=0.7,
+    memory=replace(MONO85.memory, gradients="bfloat16"),
 )
 """The smallest 7B run, for a first look: 32 completions of up to 2048 tokens per step, 40 GB.
 
-    python -m rlt_jax.train --preset mono_basic --teacher FOLDER \\
-        --vllm-gpu-memory-utilization 0.55 --memory.gradients bfloat16
+    python -m rlt_jax.train --preset mono_basic --teacher FOLDER
 
-Without these two flags it does not fit into 40 GB (weights and float32 gradients take 45.7); with them the plan is
-39.5 GB. planned_gb is not set. Rows whose question and solution do not fit are skipped and counted. Hardware: meant for
-one 40 GB GPU. Hours, memory, expected numbers: not measured yet.
+Gradients are summed in bfloat16: the weights and float32 gradients of 7.6 B parameters alone take 45.7 GB. The plan is
+39.5 GB of GPU memory and 127.7 GB on the host (96.6 with --memory.moments bfloat16). planned_gb is not set. Rows whose
+question and solution do not fit are skipped and counted. Hardware: meant for one 40 GB GPU. Hours, memory, expected
+numbers: not measured yet.
 """
 
 MONO96 = replace(
@@ -194,27 +196,78 @@ SUMMARIES: dict[PresetName, str] = {
 """Preset name -> one line for `--help`."""
 
 
-def load_config(path: str | Path) -> TrainConfig:
-    """Read a training run from a YAML file; missing fields come from the preset that it names (else from tiny).
+def load_config(path: str | Path, *, log: Callable[[str], None] = print_note) -> TrainConfig:
+    """Read a training run from a YAML file; arguments and errors as `train_config`.
 
     Raises:
-      UserError: no such file, not YAML, an unknown preset or key, a value of the wrong type.
+      UserError: also if there is no such file, or it is not YAML.
     """
-    return train_config(read_yaml(path), source=str(path))
+    return train_config(read_yaml(path), source=str(path), log=log)
 
 
-def train_config(values: Mapping[str, Any], *, source: str) -> TrainConfig:
+def train_config(
+    values: Mapping[str, Any],
+    *,
+    source: str,
+    given: frozenset[str] | None = None,
+    log: Callable[[str], None] = print_note,
+) -> TrainConfig:
     """Build a training run from nested plain values; missing fields come from the preset that they name (else tiny).
 
+    Rows other than the preset's take nothing of its data, and other untouched values follow (see `following.py`).
+
     Args:
-      source: where the values came from, for error messages.
+      source: where the values came from, for messages.
+      given: fields with their section that the user gave. None: all of `values`.
+      log: gets a line for each value that follows another.
     Raises:
-      UserError: an unknown preset or key, a value of the wrong type.
+      UserError: an unknown preset or key, a value of the wrong type; models of the user's without a preset.
     """
     name = values.get("preset", "tiny")
     if not isinstance(name, str) or name not in PRESETS:
         raise UserError(f"{source}: {unknown_preset(name)}")
-    return build(TrainConfig, values, source=source, base=PRESETS[name])
+    preset, given = PRESETS[name], given_keys(values) if given is None else given
+    config = build(TrainConfig, values, source=source, base=preset)
+    if not same_path(config.data.path, preset.data.path):
+        data, dropped = for_rows(preset.data, config.data.path, preset=preset.data)
+        config = build(TrainConfig, values, source=source, base=replace(preset, data=data))
+        of = f"the preset {name}"
+        notes = rows_note(config.data.path, of, dropped, given=given_keys(values))
+    else:
+        notes = []
+    if "preset" not in values and (
+        problem := unnamed_preset(config, how="a line `preset: NAME` (of a study: in its base)")
+    ):
+        raise UserError(f"{source}: {problem}")
+    config, followed = settle(config, Layer(given=given, now=given, base=preset))
+    for note in [*notes, *followed]:
+        log(f"{source}: {note}")
+    return config
+
+
+def own_values(values: Mapping[str, Any]) -> frozenset[str]:
+    """The fields that a file of a run sets to other values than its preset: a run's config.yaml has all fields."""
+    name = values.get("preset", "tiny")
+    return given_keys(values, asdict(PRESETS[name]) if isinstance(name, str) and name in PRESETS else None)
+
+
+def unnamed_preset(config: TrainConfig, *, how: str) -> str | None:
+    """The message for a run that names no preset although its models are not the package's; None if they are.
+
+    Args:
+      how: what to write to name one.
+    """
+    for role in ("teacher", "student"):
+        model = getattr(config, role)
+        if not same_path(model, getattr(TINY, role)):
+            presets = "\n".join(f"  {name}: {summary}" for name, summary in SUMMARIES.items())
+            return (
+                f"{role}={model} without a preset: expected {how}, as lengths, batches and learning rate would be "
+                f"those of tiny, which are made for the package's small models. Presets:\n{presets}\n"
+                "for a first run on models of your own take mono_basic; with sampler.kind native where there is no "
+                "vLLM or less than 40 GB"
+            )
+    return None
 
 
 def unknown_preset(name: object) -> str:

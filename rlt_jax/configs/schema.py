@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from rlt_jax.configs.checks import count_problems, text_problems
+from rlt_jax.configs.checks import count_problems, same_path, text_problems
 from rlt_jax.configs.resume import MayChange
 from rlt_jax.types import Dtype, Normalization, Reduction, SamplerKind, StudentTokens, TagFormat
 
@@ -36,8 +36,9 @@ class DataConfig:
     then not trained on."""
     eval_subset: str | None = None
     """Subset of data.eval_path, as data.subset. Without data.eval_path, held-out rows are of data.subset."""
-    eval_rows: int = 0
-    """Number of held-out rows to evaluate on. 0: none."""
+    eval_rows: int | None = None
+    """Number of held-out rows to evaluate on. 0: none. None: none without evaluations (eval_steps 0); else up to 128:
+    those of the held-out source, or without one a fifth of the rows of data.path, which are not trained on."""
     tags: TagFormat = "bespoke"
     """Style of the tags: bespoke `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, r1 `<NAME>` ... `</NAME>`."""
     teacher_prompt_file: str | None = None
@@ -76,17 +77,18 @@ def data_problems(data: DataConfig, *, eval_steps: int) -> Iterator[str]:
         }
     )
     yield from count_problems({"data.artificial_epochs": data.artificial_epochs})
-    if data.eval_rows < 0:
-        yield f"data.eval_rows={data.eval_rows}: expected a positive whole number, or 0 for none"
+    if data.eval_rows is not None and data.eval_rows < 0:
+        yield f"data.eval_rows={data.eval_rows}: expected a positive whole number, 0 for none, or None"
     if eval_steps > 0 and data.eval_rows == 0:
         yield (
-            f"eval_steps={eval_steps} but data.eval_rows=0: give the number of held-out rows, "
-            "or --eval-steps 0 for no evaluation"
+            f"eval_steps={eval_steps} but data.eval_rows=0: give the number of held-out rows, such as "
+            "--data.eval-rows 32, or --eval-steps 0 for no evaluation"
         )
     eval_split = "train" if data.eval_split is None else data.eval_split
-    same_path = data.path == data.eval_path and data.subset == data.eval_subset
-    same_path = same_path or (data.eval_path is None and data.eval_split is not None)
-    if same_path and eval_split == data.split:
+    within = data.eval_split is not None
+    if data.eval_path is not None:
+        within = same_path(data.path, data.eval_path) and data.subset == data.eval_subset
+    if within and eval_split == data.split:
         yield (
             f"data.eval_split={eval_split} of {data.path} is what is trained on: "
             "name another split, or leave out data.eval_path and data.eval_split to hold out the last rows"
@@ -152,11 +154,14 @@ def sampler_problems(sampler: SamplerConfig, *, temperature: float) -> Iterator[
     if sampler.kind == "vllm-server" and sampler.url is None:
         yield "sampler.kind=vllm-server without sampler.url: give the server's address, such as http://127.0.0.1:8000"
     if sampler.kind != "vllm-server" and sampler.url is not None:
-        yield f"sampler.url={sampler.url} with sampler.kind={sampler.kind}: only vllm-server has a URL, leave it out"
+        yield (
+            f"sampler.url={sampler.url} with sampler.kind={sampler.kind}: only vllm-server has a URL: "
+            "leave it out, or add --sampler.kind vllm-server"
+        )
     if sampler.kind != "vllm" and sampler.python is not None:
         yield (
-            f"sampler.python={sampler.python} with sampler.kind={sampler.kind}: only vllm starts an interpreter, "
-            "leave it out"
+            f"sampler.python={sampler.python} with sampler.kind={sampler.kind}: only vllm starts an interpreter: "
+            "leave it out, or add --sampler.kind vllm"
         )
     if sampler.kind != "native" and 0 < temperature < VLLM_MIN_TEMPERATURE:
         yield (
@@ -249,7 +254,8 @@ def reward_problems(reward: RewardConfig) -> Iterator[str]:
         elif len(coeffs) not in (1, len(reductions)):
             yield (
                 f"reward.{coeff_name} has {len(coeffs)} weights and reward.{reduction_name} has {len(reductions)} "
-                f"reductions: give one weight for all or {len(reductions)}"
+                f"reductions: give one weight for all or {len(reductions)}, "
+                f"as in {_flag('reward.' + coeff_name)} {' '.join(['1'] * len(reductions))}"
             )
         if len(set(reductions)) < len(reductions):
             yield f"reward.{reduction_name} names a reduction twice: give it once, with the sum of the weights"
@@ -266,6 +272,11 @@ def reward_problems(reward: RewardConfig) -> Iterator[str]:
             f"reward.unbias_student_log_probs_temp={reward.unbias_student_log_probs_temp:g}: "
             "expected a temperature above 0, or None for 1"
         )
+
+
+def _flag(name: str) -> str:
+    """The flag of a field: `reward.clip_kl` -> `--reward.clip-kl`."""
+    return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,7 @@ class TrainConfig:
     save_steps: MayChange[int] = 25
     """Steps between two checkpoints. 0: only at the end."""
     eval_steps: int = 0
-    """Steps between two evaluations on data.eval_rows held-out rows. 0: none."""
+    """Steps between two evaluations on held-out rows (data.eval_rows). 0: none."""
     budget_gb: MayChange[float | None] = None
     """Device memory for the run, over all its devices, GB. None: no budget."""
     planned_gb: MayChange[float | None] = None
@@ -204,8 +204,10 @@ def _batch_problems(config: TrainConfig) -> Iterator[str]:
         )
     if batch >= 1 and group >= 1 and batch % group:
         below = batch // group * group
-        choice = f"{below} or {below + group}" if below else f"{group}"
-        yield f"num_generations={group} does not divide train_batch_size={batch}: use {choice}"
+        choice = f"--train-batch-size {below} or {below + group}" if below else f"--train-batch-size {group}"
+        divisor = next((size for size in range(min(group, batch), 1, -1) if batch % size == 0), None)
+        other = "" if divisor is None else f", or --num-generations {divisor}"
+        yield f"num_generations={group} does not divide train_batch_size={batch}: use {choice}{other}"
     yield from micro_batch_problems(micro_batch=config.per_device_train_batch_size, batch=batch)
 
 

@@ -285,8 +285,10 @@ def _local_folder(path: str) -> Path | None:
 
 
 def _eval_data_checks(config: TrainConfig) -> Iterator[Check]:
-    if config.data.eval_rows and (config.data.eval_path or config.data.eval_split):
-        yield _data_check("held-out data", *config.data.held_out_source, config.data.eval_subset_flag)
+    data = config.data
+    wanted = config.eval_steps > 0 if data.eval_rows is None else data.eval_rows > 0
+    if wanted and (data.eval_path or data.eval_split):
+        yield _data_check("held-out data", *data.held_out_source, data.eval_subset_flag)
 
 
 def _data_check(name: str, source: str, split: str, subset: str | None, flag: str) -> Check:

@@ -9,6 +9,7 @@ import numpy as np
 from rich import get_console
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rlt_jax.report.log import is_live, print_plain
 
@@ -50,18 +51,19 @@ def paired_change(before: np.ndarray, after: np.ndarray) -> PairedChange:
     return PairedChange(float(before.mean()), float(after.mean()), change, error, z, before.size)
 
 
-def format_summary(changes: Mapping[str, PairedChange], files: Mapping[str, Path]) -> str:
+def format_summary(changes: Mapping[str, PairedChange], files: Mapping[str, Path], *, where: str = "") -> str:
     """The summary of a run as plain text: each quantity before -> after with its change, then the files.
 
     Args:
       changes: name (with its unit, if any) -> change on the held-out prompts.
       files: name -> path.
+      where: where the held-out prompts are from, such as `of eval.jsonl`.
     """
     lines = []
     if changes:
         rows = [_cells(name, change) for name, change in changes.items()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines.append(_title(changes))
+        lines.append(_title(changes, where))
         for row in rows:
             cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
             name, before, after, change, z = row[0].ljust(widths[0]), *cells[1:]
@@ -73,9 +75,9 @@ def format_summary(changes: Mapping[str, PairedChange], files: Mapping[str, Path
     return "\n".join(lines)
 
 
-def summary_table(changes: Mapping[str, PairedChange]) -> Table:
-    """The changes as a table for a terminal."""
-    table = Table(title=_title(changes), title_justify="left")
+def summary_table(changes: Mapping[str, PairedChange], *, where: str = "") -> Table:
+    """The changes as a table for a terminal; `where` as in `format_summary`."""
+    table = Table(title=Text(_title(changes, where)), title_justify="left")
     table.add_column("quantity")
     for heading in ("before", "after", "change ± standard error", "z"):
         table.add_column(heading, justify="right")
@@ -85,21 +87,22 @@ def summary_table(changes: Mapping[str, PairedChange]) -> Table:
 
 
 def print_summary(
-    changes: Mapping[str, PairedChange], files: Mapping[str, Path], *, console: Console | None = None
+    changes: Mapping[str, PairedChange], files: Mapping[str, Path], *, where: str = "", console: Console | None = None
 ) -> None:
-    """Print the summary of a run: as a table in a terminal, as plain text elsewhere."""
+    """Print the summary of a run, as `format_summary`: as a table in a terminal, as plain text elsewhere."""
     console = console or get_console()
     if not is_live(console):
-        print_plain(console, format_summary(changes, files))
+        print_plain(console, format_summary(changes, files, where=where))
         return
     if changes:
-        console.print(summary_table(changes))
+        console.print(summary_table(changes, where=where))
     console.print(format_summary({}, files), markup=False, highlight=False, soft_wrap=True)
 
 
-def _title(changes: Mapping[str, PairedChange]) -> str:
-    counts = sorted({change.count for change in changes.values()})
-    return f"Held-out prompts, before and after ({', '.join(map(str, counts))} prompts, paired; ± standard error)"
+def _title(changes: Mapping[str, PairedChange], where: str) -> str:
+    counts = ", ".join(map(str, sorted({change.count for change in changes.values()})))
+    prompts = f"{counts} prompts {where}".rstrip()
+    return f"Held-out prompts, before and after ({prompts}, paired; ± standard error)"
 
 
 def _cells(name: str, paired: PairedChange) -> tuple[str, str, str, str, str]:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import jax
@@ -26,6 +26,7 @@ from rlt_jax.errors import UserError
 from rlt_jax.models import Model, Params, load_model, read_config, resolve_folder
 from rlt_jax.planner.ledger import Ledger
 from rlt_jax.planner.run_plan import ledger_lines, shortfalls
+from rlt_jax.runs.announce import train_lines
 from rlt_jax.sampling.base import Sampler
 from rlt_jax.sampling.engine import Engine
 from rlt_jax.sampling.factory import SamplerSettings, make_sampler
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 log = logging.getLogger("rlt_jax")
+
+MOST_HELD_OUT = 128  # rows, where the user gives no number
 
 
 def log_plan(config: TrainConfig, planned: Ledger) -> None:
@@ -150,32 +153,50 @@ def room_of(config: TrainConfig | GenerateConfig) -> Room:
     )
 
 
-def load_split_rows(data: DataConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    """(rows to train on, held-out rows). Without a held-out source, the last `eval_rows` of the training split are.
+@dataclass(frozen=True)
+class SplitRows:
+    """The rows of a run."""
 
+    train: tuple[Row, ...]  # to train on
+    held_out: tuple[Row, ...]  # to evaluate on
+    skipped: int  # unusable rows of the training split
+
+
+def load_split_rows(data: DataConfig, *, evaluates: bool) -> SplitRows:
+    """Rows to train on, and held-out rows. Without a held-out source, the last rows of the training split are.
+
+    If `eval_rows` is None, a run that evaluates holds out up to MOST_HELD_OUT rows: those of the held-out source,
+    without one a fifth of data.path's, at least 2.
+
+    Args:
+      evaluates: whether the run evaluates at all.
     Raises:
       UserError: the sources cannot be read, or hold fewer held-out rows than asked for.
     """
-    rows = load_rows(data.path, split=data.split, subset=data.subset, on_bad_row=data.on_bad_row).rows
-    if data.eval_rows == 0:
-        return rows, ()
+    loaded = load_rows(data.path, split=data.split, subset=data.subset, on_bad_row=data.on_bad_row)
+    rows, skipped = loaded.rows, len(loaded.skipped)
+    if data.eval_rows == 0 or (data.eval_rows is None and not evaluates):
+        return SplitRows(rows, (), skipped)
     if data.eval_path is None and data.eval_split is None:
-        if data.eval_rows >= len(rows):
+        count = min(max(len(rows) // 5, 2), MOST_HELD_OUT) if data.eval_rows is None else data.eval_rows
+        if count >= len(rows):
             raise UserError(
                 f"data.eval_rows={data.eval_rows}: expected fewer than the {len(rows)} rows of {data.path}, from which "
-                "they are taken: lower it, or give --data.eval-path"
+                + ("2 or more are taken: give more rows" if data.eval_rows is None else "they are taken: lower it")
+                + ", or give --data.eval-path"
             )
-        return rows[: -data.eval_rows], rows[-data.eval_rows :]
+        return SplitRows(rows[:-count], rows[-count:], skipped)
     source, split, subset = data.held_out_source
     held_out = load_rows(
         source, split=split, subset=subset, on_bad_row=data.on_bad_row, flag=data.eval_subset_flag
     ).rows
-    if data.eval_rows > len(held_out):
+    count = min(len(held_out), MOST_HELD_OUT) if data.eval_rows is None else data.eval_rows
+    if count > len(held_out):
         raise UserError(
             f"data.eval_rows={data.eval_rows}: expected at most the {len(held_out)} usable rows of {source} ({split}): "
             "lower it"
         )
-    return rows, held_out[: data.eval_rows]
+    return SplitRows(rows, held_out[:count], skipped)
 
 
 def warn_of_skipped(skipped: Sequence[tuple[int, str]], what: str) -> None:
@@ -191,7 +212,7 @@ def warn_of_skipped(skipped: Sequence[tuple[int, str]], what: str) -> None:
 
 def load_prompts(config: TrainConfig, chat: ChatFormat) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
     """(prompts to train on, held-out prompts); rows that cannot be used are skipped and counted in the log."""
-    rows, held_out = load_split_rows(config.data)
+    split = load_split_rows(config.data, evaluates=config.eval_steps > 0)
     room = room_of(config)
 
     def build(part: tuple[Row, ...], name: str) -> tuple[Prompt, ...]:
@@ -205,7 +226,17 @@ def load_prompts(config: TrainConfig, chat: ChatFormat) -> tuple[tuple[Prompt, .
             room=room,
         )
         warn_of_skipped(built.skipped, f"{name} rows")
-        log.info("%d %s prompts", len(built.prompts), name)
         return built.prompts
 
-    return build(rows, "training"), build(held_out, "held-out")
+    prompts, held_out = build(split.train, "training"), build(split.held_out, "held-out")
+    lines = train_lines(
+        config,
+        chat,
+        trained=len(prompts),
+        skipped=split.skipped + len(split.train) - len(prompts),
+        held_out=len(held_out),
+        rows=split.train,
+    )
+    for line in lines:
+        log.info(line)
+    return prompts, held_out

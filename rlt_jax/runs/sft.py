@@ -21,6 +21,7 @@ from rlt_jax.learner.step import SumGradients, make_sum_gradients, sft_batches
 from rlt_jax.models import Model, Params
 from rlt_jax.planner.run_plan import model_config_of, model_shape
 from rlt_jax.rewards.logprobs import row_logprobs
+from rlt_jax.runs.announce import sft_lines
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.setup import load_checked_model, load_split_rows, model_positions, warn_of_skipped
 from rlt_jax.types import Row
@@ -89,13 +90,12 @@ def load_sft(config: SftConfig, run_dir: Path, *, exhausted: str) -> Sft:
     """
     chat = chat_format_of(config)
     examples, held_out = load_examples(config, chat)
-    steps_per_epoch = len(examples) // config.train_batch_size
-    if steps_per_epoch == 0:
+    if len(examples) < config.train_batch_size:
         raise UserError(
             f"train_batch_size={config.train_batch_size}: expected at most the {len(examples)} usable rows of "
             f"{config.data.path}: lower it, or give more rows"
         )
-    max_steps = config.max_steps or config.num_train_epochs * steps_per_epoch
+    max_steps = steps_of(config, len(examples))
     pinned = 0
     if config.memory.optimizer == "host":
         parameters = model_shape(model_config_of(config.model)).parameters
@@ -137,8 +137,24 @@ def load_examples(config: SftConfig, chat: ChatFormat) -> tuple[Sequence[SftExam
             return ()
         built = build_sft_examples(rows, chat, target=config.target, max_length=config.max_length, positions=positions)
         warn_of_skipped(built.skipped, f"{name} rows")
-        log.info("%d %s examples", len(built.examples), name)
         return built.examples
 
-    rows, held_out = load_split_rows(config.data)
-    return build(rows, "training"), build(held_out, "held-out")
+    split = load_split_rows(config.data, evaluates=config.eval_steps > 0)
+    examples, held_out = build(split.train, "training"), build(split.held_out, "held-out")
+    lines = sft_lines(
+        config,
+        chat,
+        trained=len(examples),
+        skipped=split.skipped + len(split.train) - len(examples),
+        held_out=len(held_out),
+        steps=steps_of(config, len(examples)),
+        rows=split.train,
+    )
+    for line in lines:
+        log.info(line)
+    return examples, held_out
+
+
+def steps_of(config: SftConfig, examples: int) -> int:
+    """Gradient steps of a run."""
+    return config.max_steps or config.num_train_epochs * (examples // config.train_batch_size)

@@ -1,16 +1,18 @@
 """The training runs of an ablation study: arms times grid times seeds."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from rlt_jax.configs.ablate import AblateConfig
 from rlt_jax.configs.checks import text_problems
-from rlt_jax.configs.files import build, load_settings, read_yaml
-from rlt_jax.configs.presets import train_config
+from rlt_jax.configs.files import load_settings, merged_values, read_yaml
+from rlt_jax.configs.following import given_keys
+from rlt_jax.configs.presets import own_values, train_config
 from rlt_jax.configs.resume import leaves
 from rlt_jax.configs.train import TrainConfig, check_config
 from rlt_jax.errors import UserError
@@ -44,16 +46,16 @@ def study_runs(config: AblateConfig) -> dict[str, dict[int, TrainConfig]]:
     path = study_path(config.study, "ablate")
     study = load_settings(path, StudyFile, example=EXAMPLE)
     if config.base is None:
-        base = train_config(study.base, source=f"{path}, base")
+        base, given = study.base, given_keys(study.base)
     else:
-        base = train_config(read_yaml(config.base), source=config.base)
+        base = read_yaml(config.base)
+        given = own_values(base)
+    train_config(base, source=f"{path}, base" if config.base is None else config.base, log=lambda note: None)
     problems = list(_file_problems(study))
     arms = {} if problems else dict(_arms(study))
     runs: dict[str, dict[int, TrainConfig]] = {}
     for arm, all_changes in arms.items():
-        run = base
-        for changes in all_changes:
-            run = build(TrainConfig, changes, source=f"{path}, arm {arm}", base=run)
+        run = _arm(base, given, all_changes, source=f"{path}, arm {arm}")
         runs[arm] = {
             seed: replace(run, seed=seed, output_dir=str(Path(config.output_dir, arm, f"seed-{seed}")), resume="auto")
             for seed in study.seeds
@@ -65,6 +67,28 @@ def study_runs(config: AblateConfig) -> dict[str, dict[int, TrainConfig]]:
     if problems := list(_option_problems(config, runs, study.seeds)):
         raise UserError("\n".join(problems))
     return runs
+
+
+def _arm(
+    base: Mapping[str, Any], given: frozenset[str], changes: Sequence[Mapping[str, Any]], *, source: str
+) -> TrainConfig:
+    """The run of an arm: what base and arm give, over the preset that they name.
+
+    An arm on other rows than the base's preset takes nothing of the preset's data, but keeps what the base itself says.
+
+    Args:
+      base: the study's base, or the file in its place.
+      given: the fields of the base that the user gave.
+    """
+    values = reduce(merged_values, changes, dict(base))
+    for change in changes:
+        given |= given_keys(change)
+    before, data = base.get("data"), values.get("data")
+    if isinstance(before, dict) and isinstance(data, dict) and before.get("path") != data.get("path"):
+        # a config.yaml has all values, also those of its preset
+        own = {name: value for name, value in data.items() if f"data.{name}" in given}
+        values = {**values, "data": own}
+    return train_config(values, source=source, given=given)
 
 
 def _option_problems(config: AblateConfig, arms: Collection[str], seeds: Collection[int]) -> Iterator[str]:
@@ -131,6 +155,6 @@ def _run_problems(run: TrainConfig) -> list[str]:
     if run.eval_steps == 0 or run.data.eval_rows == 0:
         return [
             f"eval_steps={run.eval_steps}, data.eval_rows={run.data.eval_rows}: arms are compared on held-out rows: "
-            "set both in the base"
+            "set eval_steps in the base, and data.eval_rows to their number or None"
         ]
     return []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from rlt_jax.configs.evaluate import EvaluateConfig, QuestionsConfig, check_evaluate_config
 from rlt_jax.configs.files import build
+from rlt_jax.configs.following import Layer, given_keys, print_note, settle
 from rlt_jax.configs.generate import GenerateConfig, RowsConfig, check_generate_config
 from rlt_jax.configs.pipeline import ExplanationSource, PipelineStudy, Stage
 from rlt_jax.configs.presets import train_config
@@ -246,8 +247,12 @@ def _data(study: PipelineStudy, work: Path, rows: Path) -> DataConfig:
 
 
 def _override(base: Config, section: Mapping[str, Any], name: str) -> Config:
-    """A command's configuration with the fields that a section of the study sets."""
-    return build(type(base), section, source=name, base=base)
+    """A command's configuration with the fields that a section of the study sets; untouched ones follow."""
+    given = given_keys(section)
+    config, notes = settle(build(type(base), section, source=name, base=base), Layer(given=given, now=given, base=base))
+    for note in notes:
+        print_note(f"{name}: {note}")
+    return config
 
 
 def _study_problem(problem: str, task: Task, study: PipelineStudy) -> str:

@@ -97,7 +97,8 @@ def refused(main, capsys) -> Callable[..., str]:
 @pytest.fixture
 def train_flags(small, place) -> tuple:
     """A run that would work, on a few rows."""
-    return (*small, "--max-steps", 4, "--data.path", place.rows(*ROWS), "--output-dir", place.folder / "run")
+    data = ("--data.path", place.rows(*ROWS), "--data.eval-path", place.tiny / "eval.jsonl")
+    return (*small, "--max-steps", 4, *data, "--output-dir", place.folder / "run")
 
 
 def write_run(folder: Path, teacher: Path) -> Path:
@@ -120,7 +121,10 @@ SETTINGS = {
     "flag without a value": (["--seed"], ["--seed", "Expected 1 value"]),
     "batch that groups do not divide": (
         ["--train-batch-size", "100", "--num-generations", "24"],
-        ["num_generations=24 does not divide train_batch_size=100: use 96 or 120"],
+        [
+            "num_generations=24 does not divide train_batch_size=100: "
+            "use --train-batch-size 96 or 120, or --num-generations 20"
+        ],
     ),
     "negative budget": (["--budget-gb", "-85"], ["budget_gb=-85: expected a positive number of GB, or None"]),
     "a group of one": (["--num-generations", "1"], ["num_generations=1 makes every advantage 0", "use 2 or more"]),
@@ -168,7 +172,10 @@ CONFIG_FILES = {
         "expected lines `key: value`, found a list; an example is the config.yaml of",
     ),
     "unknown preset": ("preset: huge", "preset=huge: no such preset: use one of tiny, mono_basic"),
-    "inconsistent": ("num_generations: 7", "num_generations=7 does not divide train_batch_size=64: use 63 or 70"),
+    "inconsistent": (
+        "num_generations: 7",
+        "num_generations=7 does not divide train_batch_size=64: use --train-batch-size 63 or 70",
+    ),
 }
 
 

@@ -82,7 +82,7 @@ def test_presets_side_by_side(planned):
     table = out.split("Presets, by formula, GB\n")[1].split("\n\n")[0].splitlines()
     fits = {line[2:24].strip(): line.split()[-6] for line in table[1:]}
     assert fits == {
-        "mono_basic": "no",
+        "mono_basic": "yes",
         "mono85": "yes",
         "mono85_fallback": "yes",
         "mono96": "yes",
@@ -90,15 +90,25 @@ def test_presets_side_by_side(planned):
     }
 
 
-def test_mono_basic_does_not_fit_and_its_advice_does(planned):
-    code, out, _ = planned("--preset", "mono_basic")
+LARGE = ("--preset", "mono_basic", "--vllm-gpu-memory-utilization", "0.7", "--memory.gradients", "float32")
+
+
+def test_mono_basic_fits_40_gb(planned):
+    code, out, _ = planned("--preset", "mono_basic", "--host-gb", "130")
+    assert (code, out.splitlines()[-1]) == (0, "Fits")
+    assert "GPU: peak 39.47 GB in update; planned none, budget 40 GB" in out
+    assert "Host: peak 127.74 GB in save; 130.0 GB may be used" in out
+
+
+def test_the_advice_for_a_run_that_does_not_fit_makes_it_fit(planned):
+    code, out, _ = planned(*LARGE)
     assert code == 1
     verdict = out[out.index("Does not fit") :].splitlines()
     assert verdict[1].startswith("  GPU: 40 GB may be used, up to 14.70 GB too little for update 54.70 GB")
     assert verdict[2] == "It would fit with"
     advice = verdict[3].split("  (")[0].split()
     assert " ".join(advice) == "--vllm-gpu-memory-utilization 0.55 --memory.gradients bfloat16"
-    code, out, _ = planned("--preset", "mono_basic", *advice)
+    code, out, _ = planned(*LARGE, *advice)
     assert (code, out.splitlines()[-1]) == (0, "Fits")
 
 
@@ -111,8 +121,14 @@ def test_budget_and_host_replace_the_machine_s(planned):
     assert code == 1 and "GPU: 48 GB may be used" in out
 
 
+def test_the_plan_follows_the_budget_in_the_share_of_the_preset(planned):
+    code, out, err = planned("--preset", "mono85", "--budget-gb", "80")
+    assert code == 0 and "without saved activations: 4 sequences" in out and "in 72.5 GB" in out
+    assert "note: planned_gb=72.5: follows budget_gb=80 (of 85, 77 were planned for)" in err
+
+
 def test_json_for_scripts(planned):
-    code, out, _ = planned("--preset", "mono_basic", "--json")
+    code, out, _ = planned(*LARGE, "--json")
     report = json.loads(out)
     assert (code, report["fits"], report["gpu_bytes"], report["host_bytes"]) == (1, False, 40e9, None)
     assert report["gpu_peak_phase"] == "update"
@@ -134,7 +150,7 @@ def test_a_run_without_a_budget(planned):
 def test_a_damaged_model_does_not_change_the_plan(planned, tiny, tmp_path):
     """It is shown, with exit code 0: the memory it needs is known all the same."""
     (tmp_path / "config.json").write_text((tiny / "teacher" / "config.json").read_text())
-    code, out, _ = planned("--teacher", tmp_path, "--budget-gb", "8")
+    code, out, _ = planned("--preset", "tiny", "--teacher", tmp_path, "--budget-gb", "8")
     assert code == 0
     assert any(line.split()[:2] == ["problem", "teacher"] for line in out.splitlines())
 
@@ -151,7 +167,7 @@ def test_a_saved_run_can_be_planned(planned, tmp_path):
     ("flags", "message"),
     [
         (["--preset", "mono58"], "preset=mono58: no such preset: did you mean mono85?"),
-        (["--preset", "mono85", "--budget-gb", "70"], "planned_gb=77 is more than budget_gb=70"),
+        (["--preset", "mono85", "--budget-gb", "70", "--planned-gb", "77"], "planned_gb=77 is more than budget_gb=70"),
         (["--preset", "mono85", "--host-gb", "-1"], "host_gb=-1: expected a positive number of GB, or None"),
         (["--preset", "mono85", "--teacher", "./runs/none"], "expected a model's folder, but runs/none does not exist"),
         (["--preset", "mono85", "--student", "nobody/nothing"], "the hub gave no config.json of that name"),

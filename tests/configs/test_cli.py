@@ -72,7 +72,8 @@ def test_printed_configuration_is_one_that_can_be_read(tmp_path):
 REFUSED_BY_CHECK = [
     (
         "--num-generations 24 --train-batch-size 100",
-        "num_generations=24 does not divide train_batch_size=100: use 96 or 120",
+        "num_generations=24 does not divide train_batch_size=100: "
+        "use --train-batch-size 96 or 120, or --num-generations 20",
     ),
     ("--budget-gb -5", "budget_gb=-5: expected a positive number of GB, or None"),
     ("--sampler.kind vllm-server", "sampler.kind=vllm-server without sampler.url: give the server's address"),
@@ -208,4 +209,7 @@ def test_a_user_error_ends_with_code_2_and_no_traceback():
     argv = [sys.executable, "-c", code, "--num-generations", "24", "--train-batch-size", "100"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: num_generations=24 does not divide train_batch_size=100: use 96 or 120\n"
+    assert done.stderr == (
+        "error: num_generations=24 does not divide train_batch_size=100: "
+        "use --train-batch-size 96 or 120, or --num-generations 20\n"
+    )

@@ -42,7 +42,7 @@ def test_what_a_file_leaves_out_comes_from_its_preset(tmp_path):
     assert load_config(path) == replace(
         base,
         learning_rate=2e-6,
-        data=replace(base.data, path="rows.jsonl"),
+        data=DataConfig(path="rows.jsonl"),
         reward=replace(base.reward, kl_penalty_reward_coeff=(0.0,)),
     )
     path.write_text("max_steps: 7\n")
@@ -51,7 +51,9 @@ def test_what_a_file_leaves_out_comes_from_its_preset(tmp_path):
 
 def test_scalars_are_those_of_yaml_1_2(tmp_path):
     path = tmp_path / "run.yaml"
-    path.write_text("learning_rate: 1e-5\nteacher: no\nstudent: 2020-01-01\nbudget_gb: 40\nreference: ~\n")
+    path.write_text(
+        "preset: tiny\nlearning_rate: 1e-5\nteacher: no\nstudent: 2020-01-01\nbudget_gb: 40\nreference: ~\n"
+    )
     config = load_config(path)
     assert (config.learning_rate, config.teacher, config.student) == (1e-5, "no", "2020-01-01")
     assert (config.budget_gb, config.reference) == (40.0, None)

@@ -13,9 +13,13 @@ BASE = PRESETS["mono85"]
 TOP = [
     (
         {"train_batch_size": 100, "num_generations": 24},
-        "num_generations=24 does not divide train_batch_size=100: use 96 or 120",
+        "num_generations=24 does not divide train_batch_size=100: "
+        "use --train-batch-size 96 or 120, or --num-generations 20",
     ),
-    ({"train_batch_size": 8}, "num_generations=24 does not divide train_batch_size=8: use 24"),
+    (
+        {"train_batch_size": 8},
+        "num_generations=24 does not divide train_batch_size=8: use --train-batch-size 24, or --num-generations 8",
+    ),
     (
         {"num_generations": 1},
         "num_generations=1 makes every advantage 0, as rewards are compared inside a group: "
@@ -74,9 +78,10 @@ NESTED = [
     (
         "data",
         {"eval_rows": 0},
-        "eval_steps=25 but data.eval_rows=0: give the number of held-out rows, or --eval-steps 0 for no evaluation",
+        "eval_steps=25 but data.eval_rows=0: give the number of held-out rows, "
+        "such as --data.eval-rows 32, or --eval-steps 0 for no evaluation",
     ),
-    ("data", {"eval_rows": -1}, "data.eval_rows=-1: expected a positive whole number, or 0 for none"),
+    ("data", {"eval_rows": -1}, "data.eval_rows=-1: expected a positive whole number, 0 for none, or None"),
     ("data", {"artificial_epochs": 0}, "data.artificial_epochs=0: expected a positive whole number"),
     ("data", {"path": ""}, "data.path is empty: expected a hub name, folder or file"),
     (
@@ -112,12 +117,14 @@ NESTED = [
     (
         "sampler",
         {"kind": "native", "url": "http://127.0.0.1:8000"},
-        "sampler.url=http://127.0.0.1:8000 with sampler.kind=native: only vllm-server has a URL, leave it out",
+        "sampler.url=http://127.0.0.1:8000 with sampler.kind=native: only vllm-server has a URL: "
+        "leave it out, or add --sampler.kind vllm-server",
     ),
     (
         "sampler",
         {"kind": "native", "python": "/usr/bin/python3"},
-        "sampler.python=/usr/bin/python3 with sampler.kind=native: only vllm starts an interpreter, leave it out",
+        "sampler.python=/usr/bin/python3 with sampler.kind=native: only vllm starts an interpreter: "
+        "leave it out, or add --sampler.kind vllm",
     ),
     (
         "sampler",
@@ -141,13 +148,13 @@ NESTED = [
         "reward",
         {"answer_log_prob_coeff": (1.0, 0.01, 0.1)},
         "reward.answer_log_prob_coeff has 3 weights and reward.reduction_log_prob has 2 reductions: "
-        "give one weight for all or 2",
+        "give one weight for all or 2, as in --reward.answer-log-prob-coeff 1 1",
     ),
     (
         "reward",
         {"kl_penalty_reward_coeff": ()},
         "reward.kl_penalty_reward_coeff has 0 weights and reward.reduction_kl has 2 reductions: "
-        "give one weight for all or 2",
+        "give one weight for all or 2, as in --reward.kl-penalty-reward-coeff 1 1",
     ),
     (
         "reward",

@@ -97,38 +97,70 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path, resume):
 
 def test_held_out_rows_come_from_the_end_and_are_not_trained_on(tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", numbered(10))
-    rows, held_out = load_split_rows(DataConfig(path=path, eval_rows=3))
-    assert [row.number for row in rows] == list(range(7)) and [row.number for row in held_out] == [7, 8, 9]
+    split = load_split_rows(DataConfig(path=path, eval_rows=3), evaluates=True)
+    assert [row.number for row in split.train] == list(range(7))
+    assert [row.number for row in split.held_out] == [7, 8, 9]
+
+
+@pytest.mark.parametrize(("rows", "held_out"), [(3, 2), (10, 2), (14, 2), (15, 3), (640, 128), (900, 128)])
+def test_without_a_number_a_fifth_of_the_rows_is_held_out(tmp_path, rows, held_out):
+    data = DataConfig(path=write_rows(tmp_path / "rows.jsonl", numbered(rows)))
+    split = load_split_rows(data, evaluates=True)
+    assert [row.number for row in split.train + split.held_out] == list(range(rows))
+    assert len(split.held_out) == held_out
+    assert load_split_rows(data, evaluates=False).held_out == ()
+
+
+@pytest.mark.parametrize(("rows", "held_out"), [(1, 1), (128, 128), (140, 128)])
+def test_without_a_number_all_of_another_file_is_held_out_up_to_128_rows(tmp_path, rows, held_out):
+    train, evaluation = (
+        write_rows(tmp_path / "a.jsonl", numbered(4)),
+        write_rows(tmp_path / "b.jsonl", numbered(rows, 5)),
+    )
+    split = load_split_rows(DataConfig(path=train, eval_path=evaluation), evaluates=True)
+    assert (len(split.train), len(split.held_out)) == (4, held_out)
+
+
+def test_skipped_rows_are_counted(tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", [*numbered(4), {"question": "no solution"}])
+    assert load_split_rows(DataConfig(path=path), evaluates=False).skipped == 1
 
 
 def test_held_out_rows_of_another_file_are_its_first(tmp_path):
     train, evaluation = write_rows(tmp_path / "a.jsonl", numbered(4)), write_rows(tmp_path / "b.jsonl", numbered(5, 50))
-    rows, held_out = load_split_rows(DataConfig(path=train, eval_path=evaluation, eval_rows=2))
-    assert len(rows) == 4 and [row.solution for row in held_out] == ["50", "51"]
+    split = load_split_rows(DataConfig(path=train, eval_path=evaluation, eval_rows=2), evaluates=True)
+    assert len(split.train) == 4 and [row.solution for row in split.held_out] == ["50", "51"]
 
 
 def test_held_out_split_of_the_same_folder(tmp_path):
     write_rows(tmp_path / "train.jsonl", numbered(4))
     write_rows(tmp_path / "test.jsonl", numbered(2, 90))
-    _, held_out = load_split_rows(DataConfig(path=str(tmp_path), eval_split="test", eval_rows=2))
+    held_out = load_split_rows(DataConfig(path=str(tmp_path), eval_split="test", eval_rows=2), evaluates=True).held_out
     assert [row.solution for row in held_out] == ["90", "91"]
 
 
 def test_no_held_out_rows_when_none_are_asked_for(tmp_path):
-    rows, held_out = load_split_rows(DataConfig(path=write_rows(tmp_path / "rows.jsonl", numbered(3))))
-    assert len(rows) == 3 and held_out == ()
+    path = write_rows(tmp_path / "rows.jsonl", numbered(3))
+    split = load_split_rows(DataConfig(path=path, eval_rows=0), evaluates=False)
+    assert len(split.train) == 3 and split.held_out == ()
 
 
 def test_too_many_held_out_rows_are_refused(tmp_path):
     path, other = write_rows(tmp_path / "a.jsonl", numbered(4)), write_rows(tmp_path / "b.jsonl", numbered(2))
     with pytest.raises(UserError) as refusal:
-        load_split_rows(DataConfig(path=path, eval_rows=4))
+        load_split_rows(DataConfig(path=path, eval_rows=4), evaluates=True)
     assert str(refusal.value) == (
         f"data.eval_rows=4: expected fewer than the 4 rows of {path}, from which they are taken: lower it, or give "
         "--data.eval-path"
     )
     with pytest.raises(UserError) as refusal:
-        load_split_rows(DataConfig(path=path, eval_path=other, eval_rows=3))
+        load_split_rows(DataConfig(path=other), evaluates=True)
+    assert str(refusal.value) == (
+        f"data.eval_rows=None: expected fewer than the 2 rows of {other}, from which 2 or more are taken: give more "
+        "rows, or give --data.eval-path"
+    )
+    with pytest.raises(UserError) as refusal:
+        load_split_rows(DataConfig(path=path, eval_path=other, eval_rows=3), evaluates=True)
     assert str(refusal.value) == (f"data.eval_rows=3: expected at most the 2 usable rows of {other} (train): lower it")
 
 
@@ -144,7 +176,11 @@ def test_too_long_prompts_are_skipped_with_a_count(tmp_path, chat, logged):
     assert [prompt.row.number for prompt in prompts] == [0, 2, 3] and [p.row.number for p in held_out] == [5]
     assert "1 training rows skipped: 1 x prompt is too long (row 1)" in logged.messages
     assert "1 held-out rows skipped: 1 x prompt is too long (row 4)" in logged.messages
-    assert "3 training prompts" in logged.messages and "1 held-out prompts" in logged.messages
+    (start,) = [line for line in logged.messages if line.startswith("training the teacher")]
+    assert f" on 3 rows of {tmp_path}/rows.jsonl (1 skipped), " in start
+    assert f"evaluating every 10 steps on 1 row at the end of {tmp_path}/rows.jsonl, which are not trained on" in (
+        logged.messages
+    )
 
 
 def test_too_long_prompts_may_be_cut_on_their_left(tmp_path, chat):

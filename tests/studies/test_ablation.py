@@ -59,7 +59,7 @@ def test_a_grid_is_combined_with_every_arm(study):
 
 
 def test_a_grid_alone_over_models_gives_names_that_are_one_folder_each(study):
-    runs = study("grid: {student: [Qwen/Qwen2.5-7B, /models/my student]}\nseeds: [1]\n")
+    runs = study("base: {preset: tiny}\ngrid: {student: [Qwen/Qwen2.5-7B, /models/my student]}\nseeds: [1]\n")
     assert list(runs) == ["base+student=Qwen-Qwen2.5-7B", "base+student=-models-my-student"]
     assert [run[1].student for run in runs.values()] == ["Qwen/Qwen2.5-7B", "/models/my student"]
 
@@ -125,13 +125,18 @@ REFUSED = {
     ),
     "a seed in an arm": ("arms: {a: {seed: 3}}\nseeds: [1]", {}, "arms.a sets seed, which the study sets"),
     "a folder in the grid": ("grid: {output_dir: [x]}\nseeds: [1]", {}, "grid sets output_dir, which the study sets"),
-    "one folder twice": ("grid: {student: [a/b, a b]}\nseeds: [1]", {}, "two arms get the folder base+student=a-b:"),
+    "one folder twice": (
+        "base: {preset: tiny}\ngrid: {student: [a/b, a b]}\nseeds: [1]",
+        {},
+        "two arms get the folder base+student=a-b:",
+    ),
     "an arm that is no folder": ("arms: {a/b: {}}\nseeds: [1]", {}, "'a/b' cannot be a folder's name"),
     "an arm without settings": ("arms: {a: }\nseeds: [1]", {}, "arms.a=None: expected a section (lines `key:"),
     "no held-out rows": (
         GOOD + "base: {preset: paper}",
         {},
-        "arm a: eval_steps=0, data.eval_rows=0: arms are compared on held-out rows: set both in the base",
+        "arm a: eval_steps=0, data.eval_rows=0: arms are compared on held-out rows: "
+        "set eval_steps in the base, and data.eval_rows to their number or None",
     ),
     "no such arm": (GOOD, {"only": ("b",)}, "--only b is not in the study: choose from a"),
     "no such seed": (GOOD, {"seeds": (1, 4)}, "--seeds 4 is not in the study: choose from 1"),

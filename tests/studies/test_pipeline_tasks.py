@@ -133,7 +133,7 @@ def test_studies_that_come_with_the_package(name):
         ("rlt: {preset: big}", "rlt: preset=big: no such preset"),
         ("student_warmup: {max_steps: 0}", "student_warmup: max_steps=0: expected a positive whole number"),
         ("distil: {train_batch_size: 0}", "distil: train_batch_size=0: expected a positive whole number"),
-        ("explain: {temperature: 0}", "explain: temperature=0 with redraws: "),
+        ("explain: {temperature: 0, redraws: 1}", "explain: temperature=0 with redraws: "),
         ("evaluate: {sampler: {top_p: 2}}", "evaluate: sampler.top_p=2: "),
         ("sampler: {top_p: 2}", "sampler.top_p=2: "),
         ("evaluate: {samples: 0}", "evaluate: samples=0: expected a positive whole number"),
