@@ -6,7 +6,7 @@ from pathlib import Path
 from rlt_jax.configs import AblateConfig, parse_command, run_or_print
 from rlt_jax.errors import UserError, command
 from rlt_jax.studies.ablation import summarise, train_all
-from rlt_jax.studies.ablation_runs import study_runs
+from rlt_jax.studies.ablation_runs import different_rows, study_runs
 
 
 def ablate(config: AblateConfig) -> Path:
@@ -31,6 +31,8 @@ def ablate(config: AblateConfig) -> Path:
         for seed, run in by_seed.items()
         if (not config.only or arm in config.only) and (not config.seeds or seed in config.seeds)
     }
+    if (warning := different_rows(runs)) is not None:
+        print(f"WARNING {warning}", flush=True)
     failures = [] if config.summary_only else train_all(chosen)
     summarise(runs, Path(config.output_dir))
     if failures:

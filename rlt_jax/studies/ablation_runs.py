@@ -16,6 +16,7 @@ from rlt_jax.configs.presets import own_values, train_config
 from rlt_jax.configs.resume import leaves
 from rlt_jax.configs.train import TrainConfig, check_config
 from rlt_jax.errors import UserError
+from rlt_jax.runs.announce import evaluated_rows
 from rlt_jax.studies.study_file import study_path
 
 RESERVED_FIELDS = ("preset", "seed", "output_dir", "resume")  # fields of a run that the study sets, not its arms
@@ -67,6 +68,21 @@ def study_runs(config: AblateConfig) -> dict[str, dict[int, TrainConfig]]:
     if problems := list(_option_problems(config, runs, study.seeds)):
         raise UserError("\n".join(problems))
     return runs
+
+
+def different_rows(runs: Mapping[str, Mapping[int, TrainConfig]]) -> str | None:
+    """A line on arms that are evaluated on different rows, whose numbers cannot be compared; None if all share them."""
+    rows = {}
+    for arm, by_seed in runs.items():
+        data = next(iter(by_seed.values())).data
+        rows[arm] = f"{'' if data.eval_rows is None else f'{data.eval_rows} '}{evaluated_rows(data)}"
+    if len(set(rows.values())) < 2:
+        return None
+    names = "; ".join(f"{arm}: {where}" for arm, where in rows.items())
+    return (
+        f"arms are evaluated on different rows ({names}), so that their numbers cannot be compared: give "
+        "data.eval_path and data.eval_rows in the base"
+    )
 
 
 def _arm(
