@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from rlt_jax.device.jax_setup import prepare_memory, use_compilation_cache
 from rlt_jax.errors import UserError, command
 from rlt_jax.models import Params
 from rlt_jax.report.histogram import draw_histogram, histogram_text
+from rlt_jax.report.owner import sole_writer
 from rlt_jax.report.whole_file import whole_file
 from rlt_jax.rewards.ranking import ranks, select_rows
 from rlt_jax.rewards.rlt import reward_columns
@@ -47,6 +48,15 @@ def score(config: ScoreConfig) -> Path:
     for flag, path in outputs.items():
         if path.exists():
             raise UserError(f"{flag} {path} exists: choose another file, or delete it")
+    with ExitStack() as locks:
+        for flag, path in outputs.items():
+            locks.enter_context(sole_writer(path, flag))
+        write_scores(config, outputs)
+    return Path(config.out)
+
+
+def write_scores(config: ScoreConfig, outputs: Mapping[str, Path]) -> None:
+    """Score the rows, and write the files (flag -> path)."""
     use_compilation_cache()
     prepare_memory(shared=False, pinned_bytes=0)
     chat = chat_format_of(config)
@@ -110,7 +120,6 @@ def score(config: ScoreConfig) -> Path:
     print(f"{len(scored)} rows scored, {len(unscored)} skipped, mean reward {rewards.mean():.4f}: {config.out}")
     if kept is not None:
         print(f"{len(kept)} rows kept, mean reward {rewards[kept].mean():.4f}: {config.selected_out}")
-    return Path(config.out)
 
 
 def score_records(

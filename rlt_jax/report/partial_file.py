@@ -4,17 +4,17 @@ The partial file, OUT.partial, is JSON Lines: first the settings that decide the
 incomplete line, left by a killed process, is dropped and its chunk computed again.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from rlt_jax.errors import UserError
+from rlt_jax.report.owner import sole_writer
 from rlt_jax.report.whole_file import whole_file
 
 Record = dict[str, Any]
@@ -84,25 +84,20 @@ def open_partial(out: Path, settings: Mapping[str, Any]) -> Iterator[PartialFile
     Raises:
       UserError: OUT exists, cannot be written, is being written by another process, or was started with other settings.
     """
-    if out.exists():
-        raise UserError(f"--out {out} exists: choose another file, or delete it")
     path = out.with_name(out.name + ".partial")
-    with _writing(out):
-        new_folders = [folder for folder in out.parents if not folder.exists()]  # innermost first
-        out.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+b")
-    with file:
-        _lock(file)
+    with sole_writer(out, "--out"):
+        if out.exists():
+            raise UserError(f"--out {out} exists: choose another file, or delete it")
         with _writing(out):
-            partial = PartialFile(file, out, _resume(file, json.loads(json.dumps(settings))))
-        try:
-            yield partial
-        finally:
-            if partial.done == 0:
-                path.unlink()
-                with suppress(OSError):  # not empty: an engine's log, for example
-                    for folder in new_folders:
-                        folder.rmdir()
+            file = path.open("a+b")
+        with file:
+            with _writing(out):
+                partial = PartialFile(file, out, _resume(file, json.loads(json.dumps(settings))))
+            try:
+                yield partial
+            finally:
+                if partial.done == 0:
+                    path.unlink()
 
 
 @contextmanager
@@ -111,15 +106,6 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write --out {out} ({error.strerror}): choose another file") from error
-
-
-def _lock(file: BinaryIO) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends, however it ends
-    except BlockingIOError:
-        raise UserError(
-            f"{file.name} is being written by another process: wait for it, or choose another --out"
-        ) from None
 
 
 def _resume(file: BinaryIO, settings: Record) -> int:

@@ -6,13 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlt_jax.errors import UserError
+from rlt_jax.report.owner import remove_empty
 
 
 @contextmanager
 def whole_file(path: Path, name: str) -> Iterator[Path]:
     """Yield a temporary path to write to, which replaces `path` if the block succeeds and is removed if it fails.
 
-    The temporary file is created at once, so that a path that cannot be written is found before the work.
+    The temporary file is created at once, so that a path that cannot be written is found before the work. Folders made
+    for it go with it.
 
     Args:
       name: the user's name for the file, such as `--out`, for error messages.
@@ -20,6 +22,7 @@ def whole_file(path: Path, name: str) -> Iterator[Path]:
       UserError: the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    new_folders = [folder for folder in path.parents if not folder.exists()]  # innermost first
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
@@ -30,3 +33,4 @@ def whole_file(path: Path, name: str) -> Iterator[Path]:
     finally:
         if temporary.exists():  # a bare unlink would raise again if a parent is a file
             temporary.unlink()
+        remove_empty(new_folders)

@@ -9,6 +9,7 @@ from rlt_jax.configs.pipeline import STAGES, PipelineConfig, PipelineStudy, Stag
 from rlt_jax.data import check_same_tokenizer, load_tokenizer, read_prompt_file
 from rlt_jax.errors import UserError
 from rlt_jax.report.folder import writing_to
+from rlt_jax.report.owner import sole_user
 from rlt_jax.runs.launch import OutOfTime, run_logged
 from rlt_jax.studies.pipeline_data import (
     check_matching,
@@ -35,17 +36,18 @@ def run_stages(config: PipelineConfig, study: PipelineStudy, work: Path) -> None
     deadline = None if config.minutes is None else started + 60 * config.minutes
     stages = chosen_stages(config, study)
     tasks = pipeline_tasks(study, work, seed=config.seed)
-    check_work(tasks, stages, study, work)
-    write_data_files(study, work)
-    for stage in stages:
-        before = time.monotonic()
-        stage_tasks = [task for task in tasks if task.stage == stage]
-        if stage == "distil" and not all(task.result.exists() for task in stage_tasks):
-            write_distillation(study, work)
-        for task in stage_tasks:
-            run_task(task, study, work, quiet=config.quiet, deadline=deadline)
-        write_results(stage, study, work)
-        print(f"[{stage}] {time.monotonic() - before:.1f} s", flush=True)
+    with sole_user(work, "--work"):
+        check_work(tasks, stages, study, work)
+        write_data_files(study, work)
+        for stage in stages:
+            before = time.monotonic()
+            stage_tasks = [task for task in tasks if task.stage == stage]
+            if stage == "distil" and not all(task.result.exists() for task in stage_tasks):
+                write_distillation(study, work)
+            for task in stage_tasks:
+                run_task(task, study, work, quiet=config.quiet, deadline=deadline)
+            write_results(stage, study, work)
+            print(f"[{stage}] {time.monotonic() - before:.1f} s", flush=True)
     print(f"{', '.join(stages)}: done in {time.monotonic() - started:.1f} s: {work}", flush=True)
 
 

@@ -1,6 +1,7 @@
 """Work in chunks: what a stopped start leaves, what the next one does with it, and that the result comes whole."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -120,7 +121,8 @@ except Exception as error:
 """
     with open_partial(out, SETTINGS) as partial:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert "out.jsonl.partial is being written by another process: wait for it, or choose" in done.stdout
+        assert f"--out {out} is in use by another run (process {os.getpid()} on " in done.stdout
+        assert done.stdout.endswith("): wait, stop it, or choose another file\n")
         partial.add(chunk(1))
     assert start(out) == 2
 

@@ -23,6 +23,12 @@ def test_an_interruption_leaves_what_was_there(tmp_path):
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_failure_leaves_no_new_folders(tmp_path):
+    with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "new" / "folder" / "out.txt", "--out"):
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     worked = False
