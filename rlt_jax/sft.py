@@ -36,7 +36,7 @@ def sft(config: SftConfig) -> Path:
     """
     check_sft_config(config)
     with open_session(config) as session, explain_out_of_memory(lambda: TOO_LARGE):
-        run = load_sft(config, session.folder, exhausted=TOO_LARGE)
+        run = load_sft(config, session.folder, exhausted=TOO_LARGE, compare_inputs=session.compare_inputs)
         state = session.resume(
             run.params, like=run.optimizer.like(run.params), fresh=run.optimizer.init, max_steps=run.max_steps
         )

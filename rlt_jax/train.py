@@ -44,7 +44,10 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
       UserError: an inconsistent config, or unusable files, models or data.
     """
     check_config(config)
-    with open_session(config) as session, open_rlt(config, session.folder, reward_fn=reward_fn) as rlt:
+    with (
+        open_session(config) as session,
+        open_rlt(config, session.folder, reward_fn=reward_fn, compare_inputs=session.compare_inputs) as rlt,
+    ):
         state, reference = session.resume(
             rlt.params, like=rlt.state_like(), fresh=rlt.fresh_state, max_steps=config.max_steps
         )
@@ -129,6 +132,8 @@ def summarise(session: Session, rlt: Rlt, policy: Params) -> None:
     exported = session.finish(rlt.model, policy, tokenizer_from=rlt.config.teacher, eos_ids=rlt.eos_ids)
     folder = session.folder
     files = {"metrics": folder / METRICS_FILE, "completions": folder / COMPLETIONS_FILE, "curves": draw_curves(folder)}
+    if not files["completions"].exists():  # none was drawn for it
+        del files["completions"]
     if exported is not None:
         files["teacher"] = exported
     changes = read_changes(folder, ("reward", SOLUTION_LOGP), first=0, last=session.max_steps)

@@ -157,6 +157,27 @@ def build(config_class: type[Config], values: Mapping[str, Any], *, source: str,
     return config
 
 
+def without_unknown(
+    config_class: "type[DataclassInstance]", values: Mapping[str, Any], section: str = ""
+) -> tuple[dict[str, Any], list[str]]:
+    """(`values` without the keys that the class does not have, the names of those keys).
+
+    Such as those of a configuration that another version wrote.
+    """
+    known: dict[str, Any] = {}
+    unknown = []
+    fields = get_type_hints(config_class)
+    for key, value in values.items():
+        if key not in fields:
+            unknown.append(f"{section}{key}")
+        elif dataclasses.is_dataclass(fields[key]) and isinstance(value, dict):
+            known[key], names = without_unknown(fields[key], value, f"{section}{key}.")
+            unknown += names
+        else:
+            known[key] = value
+    return known, unknown
+
+
 def type_problems(config: "DataclassInstance") -> list[str]:
     """A message for each value that does not have its field's type; dataclasses themselves do not check types."""
     text = json.dumps(dataclasses.asdict(config), default=_unsupported)

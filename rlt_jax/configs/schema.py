@@ -4,6 +4,7 @@ Names are those of the original RLT code where it has one. Defaults are those of
 where it states a value; what differs from run to run has no default and comes from a preset (`presets.py`).
 A GB is 1e9 bytes, a log-prob is in nats, a share lies between 0 and 1. A field of type `MayChange` alters where, how
 fast or in how much memory a result is computed, but not the result: interrupted work may resume with another value.
+One of type `Steers` changes how a run trains, but not what its evaluations measure: a resumed run names the change.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlt_jax.configs.checks import count_problems, same_path, text_problems
-from rlt_jax.configs.resume import MayChange
+from rlt_jax.configs.resume import MayChange, Steers
 from rlt_jax.types import Dtype, Normalization, Reduction, SamplerKind, StudentTokens, TagFormat
 
 Resume = Literal["auto", "never", "must"]
@@ -47,9 +48,9 @@ class DataConfig:
     """Text file with the student's system prompt. None: the row's `system` column, else the default prompt."""
     truncate_prompts: bool = False
     """Truncate prompts longer than max_prompt_length on the left, as the original does, instead of skipping the row."""
-    on_bad_row: Literal["skip", "stop"] = "skip"
+    on_bad_row: Steers[Literal["skip", "stop"]] = "skip"
     """What to do with an unusable row: skip (number, reason and count are reported) or stop."""
-    artificial_epochs: int = 1
+    artificial_epochs: Steers[int] = 1
     """Number of shuffled passes over the data that are joined before they are split into steps."""
 
     @property

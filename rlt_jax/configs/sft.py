@@ -12,7 +12,7 @@ from rlt_jax.configs.checks import (
     seed_problems,
     text_problems,
 )
-from rlt_jax.configs.resume import MayChange
+from rlt_jax.configs.resume import MayChange, Steers
 from rlt_jax.configs.schema import (
     CheckpointConfig,
     DataConfig,
@@ -44,33 +44,36 @@ class SftConfig:
     resume: MayChange[Resume] = "auto"
     """auto: resume if the run folder has a checkpoint; never: refuse a folder with files; must: refuse to start without
     a checkpoint."""
+    accept_changes: MayChange[bool] = False
+    """Resume even if a setting, prompt or row that decides what is measured has changed: it is logged and recorded, and
+    no summary compares evaluations before and after it."""
     seed: int = 42
     """Seed of the data order."""
     dtype: Dtype = "bfloat16"
     """Dtype of weights and activations; losses are float32."""
-    max_steps: int | None = None
+    max_steps: Steers[int | None] = None
     """Gradient steps. None: as many as num_train_epochs take."""
-    num_train_epochs: int = 10
+    num_train_epochs: Steers[int] = 10
     """Passes over the data if max_steps is None."""
-    train_batch_size: int = 16
+    train_batch_size: Steers[int] = 16
     """Rows per gradient step."""
     per_device_train_batch_size: MayChange[int] = 1
     """Micro-batch: rows per forward and backward pass on a device. Changes memory, not results."""
-    packing: bool = False
+    packing: Steers[bool] = False
     """Put several rows into one sequence, without attention between them, to have less padding. A micro-batch then
     counts sequences, not rows. Changes speed and memory, not results."""
-    packed_length: int = 4096
+    packed_length: Steers[int] = 4096
     """Maximum length of a packed sequence, tokens (rounded up to 32, 48, 64, 96, 128, ...); a longer row gets its own
     sequence. Of the lengths up to this one, the one with the least padding is used."""
     max_length: int = 16384
     """Maximum length of an example, tokens; longer ones are skipped and counted."""
-    learning_rate: float = 1e-5
+    learning_rate: Steers[float] = 1e-5
     """Peak learning rate of AdamW, per step."""
-    logging_steps: int = 1
+    logging_steps: Steers[int] = 1
     """Steps between two lines of metrics."""
     save_steps: MayChange[int] = 0
     """Steps between two checkpoints. 0: only at the end."""
-    eval_steps: int = 0
+    eval_steps: Steers[int] = 0
     """Steps between two measurements of the held-out loss. 0: none."""
     logprob_chunk: MayChange[int] = 1024
     """Chunk size for logits over the vocabulary, tokens. Changes memory, not results."""
@@ -84,7 +87,7 @@ class SftConfig:
     """Where optimizer state is stored, and in which dtype; memory.frozen has no effect, as no model is frozen."""
     data: DataConfig
     """Rows to train and evaluate on; each needs a reasoning_trace."""
-    optimizer: OptimizerConfig = field(
+    optimizer: Steers[OptimizerConfig] = field(
         default_factory=lambda: OptimizerConfig(
             adam_beta2=0.95, weight_decay=1e-4, lr_scheduler="cosine", warmup_ratio=0.05
         )

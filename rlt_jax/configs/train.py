@@ -20,7 +20,7 @@ from rlt_jax.configs.checks import (
     text_problems,
     vllm_share_problems,
 )
-from rlt_jax.configs.resume import MayChange
+from rlt_jax.configs.resume import MayChange, Steers
 from rlt_jax.configs.schema import (
     CheckpointConfig,
     DataConfig,
@@ -47,7 +47,7 @@ PresetName = Literal["tiny", "mono_basic", "mono85", "mono85_fallback", "mono96"
 class TrainConfig:
     """One GRPO run of the teacher."""
 
-    preset: PresetName = "tiny"
+    preset: Steers[PresetName] = "tiny"
     """Preset that gives the defaults of all flags."""
     teacher: str
     """Model to train: a local Hugging Face folder or a hub name."""
@@ -60,19 +60,22 @@ class TrainConfig:
     resume: MayChange[Resume] = "auto"
     """auto: resume if the run folder has a checkpoint; never: refuse a folder with files; must: refuse to start without
     a checkpoint."""
+    accept_changes: MayChange[bool] = False
+    """Resume even if a setting, prompt or row that decides what is measured has changed: it is logged and recorded, and
+    no summary compares evaluations before and after it."""
     seed: int = 42
     """Seed of data order, sampling and evaluation, 0 to 2**31 - 1."""
     dtype: Dtype = "bfloat16"
     """Dtype of weights and activations; log-probs and losses are float32."""
-    max_steps: int = 125
+    max_steps: Steers[int] = 125
     """Gradient steps of the whole run."""
-    train_batch_size: int
+    train_batch_size: Steers[int]
     """Completions per gradient step, a multiple of num_generations."""
     per_device_train_batch_size: MayChange[int]
     """Micro-batch: sequences per forward and backward pass on a device. Changes memory, not results."""
-    num_generations: int
+    num_generations: Steers[int]
     """Completions per question, 2 or more: the group within which rewards are compared."""
-    generation_aggregation_steps: int = 1
+    generation_aggregation_steps: Steers[int] = 1
     """Accepted for compatibility, no effect: a step samples all its completions at once."""
     score_batch_size: MayChange[int]
     """Sequences per forward pass for log-probs of student, teacher and reference. Changes memory, not results."""
@@ -83,13 +86,13 @@ class TrainConfig:
     """Maximum length of a completion, tokens; longer ones are cut off."""
     temperature: float = 0.7
     """Sampling temperature, no unit, above 0."""
-    learning_rate: float = 1e-6
+    learning_rate: Steers[float] = 1e-6
     """Peak learning rate of AdamW, per step."""
-    logging_steps: int = 1
+    logging_steps: Steers[int] = 1
     """Steps between two lines of metrics."""
     save_steps: MayChange[int] = 25
     """Steps between two checkpoints. 0: only at the end."""
-    eval_steps: int = 0
+    eval_steps: Steers[int] = 0
     """Steps between two evaluations on held-out rows (data.eval_rows). 0: none."""
     budget_gb: MayChange[float | None] = None
     """Device memory for the run, over all its devices, GB. None: no budget."""
@@ -103,15 +106,15 @@ class TrainConfig:
     """Rows to train and evaluate on, and how they become prompts."""
     sampler: SamplerConfig = SamplerConfig()
     """How the teacher's explanations are sampled."""
-    loss: LossConfig = LossConfig()
+    loss: Steers[LossConfig] = LossConfig()
     """The GRPO objective and how it is computed."""
     reward: RewardConfig = RewardConfig()
     """The teacher's reward. Each `-coeff` has a weight for each reduction of its kind, in the same order."""
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: Steers[OptimizerConfig] = OptimizerConfig()
     """AdamW and its learning rate schedule; the peak rate is --learning-rate."""
     memory: MayChange[MemoryConfig] = MemoryConfig()
     """Where optimizer state and frozen models are stored, and in which dtype."""
-    ref: RefConfig = RefConfig()
+    ref: Steers[RefConfig] = RefConfig()
     """The reference model of the loss's KL term, and how it follows the policy."""
     log: MayChange[LogConfig] = LogConfig()
     """What the run writes and shows besides metrics.jsonl and logs/training.log."""

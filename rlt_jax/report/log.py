@@ -13,15 +13,17 @@ from rich.logging import RichHandler
 from rlt_jax.report.folder import writing_to
 
 LOG_FILE = "logs/training.log"
+ENGINE_LOG_FILE = "logs/vllm.log"  # of a vLLM engine that the run starts
 
 
-def setup_logging(run_dir: Path, *, console: Console | None = None) -> logging.Logger:
+def setup_logging(run_dir: Path | None, *, console: Console | None = None) -> logging.Logger:
     """Send the log of rlt_jax (INFO and above) to run_dir/logs/training.log and to the console.
 
     A second call in the same process replaces the first, so that no line is written twice.
 
     Args:
-      run_dir: the run's folder; logs/ is created in it, and an existing training.log is appended to.
+      run_dir: the run's folder; logs/ is created in it, and an existing training.log is appended to. None: not known to
+        be wanted yet: lines for the file are held until `start_log_file`.
       console: None: rich's global console, which the progress display uses too, so that log lines and progress bar do
         not overwrite each other.
     Returns:
@@ -30,11 +32,7 @@ def setup_logging(run_dir: Path, *, console: Console | None = None) -> logging.L
       UserError: the folder cannot be written.
     """
     console = console or get_console()
-    path = Path(run_dir) / LOG_FILE
-    with writing_to(run_dir):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file_handler = logging.FileHandler(path, encoding="utf-8")
-    file_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file_handler = _HeldRecords() if run_dir is None else _file_handler(run_dir)
     console_handler: logging.Handler
     if is_live(console):
         console_handler = RichHandler(console=console, show_path=False)
@@ -52,6 +50,30 @@ def setup_logging(run_dir: Path, *, console: Console | None = None) -> logging.L
     return logger
 
 
+def start_log_file(run_dir: Path) -> None:
+    """Write the held lines, with their times, and all later ones to run_dir/logs/training.log; once written, no more.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    logger = logging.getLogger("rlt_jax")
+    for held in [handler for handler in logger.handlers if isinstance(handler, _HeldRecords)]:
+        file_handler = _file_handler(run_dir)
+        logger.addHandler(file_handler)
+        logger.removeHandler(held)
+        for record in held.records:
+            file_handler.handle(record)
+
+
+def _file_handler(run_dir: Path) -> logging.Handler:
+    path = Path(run_dir) / LOG_FILE
+    with writing_to(run_dir):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    return handler
+
+
 def is_live(console: Console) -> bool:
     """Whether the console can redraw a line. A pipe is no terminal, even with forced colours (FORCE_COLOR)."""
     return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
@@ -61,6 +83,17 @@ def print_plain(console: Console, text: str) -> None:
     """Write text unchanged: no wrapping at 80 columns, no markup, no control characters."""
     console.file.write(text + "\n")
     console.file.flush()
+
+
+class _HeldRecords(logging.Handler):
+    """Keeps records for a file that there may never be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
 
 
 class _PlainHandler(logging.Handler):

@@ -43,12 +43,13 @@ class Writer:
     def __init__(
         self,
         metrics_file: TextIO,
-        completions_file: TextIO,
+        completions: Path,
         tensorboard: TensorBoardWriter | None,
         wandb_run: WandbRun | None,
     ) -> None:
         self._metrics = metrics_file
-        self._completions = completions_file
+        self._completions_path = completions
+        self._completions: TextIO | None = None  # opened by the first record: a supervised run has none
         self._tensorboard = tensorboard
         self._wandb = wandb_run
 
@@ -78,12 +79,16 @@ class Writer:
     def samples(self, step: int, records: Iterable[Mapping[str, object]]) -> None:
         """Append records of completions to completions.jsonl, one line each, starting with the step."""
         for record in records:
+            if self._completions is None:
+                self._completions = self._completions_path.open("a", encoding="utf-8")
             _append(self._completions, {"step": int(step), **record})
 
     def close(self) -> None:
         """Close everything; a second call does nothing."""
         self._metrics.close()
-        self._completions.close()
+        if self._completions is not None:
+            self._completions.close()
+            self._completions = None
         if self._tensorboard is not None:
             self._tensorboard.close()
             self._tensorboard = None
@@ -128,9 +133,8 @@ def open_writer(
         kept = keep_until(run_dir / METRICS_FILE, resume_step)
         keep_until(run_dir / COMPLETIONS_FILE, resume_step)
         metrics_file = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
-        completions_file = (run_dir / COMPLETIONS_FILE).open("a", encoding="utf-8")
         tensorboard_writer = _open_tensorboard(run_dir / TENSORBOARD_DIR, kept) if tensorboard else None
-    return Writer(metrics_file, completions_file, tensorboard_writer, wandb_run)
+    return Writer(metrics_file, run_dir / COMPLETIONS_FILE, tensorboard_writer, wandb_run)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -224,12 +228,13 @@ def _open_wandb(run_dir: Path, project: str, config: Mapping[str, object], resum
             "expected the package wandb, because Weights & Biases is switched on, but it is not installed: "
             "run `pip install 'rlt_jax[wandb]'` or `pip install wandb`, or switch it off"
         ) from error
+    run_id = _wandb_id(run_dir / WANDB_ID_FILE, resume_step)
     try:
-        return wandb.init(
+        run = wandb.init(
             project=project,
             name=run_dir.resolve().name,
             dir=str(run_dir),
-            id=_wandb_id(run_dir / WANDB_ID_FILE, resume_step),
+            id=run_id,
             resume="allow",
             config=dict(config),
         )
@@ -238,12 +243,13 @@ def _open_wandb(run_dir: Path, project: str, config: Mapping[str, object], resum
             f"expected Weights & Biases to start a run, got: {error}: "
             "run `wandb login`, or set WANDB_MODE=offline, or switch it off"
         ) from error
+    with writing_to(run_dir):
+        (run_dir / WANDB_ID_FILE).write_text(run_id + "\n", encoding="utf-8")
+    return run
 
 
 def _wandb_id(path: Path, resume_step: int) -> str:
     """The run's id at Weights & Biases: the saved one when resuming, else a new one."""
     if resume_step > 0 and path.exists():
         return path.read_text(encoding="utf-8").strip()
-    run_id = uuid.uuid4().hex[:8]
-    path.write_text(run_id + "\n", encoding="utf-8")
-    return run_id
+    return uuid.uuid4().hex[:8]

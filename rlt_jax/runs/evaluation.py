@@ -12,6 +12,7 @@ from rlt_jax.report.writer import read_lines
 from rlt_jax.rewards.metrics import eval_metrics
 from rlt_jax.rewards.records import rollout_metrics
 from rlt_jax.rewards.scorer import Scored
+from rlt_jax.runs.resume import last_accepted_change
 from rlt_jax.types import Completion, Prompt, Request
 
 SOLUTION_LOGP = "solution_logp/mean"  # the component that shows how likely the student finds the solution
@@ -45,9 +46,14 @@ def write_records(run_dir: Path, step: int, records: Sequence[Mapping[str, float
 def read_changes(run_dir: Path, names: Sequence[str], *, first: int, last: int) -> dict[str, PairedChange]:
     """Paired change of each named quantity from the evaluation at step `first` to that at `last`, by prompt.
 
-    Leaves out names that the reward did not report; {} unless both steps evaluated two or more prompts in common.
+    Where a resumed run has accepted a change of what is measured, evaluations up to it do not count: the first one
+    after it takes the place of that at `first`. Leaves out names that the reward did not report; {} unless both steps
+    evaluated two or more prompts in common.
     """
     records = {(record["step"], record["row"]): record for record in read_lines(run_dir / EVAL_FILE)}
+    changed = last_accepted_change(run_dir)
+    if changed is not None and first <= changed:
+        first = min((step for step, _ in records if step > changed), default=last)
     rows = sorted({row for step, row in records if step == first} & {row for step, row in records if step == last})
     if len(rows) < 2 or first == last:
         return {}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlt_jax.configs import TrainConfig
-from rlt_jax.data import ChatFormat, eos_ids, questions_of_step
+from rlt_jax.data import ChatFormat, eos_ids
 from rlt_jax.device.backoff import BatchSizes, MemoryBackoff, explain_out_of_memory
 from rlt_jax.device.budget import BudgetWatch, plan_and_measured
 from rlt_jax.device.gpu import read_gpu
@@ -29,11 +29,13 @@ from rlt_jax.models import Model, Params
 from rlt_jax.planner.capacity import saved_layers
 from rlt_jax.planner.ledger import Ledger
 from rlt_jax.planner.run_plan import at_batch_sizes, ledger_lines, plan
+from rlt_jax.report.log import ENGINE_LOG_FILE
 from rlt_jax.rewards.logprobs import row_logprobs
 from rlt_jax.rewards.records import sample_records
 from rlt_jax.rewards.rlt import RewardFn
 from rlt_jax.rewards.scorer import Scored, Scorer, completion_rows, make_scorer
 from rlt_jax.runs.chat_format import chat_format_of
+from rlt_jax.runs.resume import Inputs, run_inputs
 from rlt_jax.runs.setup import (
     chat_sampler,
     frozen_like,
@@ -42,11 +44,12 @@ from rlt_jax.runs.setup import (
     load_reference,
     log_plan,
     place_frozen,
+    question_order,
 )
 from rlt_jax.sampling.base import Sampler
 from rlt_jax.sampling.engine import Engine
 from rlt_jax.sampling.factory import running_engine, sampling_params, train_settings
-from rlt_jax.types import GB, Completion, Prompt, Request
+from rlt_jax.types import GB, Completion, Prompt, Request, Row
 
 log = logging.getLogger("rlt_jax")
 
@@ -203,23 +206,29 @@ class Rlt:
 
 
 @contextmanager
-def open_rlt(config: TrainConfig, run_dir: Path, *, reward_fn: RewardFn | None = None) -> Iterator[Rlt]:
+def open_rlt(
+    config: TrainConfig,
+    run_dir: Path,
+    *,
+    reward_fn: RewardFn | None = None,
+    compare_inputs: Callable[[Inputs], None] | None = None,
+) -> Iterator[Rlt]:
     """Read the data, plan the memory, start the vLLM engine if there is one, load the models.
 
+    Args:
+      compare_inputs: called with the run's prompts and rows before the long part; may refuse them.
     Raises:
       UserError: unusable files, models or data, or a device that is too small, on entry or at the step that needs
         more.
     """
     chat = chat_format_of(config)
-    prompts, eval_prompts = load_prompts(config, chat)
-    questions = partial(
-        questions_of_step,
-        num_rows=len(prompts),
-        questions_per_step=config.questions_per_step,
-        seed=config.seed,
-        artificial_epochs=config.data.artificial_epochs,
-    )
-    questions(0)  # too few rows are refused here, before minutes of loading
+
+    def compare(rows: Sequence[Row], held_out: Sequence[Row]) -> None:
+        if compare_inputs is not None:
+            compare_inputs(run_inputs(chat, rows, held_out, reward_fn=reward_fn))
+
+    prompts, eval_prompts = load_prompts(config, chat, compare=compare)
+    questions = question_order(config, len(prompts))  # too few rows are refused here, before minutes of loading
     gpu = read_gpu()
     planned = plan(config, gpu_bytes=None if gpu is None else gpu.total_bytes)
     prepare_memory(shared=config.sampler.kind == "vllm", pinned_bytes=planned.pinned_bytes)
@@ -227,7 +236,7 @@ def open_rlt(config: TrainConfig, run_dir: Path, *, reward_fn: RewardFn | None =
     advice = partial(out_of_memory_advice, planned)
     with (
         explain_out_of_memory(advice),
-        running_engine(train_settings(config), log_file=run_dir / "logs" / "vllm.log") as engine,
+        running_engine(train_settings(config), log_file=run_dir / ENGINE_LOG_FILE) as engine,
     ):
         model, params = load_checked_model(config.teacher, chat.tokenizer, dtype=config.dtype)
         student, student_params = load_checked_model(config.student, chat.student, dtype=config.dtype)

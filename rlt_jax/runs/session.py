@@ -14,25 +14,44 @@
 A session knows nothing of what a step computes: arrays are arguments, and none is held.
 """
 
+import errno
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from rlt_jax.configs import Resume, SftConfig, TrainConfig, save_config
+import jax
+
+from rlt_jax.configs import Resume, SftConfig, TrainConfig
+from rlt_jax.configs.resume import Change
 from rlt_jax.device.jax_setup import CompileCounter, use_compilation_cache
 from rlt_jax.device.monitor import PeakMonitor, memory_metrics
 from rlt_jax.device.placement import free
 from rlt_jax.errors import UserError
 from rlt_jax.models import Model, Params, save_model
 from rlt_jax.report.folder import writing_to
-from rlt_jax.report.log import setup_logging
+from rlt_jax.report.log import ENGINE_LOG_FILE, setup_logging, start_log_file
+from rlt_jax.report.owner import FOLDER_LOCK, remove_empty, sole_user
 from rlt_jax.report.progress import ProgressDisplay, open_progress
 from rlt_jax.report.timing import PhaseClock
-from rlt_jax.report.writer import Writer, keep_until, open_writer
+from rlt_jax.report.writer import COMPLETIONS_FILE, METRICS_FILE, Writer, keep_until, open_writer, read_lines
 from rlt_jax.runs.checkpoint import Arrays, CheckpointManager, open_checkpoints, restore_checkpoint, save_checkpoint
 from rlt_jax.runs.evaluation import EVAL_FILE, write_records
+from rlt_jax.runs.resume import (
+    CHANGES_FILE,
+    INPUTS_FILE,
+    PLACES,
+    Inputs,
+    changed_inputs,
+    changed_settings,
+    check_command,
+    name_changes,
+    read_inputs,
+    record_start,
+    refuse,
+)
 
 log = logging.getLogger("rlt_jax")
 
@@ -49,18 +68,46 @@ class Session:
     _progress: ProgressDisplay
     _monitor: PeakMonitor
 
-    def __init__(self, config: TrainConfig | SftConfig, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, config: TrainConfig | SftConfig, folder: Path, stack: ExitStack, *, resumes: bool) -> None:
         self.folder = folder
+        self.begun = False  # whether the start was accepted: before, nothing is written
         self._config = config
         self._stack = stack  # closes everything that `resume` opens
+        self._resumes = resumes  # whether the folder has a checkpoint
+        self._inputs: Inputs | None = None
+        self._changes: list[Change] = []  # from the run so far
         self._clock = PhaseClock()
         self._compiles = CompileCounter()
         self._compiled_before = 0
+        if resumes:
+            self._changes = changed_settings(config, folder)
+            # another place is no change if the same is found there, which `compare_inputs` sees
+            elsewhere = PLACES if (folder / INPUTS_FILE).exists() else ()
+            self._refuse([change for change in self._changes if change.name not in elsewhere])
+
+    def compare_inputs(self, inputs: Inputs) -> None:
+        """Compare the prompts and rows of a resumed run with those of the run so far, and keep them for the next.
+
+        Raises:
+          UserError: some differ (without --accept-changes), or those of the run so far cannot be read.
+        """
+        self._inputs = inputs
+        if not self._resumes or (saved := read_inputs(self.folder)) is None:
+            return
+        found = changed_inputs(inputs, saved)
+        places = [change for change in self._changes if change.name in PLACES]
+        self._refuse([*places, *found] if found else [])
+        moved = [change._replace(steers=not found) for change in places]  # the same texts in another place
+        self._changes = [*(change for change in self._changes if change not in places), *moved, *found]
+
+    def _refuse(self, found: Sequence[Change]) -> None:
+        refuse(found, self.folder, accept=self._config.accept_changes)
 
     def resume(self, params: Params, *, like: Arrays, fresh: Callable[[Params], Arrays], max_steps: int) -> Arrays:
         """Restore the arrays of the newest checkpoint, or make them with `fresh` if there is none.
 
-        Also opens the run's files for writing, after dropping what they hold of later steps.
+        Also opens the run's files for writing, after dropping what they hold of later steps: with that the run has
+        begun, and the log file gets what was logged so far.
 
         Args:
           params: as loaded; freed if a checkpoint replaces them.
@@ -79,7 +126,9 @@ class Session:
         )
         if self.start_step:
             free(params)
-        save_config(config, self.folder / "config.yaml")
+        finished = 0 < self.start_step == max_steps
+        name_changes(self._changes, finished=finished)
+        check_files(self.folder)
         writer = open_writer(
             self.folder,
             tensorboard=config.log.tensorboard,
@@ -91,6 +140,10 @@ class Session:
         self._writer = self._stack.enter_context(writer)
         with writing_to(self.folder):
             keep_until(self.folder / EVAL_FILE, self.start_step)
+        start_log_file(self.folder)
+        if not finished:
+            record_start(config, self._inputs, self._changes, self.folder, step=self.start_step)
+        self.begun = True
         progress = open_progress(max_steps, start_step=self.start_step, show=config.log.progress)
         self._progress = self._stack.enter_context(progress)
         self._monitor = self._stack.enter_context(PeakMonitor())
@@ -185,42 +238,72 @@ class Session:
 
 @contextmanager
 def open_session(config: TrainConfig | SftConfig) -> Iterator[Session]:
-    """Create or open the run folder, and log to a file in it.
+    """Take the run folder for this process alone, and compare the settings with those of the run in it.
+
+    A start that is refused, before or in `Session.resume`, leaves no new file or folder behind. One that crashes leaves
+    its log.
 
     Raises:
-      UserError: as `open_run_folder`, or the folder cannot be written.
+      UserError: another process uses the folder; as `check_run_folder`; the folder holds a run of another command, or
+        one with other settings (see `runs/resume.py`), or cannot be written.
     """
-    folder = open_run_folder(config.output_dir, resume=config.resume)
-    setup_logging(folder)
-    use_compilation_cache()
-    with ExitStack() as stack:
-        yield Session(config, folder, stack)
+    folder = Path(config.output_dir)
+    setup_logging(None)
+    with sole_user(folder, "--output-dir"), ExitStack() as stack:
+        new = [part for part in (folder / "checkpoints", folder / "logs") if not part.exists()]
+        resumes = check_run_folder(folder, resume=config.resume)
+        check_command(config, folder)
+        use_compilation_cache()
+        session = Session(config, folder, stack, resumes=resumes)
+        try:
+            yield session
+        except BaseException as error:
+            engine_failed = folder / "logs" in new and (folder / ENGINE_LOG_FILE).exists()  # its message names its log
+            if not session.begun and (is_crash(error) or engine_failed):
+                start_log_file(folder)
+            raise
+        finally:
+            if not session.begun:
+                for part in new:
+                    remove_empty([part])
 
 
-def open_run_folder(path: str, *, resume: Resume) -> Path:
-    """Create the run folder, or check that it may be resumed.
+def is_crash(error: BaseException) -> bool:
+    """Whether a start failed by a bug or for lack of memory; else it was refused or interrupted."""
+    if isinstance(error, UserError):
+        return isinstance(error.__cause__, jax.errors.JaxRuntimeError)
+    return isinstance(error, Exception)
+
+
+def check_run_folder(folder: Path, *, resume: Resume) -> bool:
+    """Whether the run folder has a checkpoint to resume from.
 
     Raises:
-      UserError: it cannot be created or read; `resume="must"` and it holds no checkpoint; `resume="never"` and it
-        holds anything but logs.
+      UserError: it cannot be read; `resume="must"` and it holds no checkpoint; `resume="never"` and it holds anything
+        but logs.
     """
-    folder = Path(path)
     checkpoints = folder / "checkpoints"
     try:
         has_checkpoint = checkpoints.is_dir() and any(child.name.isdigit() for child in checkpoints.iterdir())
-        if resume == "must" and not has_checkpoint:
-            raise UserError(
-                f"--resume must: no checkpoint under {checkpoints}: start without it, or check --output-dir"
-            )
-        # a start that was refused for its models or data leaves only logs
-        if resume == "never" and folder.is_dir() and any(child.name != "logs" for child in folder.iterdir()):
-            raise UserError(f"--resume never: {folder} is not empty: choose another --output-dir, or delete it")
-        if resume == "auto" and not has_checkpoint and (folder / "metrics.jsonl").exists():
-            log.warning("%s holds a run without a checkpoint: starting over, its metrics are replaced", folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        held = {child.name for child in folder.iterdir()} if folder.is_dir() else set()
     except OSError as error:
         raise UserError(f"--output-dir {folder} cannot be used ({error.strerror}): choose another folder") from None
-    return folder
+    if resume == "must" and not has_checkpoint:
+        raise UserError(f"--resume must: no checkpoint under {checkpoints}: start without it, or check --output-dir")
+    if resume == "never" and held - {"logs", FOLDER_LOCK}:
+        raise UserError(f"--resume never: {folder} is not empty: choose another --output-dir, or delete it")
+    if resume == "auto" and not has_checkpoint and METRICS_FILE in held:
+        log.warning("%s holds a run without a checkpoint: starting over, its metrics are replaced", folder)
+    return has_checkpoint
+
+
+def check_files(folder: Path) -> None:
+    """Refuse a run folder in which something stands where a file belongs, before any of its files is changed."""
+    with writing_to(folder):
+        for name in (METRICS_FILE, COMPLETIONS_FILE, EVAL_FILE, CHANGES_FILE):
+            read_lines(folder / name)
+        if (folder / "logs").exists() and not (folder / "logs").is_dir():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
 def restore_or_start(

@@ -1,8 +1,9 @@
 """Loads and checks what a command needs before it starts: models, samplers, reference, rows, prompts."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -19,6 +20,7 @@ from rlt_jax.data import (
     eos_ids,
     known_ids,
     load_rows,
+    questions_of_step,
 )
 from rlt_jax.device.monitor import gpu_memory_reader
 from rlt_jax.device.placement import device_memory, move_to_host, pinned_host
@@ -34,6 +36,8 @@ from rlt_jax.types import GB, Prompt, Row, StoredDtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+CompareRows = Callable[[Sequence[Row], Sequence[Row]], None]
 
 log = logging.getLogger("rlt_jax")
 
@@ -210,9 +214,19 @@ def warn_of_skipped(skipped: Sequence[tuple[int, str]], what: str) -> None:
         log.warning("%d %s skipped: %s", len(skipped), what, describe_skipped(skipped))
 
 
-def load_prompts(config: TrainConfig, chat: ChatFormat) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """(prompts to train on, held-out prompts); rows that cannot be used are skipped and counted in the log."""
+def load_prompts(
+    config: TrainConfig, chat: ChatFormat, *, compare: CompareRows | None = None
+) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """(prompts to train on, held-out prompts); rows that cannot be used are skipped and counted in the log.
+
+    Args:
+      compare: called with the rows to train on and those held out, before the work; may refuse them.
+    Raises:
+      UserError: the rows cannot be read, or none can be used.
+    """
     split = load_split_rows(config.data, evaluates=config.eval_steps > 0)
+    if compare is not None:
+        compare(split.train, split.held_out)
     room = room_of(config)
 
     def build(part: tuple[Row, ...], name: str) -> tuple[Prompt, ...]:
@@ -240,3 +254,20 @@ def load_prompts(config: TrainConfig, chat: ChatFormat) -> tuple[tuple[Prompt, .
     for line in lines:
         log.info(line)
     return prompts, held_out
+
+
+def question_order(config: TrainConfig, count: int) -> Callable[[int], np.ndarray]:
+    """The order of a run's prompts: step, from 0 -> their indices.
+
+    Raises:
+      UserError: there are too few for a step.
+    """
+    order = partial(
+        questions_of_step,
+        num_rows=count,
+        questions_per_step=config.questions_per_step,
+        seed=config.seed,
+        artificial_epochs=config.data.artificial_epochs,
+    )
+    order(0)
+    return order

@@ -1,7 +1,7 @@
 """The parts of a supervised run, built once: examples, model, optimizer, gradients. The state is an argument."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ from rlt_jax.planner.run_plan import model_config_of, model_shape
 from rlt_jax.rewards.logprobs import row_logprobs
 from rlt_jax.runs.announce import sft_lines
 from rlt_jax.runs.chat_format import chat_format_of
-from rlt_jax.runs.setup import load_checked_model, load_split_rows, model_positions, warn_of_skipped
+from rlt_jax.runs.resume import Inputs, run_inputs
+from rlt_jax.runs.setup import CompareRows, load_checked_model, load_split_rows, model_positions, warn_of_skipped
 from rlt_jax.types import Row
 
 log = logging.getLogger("rlt_jax")
@@ -80,16 +81,24 @@ class Sft:
         return -float(np.mean(np.concatenate(trained)))
 
 
-def load_sft(config: SftConfig, run_dir: Path, *, exhausted: str) -> Sft:
+def load_sft(
+    config: SftConfig, run_dir: Path, *, exhausted: str, compare_inputs: Callable[[Inputs], None] | None = None
+) -> Sft:
     """Read the data and load the model.
 
     Args:
       exhausted: advice for a run that does not fit on the device.
+      compare_inputs: called with the run's prompts and rows before the long part; may refuse them.
     Raises:
       UserError: unusable data or model, or fewer rows than a step takes.
     """
     chat = chat_format_of(config)
-    examples, held_out = load_examples(config, chat)
+
+    def compare(rows: Sequence[Row], held_out: Sequence[Row]) -> None:
+        if compare_inputs is not None:
+            compare_inputs(run_inputs(chat, rows, held_out))
+
+    examples, held_out = load_examples(config, chat, compare=compare)
     if len(examples) < config.train_batch_size:
         raise UserError(
             f"train_batch_size={config.train_batch_size}: expected at most the {len(examples)} usable rows of "
@@ -128,8 +137,14 @@ def load_sft(config: SftConfig, run_dir: Path, *, exhausted: str) -> Sft:
     )
 
 
-def load_examples(config: SftConfig, chat: ChatFormat) -> tuple[Sequence[SftExample], Sequence[SftExample]]:
-    """(examples to train on, held-out examples); unusable rows are skipped and counted in the log."""
+def load_examples(
+    config: SftConfig, chat: ChatFormat, *, compare: CompareRows | None = None
+) -> tuple[Sequence[SftExample], Sequence[SftExample]]:
+    """(examples to train on, held-out examples); unusable rows are skipped and counted in the log.
+
+    Args:
+      compare: called with the rows to train on and those held out, before the work; may refuse them.
+    """
     positions = model_positions(config.model)
 
     def build(rows: Sequence[Row], name: str) -> Sequence[SftExample]:
@@ -140,6 +155,8 @@ def load_examples(config: SftConfig, chat: ChatFormat) -> tuple[Sequence[SftExam
         return built.examples
 
     split = load_split_rows(config.data, evaluates=config.eval_steps > 0)
+    if compare is not None:
+        compare(split.train, split.held_out)
     examples, held_out = build(split.train, "training"), build(split.held_out, "held-out")
     lines = sft_lines(
         config,

@@ -97,6 +97,8 @@ class ChildEngine:
                     start_new_session=True,  # the trainer handles Ctrl-C, and one signal ends the whole group
                 )
         except OSError as error:
+            if self._log_file.exists() and not self._log_file.stat().st_size:
+                self._log_file.unlink()
             raise UserError(
                 f"--sampler.python {self._python} cannot be run ({error.strerror}): give a Python interpreter"
             ) from None

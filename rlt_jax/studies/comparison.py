@@ -12,6 +12,7 @@ from rlt_jax.report.curves import Panel
 from rlt_jax.report.paired import PairedChange
 from rlt_jax.report.writer import METRICS_FILE, read_lines
 from rlt_jax.runs.evaluation import read_changes
+from rlt_jax.runs.resume import last_accepted_change
 
 T = TypeVar("T")
 
@@ -68,8 +69,13 @@ class Arm:
 
 
 def read_evaluations(run_dir: Path, *, last: int) -> dict[str, dict[int, float]]:
-    """Read a run's evaluations: metric (without `eval/`) -> step -> value; {} if there is none at step `last`."""
+    """Read a run's evaluations: metric (without `eval/`) -> step -> value; {} if there is none at step `last`.
+
+    Those up to a change of what is measured, which a resumed run has accepted, are left out.
+    """
+    changed = last_accepted_change(run_dir)
     records = [record for record in read_lines(run_dir / METRICS_FILE) if "eval/reward" in record]
+    records = [record for record in records if changed is None or record["step"] > changed]
     if last not in (record["step"] for record in records):
         return {}
     values: dict[str, dict[int, float]] = {}

@@ -5,6 +5,7 @@ test_train, test_sft and test_score.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,11 +20,15 @@ from safetensors.numpy import load_file, save_file
 from rlt_jax import score as score_command
 from rlt_jax import sft as sft_command
 from rlt_jax import train as train_command
-from rlt_jax.configs import PRESETS
+from rlt_jax.configs import PRESETS, parse_train_args
 from rlt_jax.learner.optimizer import make_optimizer
 from rlt_jax.learner.state import init_state
 from rlt_jax.models import load_model
+from rlt_jax.report.owner import sole_user, sole_writer
+from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.checkpoint import open_checkpoints, save_checkpoint
+from rlt_jax.runs.resume import record_start, run_inputs
+from rlt_jax.runs.setup import load_split_rows
 
 ROWS = [
     {"question": f"What is {i}+1?", "solution": f"{i + 1}", "reasoning_trace": "Count on.", "explanation": "Count on."}
@@ -329,7 +334,7 @@ ENGINES = {
 def test_engines(refused, train_flags, place, flags, parts):
     message = refused(train_command, *train_flags, *flags)
     assert [part for part in parts if part not in message] == []
-    assert {path.name for path in (place.folder / "run").iterdir()} == {"logs"}
+    assert not (place.folder / "run").exists()
 
 
 DATA = {
@@ -410,6 +415,7 @@ DATA = {
 def test_data(refused, train_flags, place, make, parts):
     message = refused(train_command, *train_flags, *make(place))
     assert [part for part in parts if part not in message] == []
+    assert not (place.folder / "run").exists()
 
 
 FOLDERS = {
@@ -418,7 +424,7 @@ FOLDERS = {
     "on a file system without files": (lambda p: "/proc/run", ["--output-dir /proc/run cannot be used"]),
     "a file where the log belongs": (
         lambda p: p.file("x/logs", "").parent,
-        ["expected a run folder that can be written"],
+        ["expected a run folder that can be written", "File exists"],
     ),
     "a file where checkpoints belong": (
         lambda p: p.file("x/checkpoints", "").parent,
@@ -437,13 +443,17 @@ FOLDERS = {
 
 @pytest.mark.parametrize(("make", "parts"), FOLDERS.values(), ids=FOLDERS.keys())
 def test_run_folders(refused, train_flags, place, make, parts):
-    message = refused(train_command, *train_flags, "--output-dir", make(place))
+    folder = make(place)
+    before = held(place.folder)
+    message = refused(train_command, *train_flags, "--output-dir", folder)
     assert [part for part in parts if part not in message] == []
+    assert held(place.folder) == before
 
 
-def test_weights_and_biases_without_its_package(refused, train_flags, monkeypatch):
+def test_weights_and_biases_without_its_package(refused, train_flags, place, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     message = refused(train_command, *train_flags, "--log.wandb")
+    assert not (place.folder / "run").exists()
     assert "it is not installed: run `pip install 'rlt_jax[wandb]'` or `pip install wandb`, or switch it off" in message
 
 
@@ -504,8 +514,10 @@ RESUMES = {
 def test_resumes(refused, train_flags, place, stopped_run, flags, spoil, parts):
     run = shutil.copytree(stopped_run, place.folder / "run")
     spoil(run)
+    before = held(run)
     message = refused(train_command, *train_flags, *flags)
     assert [part for part in parts if part not in message] == []
+    assert held(run) == before
 
 
 def test_a_resume_with_another_model(refused, train_flags, place, stopped_run, golden):
@@ -513,6 +525,99 @@ def test_a_resume_with_another_model(refused, train_flags, place, stopped_run, g
     models = ("--teacher", golden / "teacher", "--student", golden / "student", "--max-prompt-length", 300)
     message = refused(train_command, *train_flags, *models)
     assert "this run has float32[1000, 128], the checkpoint float32[" in message
+
+
+def held(folder: Path) -> dict[str, bytes | None]:
+    """Every file below a folder with its bytes, every folder with None."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+CHANGED = {
+    "other tags and temperature": (
+        ["--data.tags", "r1", "--temperature", "1"],
+        lambda p: None,
+        ["measure something else: temperature 0.7 -> 1.0, data.tags bespoke -> r1: resume with what the run was"],
+    ),
+    "another student": (
+        ["--student", "/no/such/model"],
+        lambda p: None,
+        ["student", " -> /no/such/model: resume with what", "choose another --output-dir, or add --accept-changes"],
+    ),
+    "another weight of the reward": (
+        ["--reward.kl-penalty-reward-coeff", "1"],
+        lambda p: None,
+        ["reward.kl_penalty_reward_coeff 3.0 0.03 -> 1.0"],
+    ),
+    "a changed row under the same path": (
+        [],
+        lambda p: p.rows(*ROWS[1:], ROWS[0]),
+        ["measure something else: the training rows 30 rows "],
+    ),
+    "changed held-out rows under the same path": (
+        [],
+        lambda p: p.file("held-out.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS[::-1])),
+        ["measure something else: the held-out rows 8 rows "],
+    ),
+    "a changed prompt under the same path": (
+        [],
+        lambda p: p.file("prompt.txt", "Explain it well."),
+        ["measure something else: the teacher's prompt Explain it. -> Explain it well.: resume"],
+    ),
+    "another file of other rows": (
+        ["--data.eval-path", "{folder}/other.jsonl"],
+        lambda p: p.file("other.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS[::-1])),
+        ["measure something else: data.eval_path ", "other.jsonl, the held-out rows 8 rows "],
+    ),
+    "settings that cannot be read": (
+        [],
+        lambda p: p.file("run/config.yaml", "seed: [\n"),
+        ["config.yaml, line 2: not YAML", "restore it, or delete it to resume without a comparison"],
+    ),
+    "prompts and rows that cannot be read": (
+        [],
+        lambda p: p.file("run/inputs.json", "{"),
+        ["inputs.json: expected the prompts and rows of the run so far, but it cannot be read"],
+    ),
+    "a run of sft": (
+        [],
+        lambda p: p.file("run/config.yaml", "model: x\ntarget: teacher\n"),
+        ["holds a run of `rlt_jax.sft`", "choose another folder"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("flags", "change", "parts"), CHANGED.values(), ids=CHANGED.keys())
+def test_resumes_that_would_measure_something_else(refused, train_flags, place, stopped_run, flags, change, parts):
+    """They are refused by name before a model is loaded, and leave everything as it was."""
+    place.file("held-out.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS))
+    files = ("--data.eval-path", place.folder / "held-out.jsonl", "--data.teacher-prompt-file")
+    train_flags = (*train_flags, *files, place.file("prompt.txt", "Explain it."))
+    run = shutil.copytree(stopped_run, place.folder / "run")
+    config, _ = parse_train_args(list(map(str, train_flags)))
+    rows, held_out = load_split_rows(config.data)
+    record_start(config, run_inputs(chat_format_of(config), rows, held_out), [], run, step=2)
+    change(place)
+    before = held(run)
+    message = refused(train_command, *train_flags, *(flag.format(folder=place.folder) for flag in flags))
+    assert [part for part in parts if part not in message] == []
+    assert held(run) == before
+
+
+def test_a_run_folder_in_use(refused, train_flags, place):
+    with sole_user(place.folder / "run", "--output-dir"):
+        message = refused(train_command, *train_flags)
+        sft_flags = ("--model", place.tiny / "teacher", "--data.path", place.rows(*ROWS))
+        assert message == refused(sft_command, *sft_flags, "--output-dir", place.folder / "run")
+        assert held(place.folder / "run").keys() == {".lock"}
+    assert f"run is in use by another run (process {os.getpid()} on " in message
+    assert message.endswith("): wait, stop it, or choose another folder")
+
+
+def test_an_output_in_use(refused, place):
+    good = ("--teacher", place.tiny / "teacher", "--student", place.tiny / "student", "--data", place.rows(*ROWS))
+    with sole_writer(place.folder / "scores.jsonl", "--out"):
+        message = refused(score_command, *good, "--out", place.folder / "scores.jsonl")
+    assert "scores.jsonl is in use by another run (process " in message and "choose another file" in message
 
 
 SCORES = {
@@ -595,6 +700,7 @@ def test_supervised_runs(refused, place, tiny, make, parts):
     good = ("--model", tiny / "teacher", "--data.path", place.rows(*ROWS), "--output-dir", place.folder / "run")
     message = refused(sft_command, *good, *make(place))
     assert [part for part in parts if part not in message] == []
+    assert not (place.folder / "run").exists()
 
 
 def spoilt_run(p: Place) -> Path:

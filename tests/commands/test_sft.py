@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from transformers import Qwen2ForCausalLM
 from rlt_jax import sft as sft_command
 from rlt_jax.configs import SftConfig, load_settings, parse_command
 from rlt_jax.data import questions_of_step
+from rlt_jax.errors import UserError
 from rlt_jax.learner.step import sft_batches
 from rlt_jax.models import load_model
 from rlt_jax.runs.chat_format import load_chat_format
@@ -128,6 +131,64 @@ def test_two_steps_and_two_more_are_four_in_bfloat16(flags, tiny, tmp_path):
     losses = [[line["loss"] for line in lines(folder / "metrics.jsonl")] for folder in (halves, whole)]
     assert len(losses[0]) == 4 and losses[0] == losses[1]
     assert "resuming from step 2" in (halves / "logs" / "training.log").read_text()
+
+
+def test_a_resumed_run_names_what_changed_and_records_what_was_accepted(flags, data, tmp_path):
+    """From a copy of the rows, which is the same data; then with other rows, accepted; then finished."""
+    flags = (
+        *flags,
+        "--log.no-tensorboard",
+        "--checkpoint.no-export",
+        "--eval-steps",
+        0,
+        "--output-dir",
+        tmp_path / "a",
+    )
+    run = sft(parse((*flags, "--max-steps", 1)))
+    assert sorted(path.name for path in run.iterdir()) == [
+        *("checkpoints", "config.yaml", "inputs.json", "logs", "metrics.jsonl")
+    ]
+
+    def log() -> str:
+        return (run / "logs" / "training.log").read_text()
+
+    copy = shutil.copy(data, tmp_path / "copy.jsonl")
+    sft(parse((*flags, "--max-steps", 2, "--learning-rate", 1e-4, "--data.path", copy)))
+    changed = f"max_steps 1 -> 2, learning_rate 0.001 -> 0.0001, data.path {data} -> {copy}"
+    assert f"WARNING rlt_jax: resuming with other settings: {changed}\n" in log()
+    assert [line["learning_rate"] for line in lines(run / "metrics.jsonl")] == [1e-3, pytest.approx(1e-4)]
+
+    other = tmp_path / "copy.jsonl"
+    other.write_text("".join(data.read_text().splitlines(keepends=True)[::-1]))
+    flags = (*flags, "--learning-rate", 1e-4, "--data.path", other)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"measure something else: the training rows 66 rows \w+ -> 66 rows \w+: "):
+        sft(parse((*flags, "--max-steps", 3)))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    sft(parse((*flags, "--max-steps", 3, "--accept-changes")))
+    assert "change what is measured (--accept-changes): the training rows 66 rows " in log()
+    record = lines(run / "changes.jsonl")[-1]
+    assert record["step"] == 2
+    assert [(change["name"], change["measured"]) for change in record["changes"]] == [
+        *(("max_steps", False), ("the training rows", True))
+    ]
+    sft(parse((*flags, "--max-steps", 3)))  # the accepted rows are those of the run now
+
+    before = {path: path.read_bytes() for path in run.glob("*.*")}
+    sft(parse((*flags, "--max-steps", 3, "--learning-rate", 0.5)))
+    assert log().rstrip().endswith("no effect on the finished run: learning_rate 0.0001 -> 0.5")
+    assert {path: path.read_bytes() for path in run.glob("*.*")} == before
+
+
+def test_of_two_runs_in_one_folder_one_is_refused(flags, tmp_path):
+    line = [sys.executable, "-m", "rlt_jax.sft", *flags, "--max-steps", 12, "--checkpoint.no-export", "--eval-steps", 0]
+    line = list(map(str, [*line, "--output-dir", tmp_path / "run"]))
+    runs = [subprocess.Popen(line, stdout=-1, stderr=-1, text=True) for _ in range(2)]
+    printed = [run.communicate() for run in runs]
+    assert sorted(run.returncode for run in runs) == [0, 2], printed
+    (error,) = [err for run, (_, err) in zip(runs, printed) if run.returncode == 2]
+    assert error.startswith(f"error: --output-dir {tmp_path / 'run'} is in use by another run (process ")
+    assert [line["step"] for line in lines(tmp_path / "run" / "metrics.jsonl")] == list(range(1, 13))
 
 
 def repeated_traces(tiny, path: Path) -> Path:

@@ -157,7 +157,7 @@ def killed(flags, command, tmp_path_factory) -> Path:
 
 def test_a_run_leaves_its_files(run):
     expected = {
-        *("config.yaml", "metrics.jsonl", "eval.jsonl", "completions.jsonl", "curves.png"),
+        *("config.yaml", "inputs.json", "metrics.jsonl", "eval.jsonl", "completions.jsonl", "curves.png"),
         *("logs", "tensorboard", "checkpoints", "final"),
     }
     assert {path.name for path in run.iterdir()} == expected

@@ -3,12 +3,13 @@
 import io
 import logging
 import re
+from datetime import datetime
 
 import pytest
 from rich.console import Console
 
 from rlt_jax.errors import UserError
-from rlt_jax.report.log import is_live, setup_logging
+from rlt_jax.report.log import is_live, setup_logging, start_log_file
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +42,30 @@ def test_a_second_set_up_takes_the_place_of_the_first(tmp_path, written):
     assert (written(old), written(new)) == ("", "INFO once\n")
     assert (tmp_path / "a" / "logs" / "training.log").read_text() == ""
     assert (tmp_path / "b" / "logs" / "training.log").read_text().count("once") == 1
+
+
+def test_lines_are_held_until_there_is_a_file(tmp_path, pipe, written):
+    """With the times at which they were written."""
+    log = setup_logging(None, console=pipe)
+    log.warning("%d rows skipped", 3)
+    assert list(tmp_path.iterdir()) == [] and written(pipe) == "WARNING 3 rows skipped\n"
+    log.handlers[0].records[0].created -= 3600
+    start_log_file(tmp_path)
+    log.info("the start")
+    start_log_file(tmp_path)
+    first, second = (tmp_path / "logs" / "training.log").read_text().splitlines()
+    assert first.endswith(" WARNING rlt_jax: 3 rows skipped") and second.endswith(" INFO rlt_jax: the start")
+    times = [datetime.strptime(line[:19], "%Y-%m-%d %H:%M:%S") for line in (first, second)]
+    assert 3595 <= (times[1] - times[0]).total_seconds() <= 3605
+    assert written(pipe).splitlines()[1:] == ["INFO the start"]  # no line twice
+
+
+def test_lines_that_nobody_wants_are_dropped(tmp_path, pipe):
+    setup_logging(None, console=pipe).info("of a start that was refused")
+    log = setup_logging(None, console=pipe)
+    log.info("of the next")
+    start_log_file(tmp_path)
+    assert (tmp_path / "logs" / "training.log").read_text().count("\n") == 1
 
 
 def test_a_terminal_gets_rich_lines(tmp_path, terminal, written):

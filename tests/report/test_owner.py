@@ -82,7 +82,7 @@ def test_new_folders_go_unless_something_is_in_them(tmp_path, failure):
 
 
 def test_an_owner_whose_file_was_removed_meanwhile_does_not_count(tmp_path, monkeypatch):
-    """Between the second's opening and locking, the first one ends and removes the file; a third one makes a new one."""
+    """Between the second's opening and locking, the first one removes its file; a third makes a new one."""
     lock, flock, opened = tmp_path / ".lock", fcntl.flock, []
 
     def late(file: int, operation: int) -> None:
@@ -122,9 +122,9 @@ def test_a_place_that_cannot_be_written(tmp_path):
 def test_the_lock_of_a_file_is_hidden_beside_it(tmp_path):
     with sole_writer(tmp_path / "new" / "out.jsonl", "--out"):
         assert [path.name for path in tmp_path.rglob("*")] == ["new", ".out.jsonl.lock"]
-        with pytest.raises(UserError, match=r"--out .*/out.jsonl is in use by another run .*: wait, stop it, or choose"):
-            with sole_writer(tmp_path / "new" / "out.jsonl", "--out"):
-                pass
+        message = r"--out .*/out.jsonl is in use by another run .*: wait, stop it, or choose"
+        with pytest.raises(UserError, match=message), sole_writer(tmp_path / "new" / "out.jsonl", "--out"):
+            pass
     assert list(tmp_path.iterdir()) == []
 
 

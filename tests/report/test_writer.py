@@ -131,7 +131,7 @@ def test_tensorboard_shows_what_the_file_holds_after_a_resume_too(tmp_path):
 def test_tensorboard_is_left_out_when_off(tmp_path):
     with open_at(tmp_path) as writer:
         writer.write(1, {"reward": 1.0})
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["completions.jsonl", "metrics.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl"]  # no completions, no file
 
 
 def test_writing_needs_neither_torch_nor_tensorflow(tmp_path):

@@ -1,4 +1,4 @@
-"""What the commands share: run folders, rows and prompts, models that fit together, and counting of compilations."""
+"""What the commands share: rows and prompts, models that fit together, and counting of compilations."""
 
 import json
 import shutil
@@ -17,7 +17,6 @@ from rlt_jax.device.placement import on_host
 from rlt_jax.errors import UserError
 from rlt_jax.models import load_model
 from rlt_jax.runs.chat_format import load_chat_format
-from rlt_jax.runs.session import open_run_folder
 from rlt_jax.runs.setup import (
     load_checked_model,
     load_prompts,
@@ -47,49 +46,6 @@ def chat():
         teacher_prompt_file=TINY.data.teacher_prompt_file,
         student_prompt_file=None,
     )
-
-
-# run folders
-
-
-def test_a_new_folder_is_made_with_its_parents(tmp_path):
-    assert open_run_folder(str(tmp_path / "a" / "b"), resume="auto").is_dir()
-
-
-@pytest.mark.parametrize("resume", ["auto", "must"])
-def test_a_folder_with_a_checkpoint_is_resumed(tmp_path, resume):
-    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
-    assert open_run_folder(str(tmp_path), resume=resume) == tmp_path
-
-
-@pytest.mark.parametrize("made", ["", "checkpoints", "checkpoints/20.orbax-checkpoint-tmp"])
-def test_must_resume_needs_a_checkpoint(tmp_path, made):
-    (tmp_path / made).mkdir(parents=True, exist_ok=True)
-    with pytest.raises(UserError) as refusal:
-        open_run_folder(str(tmp_path), resume="must")
-    assert str(refusal.value) == (
-        f"--resume must: no checkpoint under {tmp_path}/checkpoints: start without it, or check --output-dir"
-    )
-
-
-def test_never_resume_refuses_a_folder_that_holds_anything(tmp_path):
-    assert open_run_folder(str(tmp_path), resume="never") == tmp_path
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty: choose another --output-dir, or delete it"):
-        open_run_folder(str(tmp_path), resume="never")
-
-
-def test_starting_over_a_run_without_a_checkpoint_is_logged(tmp_path, logged):
-    (tmp_path / "metrics.jsonl").write_text("")
-    open_run_folder(str(tmp_path), resume="auto")
-    assert f"{tmp_path} holds a run without a checkpoint: starting over, its metrics are replaced" in logged.messages
-
-
-@pytest.mark.parametrize("resume", ["auto", "must", "never"])
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path, resume):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"choose another|check --output-dir"):
-        open_run_folder(str(tmp_path / "file" / "run"), resume=resume)
 
 
 # rows and prompts
