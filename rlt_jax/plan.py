@@ -16,6 +16,7 @@ from rlt_jax.errors import command
 from rlt_jax.planner.report import make_report
 from rlt_jax.planner.tables import report_json, show
 from rlt_jax.runs.chats import show_chat
+from rlt_jax.runs.start_check import start_checks
 
 log = logging.getLogger("rlt_jax")
 
@@ -24,7 +25,7 @@ def plan(config: TrainConfig, *, options: PlanOptions) -> None:
     """Print the plan of a run; exit with code 1 if the run does not fit."""
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     log.setLevel(logging.INFO)
-    report = make_report(config, compile_programs=options.compile)
+    report = make_report(config, compile_programs=options.compile, start_checks=start_checks(config))
     if options.json:
         print(json.dumps(report_json(report), indent=2))
     else:

@@ -8,9 +8,8 @@ import importlib.metadata
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -24,8 +23,6 @@ from packaging.version import InvalidVersion
 from rlt_jax.configs import TrainConfig
 from rlt_jax.data import ChatFormat, load_tokenizer
 from rlt_jax.data.file_rows import holds_rows
-from rlt_jax.data.rows import BadRow, row_from
-from rlt_jax.data.sources import open_source
 from rlt_jax.device.gpu import Gpu
 from rlt_jax.errors import UserError
 from rlt_jax.models import checkpoint_shapes, find_weights, ignored_files
@@ -35,7 +32,6 @@ from rlt_jax.types import GB
 
 Status = Literal["ok", "warning", "problem"]
 
-FIRST_ROWS = 100  # rows of a data set that are checked
 MIN_CUDA = 12  # major version
 LARGEST_GPU = 300e9  # bytes; no single GPU has more
 PYTHON_SECONDS = 60  # for another interpreter to report its version of vLLM
@@ -49,16 +45,24 @@ class Check:
     status: Status
     found: str
     advice: str = ""  # what was expected and what to do; empty if all is well
-    concerns_plan: bool = False  # whether a problem means that the memory plan does not hold here
+    concerns_plan: bool = False  # whether a problem means that the run would not start here, or not as planned
 
 
-def preflight(config: TrainConfig, ledger: Ledger, *, gpu: Gpu | None, host_bytes: float | None) -> list[Check]:
+def preflight(
+    config: TrainConfig,
+    ledger: Ledger,
+    *,
+    gpu: Gpu | None,
+    host_bytes: float | None,
+    start_checks: Sequence[Check] = (),
+) -> list[Check]:
     """Run all checks for a run.
 
     Args:
       ledger: of the run.
       gpu: the machine's GPU; None: it has none, and what is wrong with its memory and disk is only a warning.
       host_bytes: host memory that the run may use; None: all that the machine has.
+      start_checks: of the run's chats and rows, which are those of its start.
     """
     return [
         *_gpu_checks(config, ledger, gpu),
@@ -67,8 +71,7 @@ def preflight(config: TrainConfig, ledger: Ledger, *, gpu: Gpu | None, host_byte
         _packages_check(gpu),
         *_vllm_checks(config),
         *_model_checks(config),
-        _data_check("training data", config.data.path, config.data.split, config.data.subset, "--data.subset"),
-        *_eval_data_checks(config),
+        *start_checks,
     ]
 
 
@@ -148,7 +151,7 @@ def _disk_checks(config: TrainConfig, ledger: Ledger, gpu: Gpu | None) -> Iterat
     if config.reference is not None:
         parameters[config.reference] = ledger.shape.parameters
     # Stored as bfloat16.
-    absent = {name: 2 * count for name, count in parameters.items() if _local_folder(name) is None}
+    absent = {name: 2 * count for name, count in parameters.items() if local_folder(name) is None}
     if absent:
         yield _disk_check(
             "disk for downloads",
@@ -220,7 +223,7 @@ def _vllm_checks(config: TrainConfig) -> Iterator[Check]:
             version = _vllm_version(python)
         except (OSError, subprocess.SubprocessError) as error:
             advice = f"expected a Python interpreter ({type(error).__name__}: {error}): correct --sampler.python"
-            yield Check("vLLM", "problem", f"{python} cannot be run", advice)
+            yield Check("vLLM", "problem", f"{python} cannot be run", advice, concerns_plan=True)
             return
     if version is None:
         advice = "expected vLLM there: pip install -e '.[vllm]', or name another interpreter with --sampler.python"
@@ -229,7 +232,7 @@ def _vllm_checks(config: TrainConfig) -> Iterator[Check]:
     needed = next((r for r in map(Requirement, _requires()) if r.name == "vllm"), None)
     if needed is not None and not needed.specifier.contains(version.split("+")[0], prereleases=True):
         advice = f"expected {needed.specifier}: install such a version"
-        yield Check("vLLM", "problem", f"{version} in {python}", advice)
+        yield Check("vLLM", "problem", f"{version} in {python}", advice, concerns_plan=True)
         return
     yield Check("vLLM", "ok", f"{version} in {python}")
 
@@ -250,7 +253,7 @@ def _model_checks(config: TrainConfig) -> Iterator[Check]:
     if config.reference is not None:
         models["reference"] = config.reference
     for name, path in models.items():
-        folder = _local_folder(path)
+        folder = local_folder(path)
         if folder is None:
             advice = "expected a local folder: let the run download it when it starts, or give its folder"
             yield Check(name, "warning", f"{path}: not downloaded", advice)
@@ -258,7 +261,7 @@ def _model_checks(config: TrainConfig) -> Iterator[Check]:
         try:
             yield _model_check(name, folder)
         except UserError as error:
-            yield Check(name, "problem", str(folder), " ".join(str(error).split()))
+            yield Check(name, "problem", str(folder), " ".join(str(error).split()), concerns_plan=True)
 
 
 def _model_check(name: str, folder: Path) -> Check:
@@ -273,7 +276,7 @@ def _model_check(name: str, folder: Path) -> Check:
     return Check(name, "ok", summary)
 
 
-def _local_folder(path: str) -> Path | None:
+def local_folder(path: str) -> Path | None:
     """The model's folder on this machine; None if it is only on the hub. A malformed path is returned as it is."""
     if Path(path).expanduser().exists():
         return Path(path).expanduser()
@@ -284,41 +287,8 @@ def _local_folder(path: str) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def _eval_data_checks(config: TrainConfig) -> Iterator[Check]:
-    data = config.data
-    wanted = config.eval_steps > 0 if data.eval_rows is None else data.eval_rows > 0
-    if wanted and (data.eval_path or data.eval_split):
-        yield _data_check("held-out data", *data.held_out_source, data.eval_subset_flag)
-
-
-def _data_check(name: str, source: str, split: str, subset: str | None, flag: str) -> Check:
-    """Check the first rows of a local data set."""
-    if not Path(source).expanduser().exists() and _is_hub_name(source):
-        advice = "expected a local file or folder: let the run download it when it starts, or give a local one"
-        return Check(name, "warning", f"{source}: a data set on the hub", advice)
-    reasons, usable, number = [], 0, -1
-    try:
-        found = open_source(source, split, subset, flag=flag)
-        for number, raw in islice(found.rows(), FIRST_ROWS):
-            try:
-                row_from(number, raw)
-                usable += 1
-            except BadRow as bad:
-                reasons.append(f"row {number}: {bad}")
-    except UserError as error:
-        return Check(name, "problem", source, str(error))
-    checked = usable + len(reasons)
-    if not usable:
-        why = f" ({reasons[0]})" if reasons else ""
-        advice = f"expected rows with question and solution{why}: see the guide's section on data"
-        return Check(name, "problem", f"{source}: none of the first {checked} rows can be used", advice)
-    if reasons:
-        advice = f"expected rows with question and solution ({reasons[0]}): such rows are skipped"
-        return Check(name, "warning", f"{source}: {len(reasons)} of the first {checked} rows cannot be used", advice)
-    return Check(name, "ok", f"{found.place}: the first {checked} rows can be used")
-
-
-def _is_hub_name(source: str) -> bool:
+def is_hub_name(source: str) -> bool:
+    """Whether a source of rows can be the name of a data set on the hub."""
     try:
         huggingface_hub.utils.validate_repo_id(source)
     except HFValidationError:

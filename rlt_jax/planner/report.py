@@ -1,6 +1,7 @@
 """A run's plan on this machine: its ledger, what fits, what to lower, and the checks of the machine."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -52,9 +53,11 @@ class Report:
         return not self.shortfalls and not self.failed_checks
 
 
-def make_report(config: TrainConfig, *, compile_programs: bool) -> Report:
+def make_report(config: TrainConfig, *, compile_programs: bool, start_checks: Sequence[Check] = ()) -> Report:
     """Plan a run on this machine.
 
+    Args:
+      start_checks: of the run's chats and rows (`runs/start_check.py`).
     Raises:
       UserError: a model's architecture cannot be found.
     """
@@ -88,7 +91,7 @@ def make_report(config: TrainConfig, *, compile_programs: bool) -> Report:
         suggestions=suggest(config, teacher.config, student.config, gpu_bytes=room, host_bytes=host_bytes)
         if missing
         else [],
-        checks=preflight(config, ledger, gpu=gpu, host_bytes=host_bytes),
+        checks=preflight(config, ledger, gpu=gpu, host_bytes=host_bytes, start_checks=start_checks),
     )
 
 

@@ -159,7 +159,7 @@ def sentences(report: Report) -> tuple[list[str], list[str]]:
             bottom.append("Lowering flags cannot make it fit: take a smaller model or a larger GPU")
     elif not report.fits:
         names = ", ".join(check.name for check in report.failed_checks)
-        bottom.append(f"Cannot run on this machine: {names} (see above)")
+        bottom.append(f"Cannot start: {names} (see above)")
     elif report.gpu_bytes is None:
         bottom.append("No budget and no GPU to compare with: give --budget-gb")
     else:
