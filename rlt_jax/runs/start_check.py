@@ -66,7 +66,8 @@ def _data_check(config: TrainConfig, chat: ChatFormat | None) -> Check:
     with _warnings() as notes:
         try:
             if chat is None:
-                kind, counts = "rows", [len(part) for part in load_split_rows(data)]
+                split = load_split_rows(data, evaluates=config.eval_steps > 0)
+                kind, counts = "rows", [len(split.train), len(split.held_out)]
             else:
                 kind, counts = "prompts", [len(part) for part in load_prompts(config, chat)]
             question_order(config, counts[0])

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from rlt_jax import plan as plan_command
+from rlt_jax import train as train_command
 from rlt_jax.configs import PRESETS, load_config
 from rlt_jax.device.monitor import gpu_memory_reader
 from tests.device.test_gpu import DRIVER
@@ -147,12 +148,36 @@ def test_a_run_without_a_budget(planned):
     assert "its folder)" in out and "vLLM:" not in out
 
 
-def test_a_damaged_model_does_not_change_the_plan(planned, tiny, tmp_path):
-    """It is shown, with exit code 0: the memory it needs is known all the same."""
+def test_a_damaged_model_would_be_refused(planned, tiny, tmp_path):
+    """The memory it needs is known, and shown, all the same."""
     (tmp_path / "config.json").write_text((tiny / "teacher" / "config.json").read_text())
     code, out, _ = planned("--preset", "tiny", "--teacher", tmp_path, "--budget-gb", "8")
-    assert code == 0
+    assert (code, out.splitlines()[-1]) == (1, "Cannot start: teacher, chats (see above)")
     assert any(line.split()[:2] == ["problem", "teacher"] for line in out.splitlines())
+    assert any(line.startswith("GPU: peak ") for line in out.splitlines())
+
+
+def test_what_training_refuses_does_not_fit(planned, main, capsys, tmp_path):
+    """Completions that the models' positions have no room for: one check for both, in the same words."""
+    flags = (
+        "--preset",
+        "tiny",
+        "--budget-gb",
+        "8",
+        "--max-completion-length",
+        "1024",
+        "--output-dir",
+        tmp_path / "run",
+    )
+    code, out, _ = planned(*flags)
+    assert (code, out.splitlines()[-1]) == (1, "Cannot start: data (see above)")
+    with pytest.raises(SystemExit, match="2"):
+        main(train_command, *flags)
+    refusal = capsys.readouterr().err.removeprefix("error: ").strip()
+    assert "2048 x prompt and completion exceed the teacher's positions" in refusal and refusal in out
+    report = json.loads(planned(*flags, "--json")[1])
+    assert not report["fits"] and report["shortfalls"] == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_saved_run_can_be_planned(planned, tmp_path):
