@@ -121,10 +121,11 @@ def data(tiny, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def flags(data, small) -> tuple:
+def flags(data, small, tiny) -> tuple:
     """The flags of the runs that are compared with each other."""
     return (
         *(*small, "--data.path", data["train"], "--data.eval-path", data["eval"], "--max-prompt-length", "100"),
+        *("--data.teacher-prompt-file", tiny / "teacher_prompt.txt"),
         *("--save-steps", 2, "--eval-steps", 3, "--ref.ref-model-sync-steps", 2, "--log.sample-probability", 1.0),
     )
 
@@ -165,10 +166,10 @@ def test_a_run_leaves_its_files(run):
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["4", "6"]
 
 
-def test_what_is_printed_says_how_it_went_and_where_the_files_are(run):
+def test_what_is_printed_says_how_it_went_and_where_the_files_are(run, data):
     printed = (run.parent / "printed.txt").read_text()
     assert [f"step {step}/{STEPS}  reward " in printed for step in range(1, STEPS + 1)] == [True] * STEPS
-    assert "Held-out prompts, before and after (8 prompts, paired; ± standard error)" in printed
+    assert f"Held-out prompts, before and after (8 prompts of {data['eval']}, paired; ± standard error)" in printed
     assert "\n  reward" in printed and "\n  solution_logp/mean" in printed
     for name in ("metrics.jsonl", "completions.jsonl", "curves.png", "final"):
         assert f"{run / name}\n" in printed
@@ -234,7 +235,7 @@ def test_rows_that_are_not_used_are_counted_in_the_log(run, data):
     reasons = "1 x not JSON (row 3); 1 x solution is empty (row 7); 1 x no question (row 11)"
     assert f"WARNING rlt_jax: {data['train']}: 42 rows, 3 skipped: {reasons}\n" in log
     assert "WARNING rlt_jax: 2 training rows skipped: 2 x prompt is too long (rows 20, 21)\n" in log
-    assert "INFO rlt_jax: 40 training prompts\n" in log
+    assert f" on 40 rows of {data['train']} (5 skipped), 6 steps of 2 questions x 4 completions; the frozen " in log
     used = {sample["row"] for sample in lines(run / "completions.jsonl")}
     assert used and not used & {3, 7, 11, 20, 21}
 
