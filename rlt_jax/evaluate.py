@@ -1,6 +1,7 @@
 """Measure the exact-answer accuracy of a model: `python -m rlt_jax.evaluate --model DIR --data.path ... --out ...`."""
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,10 @@ from rich.progress import track
 from rlt_jax.configs import EvaluateConfig, check_evaluate_config, parse_command, run_or_print
 from rlt_jax.configs.resume import deciding_settings
 from rlt_jax.data import ChatFormat, Question
+from rlt_jax.data.model_record import tag_format_of
 from rlt_jax.device.jax_setup import prepare_memory, use_compilation_cache
 from rlt_jax.errors import command
-from rlt_jax.evals.grading import answer_record, describe, summarise
+from rlt_jax.evals.grading import answer_record, describe, few_answers, summarise
 from rlt_jax.report.partial_file import Chunk, PartialFile, fingerprint, open_partial
 from rlt_jax.report.whole_file import whole_file
 from rlt_jax.runs.announce import evaluate_lines
@@ -31,6 +33,8 @@ from rlt_jax.sampling.factory import (
     text_settings,
     weight_files,
 )
+
+log = logging.getLogger("rlt_jax")
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -54,6 +58,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     unusable = len(skipped) + len(too_long)
     print("\n".join(evaluate_lines(config, chat, asked=len(questions), skipped=unusable)))
     settings = deciding_settings(config) | {
+        "tags": tag_format_of(chat.tags),  # as the model's folder says it, if at all: they decide what an answer is
         "questions": fingerprint(zip(questions, texts)),
         "model_files": weight_files(config.model),
     }
@@ -73,6 +78,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         with whole_file(out.with_suffix(".summary.json"), "the summary") as path:
             path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         partial.finish()
+    if warning := few_answers(summary):
+        log.warning(warning)
     print(f"{describe(summary)}: {out}")
     return summary
 

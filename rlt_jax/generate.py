@@ -1,7 +1,8 @@
 """Explain every row of a data set: `python -m rlt_jax.generate --teacher DIR --data.path ... --out ...`."""
 
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.progress import track
@@ -15,6 +16,7 @@ from rlt_jax.data import (
     load_rows,
     student_system,
 )
+from rlt_jax.data.model_record import tag_format_of
 from rlt_jax.device.jax_setup import prepare_memory, use_compilation_cache
 from rlt_jax.errors import UserError, command
 from rlt_jax.models import Model
@@ -24,7 +26,7 @@ from rlt_jax.rewards.scorer import Scorer, make_scorer
 from rlt_jax.runs.announce import generate_lines
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.chats import show_chat
-from rlt_jax.runs.explanations import describe_problems, explanation_record, sample_explanations
+from rlt_jax.runs.explanations import count_unusable, describe_problems, explanation_record, sample_explanations
 from rlt_jax.runs.setup import chat_sampler, load_checked_model, room_of, warn_of_skipped
 from rlt_jax.sampling.engine import Engine
 from rlt_jax.sampling.factory import (
@@ -34,6 +36,8 @@ from rlt_jax.sampling.factory import (
     weight_files,
 )
 from rlt_jax.types import Prompt
+
+log = logging.getLogger("rlt_jax")
 
 
 def generate(config: GenerateConfig) -> Path:
@@ -59,7 +63,9 @@ def generate(config: GenerateConfig) -> Path:
     warn_of_skipped(built.skipped, "rows")
     skipped_rows = len(loaded.skipped) + len(built.skipped)
     print("\n".join(generate_lines(config, chat, explained=len(built.prompts), skipped=skipped_rows)))
-    settings = deciding_settings(config) | {
+    decided = deciding_settings(config)
+    settings = decided | {
+        "data": decided["data"] | {"tags": tag_format_of(chat.tags)},  # as the models' folders say it, if at all
         "rows": fingerprint(
             (prompt.row, prompt.teacher_text, student_system(chat, row_system=prompt.row.system))
             for prompt in built.prompts
@@ -74,9 +80,12 @@ def generate(config: GenerateConfig) -> Path:
     with open_partial(out, settings) as partial:
         if partial.done:
             print(f"resuming after {partial.done} of {len(chunks)} chunks")
+            first = next(partial.read())
+            check_usable(config, len(chunks[0]) * config.samples, len(first.records), first.counts)
         if partial.done < len(chunks):
             with running_engine(sampler_settings(config), log_file=out.with_name(out.name + ".vllm.log")) as engine:
                 write_chunks(config, chunks, partial, chat=chat, engine=engine)
+        check_result(config, len(built.prompts) * config.samples, partial)
         summary = describe(config, partial)
         partial.finish()
     print(f"{len(built.prompts)} rows, {summary}: {out}")
@@ -110,12 +119,8 @@ def write_chunks(
     todo = chunks[partial.done :]
     for chunk in track(todo, "explaining", transient=True):
         explanations, counts = sample_explanations(config, chunk, sampler, chat, end_ids)
-        if partial.done == 0 and not explanations:
-            raise UserError(
-                f"none of the first {len(chunk) * config.samples} explanations can be used "
-                f"({describe_problems(counts)}): give the tags and prompt that the teacher was trained with, raise "
-                "--max-completion-length, or write them all with --on-unfinished keep"
-            )
+        if partial.done == 0:
+            check_usable(config, len(chunk) * config.samples, len(explanations), counts)
         if scorer is None or not explanations:
             partial.add(Chunk([explanation_record(explanation) for explanation in explanations], counts))
             continue
@@ -133,6 +138,49 @@ def write_chunks(
         partial.add(Chunk(records, counts))
         sampler.wake()
         sampler.set_weights(params, 0)
+
+
+def check_usable(config: GenerateConfig, sampled: int, written: int, counts: Mapping[str, int]) -> None:
+    """Stop if hardly any of the first chunk's explanations can be used: the others would be sampled in vain.
+
+    Args:
+      sampled: explanations of the chunk.
+      written: those that are written; with on_unfinished keep, also unusable ones.
+      counts: its counts.
+    Raises:
+      UserError: fewer than config.min_usable of them are usable, or none can be written.
+    """
+    if written >= config.min_usable * sampled and (written or config.min_usable == 0):
+        return
+    found = f"only {written} of" if written else "none of"
+    limit = f", fewer than --min-usable {config.min_usable:g}" if written else ""
+    raise UserError(
+        f"{found} the first {sampled} explanations can be used ({describe_problems(counts)}{limit}): give the tags and "
+        "prompt that the teacher was trained with (--data.tags, --data.teacher-prompt-file), raise "
+        "--max-completion-length if they are cut off, write them all with --on-unfinished keep, or go on with the "
+        "usable ones with --min-usable 0"
+    )
+
+
+def check_result(config: GenerateConfig, sampled: int, partial: PartialFile) -> None:
+    """Warn if most explanations were unusable.
+
+    Args:
+      sampled: explanations of all rows.
+    Raises:
+      UserError: none can be written.
+    """
+    counts = partial.counts()
+    unusable, problems = count_unusable(counts), describe_problems(counts)
+    advice = "give the teacher's own tags and prompt, or raise --max-completion-length if they are cut off"
+    if counts["dropped"] == sampled:
+        raise UserError(
+            f"none of {sampled} explanations can be used ({problems}), so there is nothing to write: {advice}"
+        )
+    if 2 * unusable > sampled:
+        log.warning(
+            "%d of %d explanations were unusable after the last try (%s): %s", unusable, sampled, problems, advice
+        )
 
 
 def load_scorer(config: GenerateConfig, teacher: Model, chat: ChatFormat) -> Scorer | None:

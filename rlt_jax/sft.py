@@ -60,7 +60,9 @@ def sft(config: SftConfig) -> Path:
             if session.saves(step):
                 session.save(step, state)
 
-        exported = session.finish(run.model, state.params, tokenizer_from=config.model, eos_ids=run.eos_ids)
+        exported = session.finish(
+            run.model, state.params, tokenizer_from=config.model, eos_ids=run.eos_ids, about=run.about
+        )
         if exported is not None:
             log.info("the model is in %s", exported)
     return session.folder

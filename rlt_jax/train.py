@@ -80,6 +80,7 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
                 sampler.set_weights(state.params, step)
 
             rlt.watch_memory(session.peaks(), compare=step == session.start_step + 1)
+            rlt.watch_matches(scored, completions, step=step)
             if session.logs(step):
                 log_step(session, rlt, sampler, scored, completions, losses, step=step)
             session.end_step(step, rlt.samples(step, scored, completions))
@@ -103,6 +104,7 @@ def evaluate(session: Session, rlt: Rlt, sampler: Sampler, policy: Params, refer
     with session.phase("sync"):
         sampler.wake()
         sampler.set_weights(policy, step)
+    rlt.watch_matches(scored, completions, step=step)
     session.write_evaluation(step, *evaluation_results(scored, completions, rlt.chat))
 
 
@@ -129,7 +131,9 @@ def log_step(
 
 def summarise(session: Session, rlt: Rlt, policy: Params) -> None:
     """Export the teacher, draw the curves, and print what changed and where the files are."""
-    exported = session.finish(rlt.model, policy, tokenizer_from=rlt.config.teacher, eos_ids=rlt.eos_ids)
+    exported = session.finish(
+        rlt.model, policy, tokenizer_from=rlt.config.teacher, eos_ids=rlt.eos_ids, about=rlt.about
+    )
     folder = session.folder
     files = {"metrics": folder / METRICS_FILE, "completions": folder / COMPLETIONS_FILE, "curves": draw_curves(folder)}
     if not files["completions"].exists():  # none was drawn for it

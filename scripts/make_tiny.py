@@ -161,6 +161,7 @@ def mean_solution_logp(student: Path, rows: list[dict[str, str]], work: Path) ->
     run(
         *(sys.executable, "-m", "rlt_jax.score", "--teacher", str(student), "--student", str(student)),
         *("--data", str(data), "--out", str(out), "--reward.unbias-student-log-probs-temp", "None"),
+        *("--on-contradiction", "warn"),  # the student stands in the teacher's place
     )
     scores = [json.loads(line) for line in out.read_text().splitlines()]
     return np.array([score["components"]["solution_logp/mean"] for score in scores])

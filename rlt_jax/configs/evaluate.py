@@ -50,11 +50,15 @@ class EvaluateConfig:
     prompt: Literal["student", "chat"] = "student"
     """student: the chat format that students are trained on, up to the thought's start tag; chat: the question in the
     model's own chat format."""
-    tags: TagFormat = "bespoke"
-    """Style of the tags: bespoke `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, r1 `<NAME>` ... `</NAME>`."""
+    tags: TagFormat | None = None
+    """Style of the tags: bespoke `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, r1 `<NAME>` ... `</NAME>`. None: as the
+    model was trained (rlt_jax.json in its folder), else bespoke."""
     system_prompt_file: str | None = None
-    """Text file with the system prompt. None: for prompt student, the row's `system` column, else the default student
-    prompt; for prompt chat, no system prompt."""
+    """Text file with the system prompt. None: for prompt student, the row's `system` column, else the one that the
+    model was trained with (rlt_jax.json in its folder), else the default; for prompt chat, no system prompt."""
+    on_contradiction: MayChange[Literal["stop", "warn"]] = "stop"
+    """What to do if tags, prompts, roles or chat templates contradict rlt_jax.json in a model's folder: stop, or
+    warn and go on."""
     samples: int = 1
     """Answers per question."""
     k: tuple[int, ...] = (1,)

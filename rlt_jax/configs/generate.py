@@ -21,12 +21,18 @@ class RowsConfig:
     """Split of data.path."""
     subset: str | None = None
     """Subset (configuration) of data.path. None: the only one, or the default that the data set names."""
-    tags: TagFormat = "bespoke"
-    """Style of the tags: bespoke `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, r1 `<NAME>` ... `</NAME>`."""
+    tags: TagFormat | None = None
+    """Style of the tags: bespoke `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, r1 `<NAME>` ... `</NAME>`. None: as the
+    model was trained (rlt_jax.json in its folder), else bespoke."""
     teacher_prompt_file: str | None = None
-    """Text file with the system prompt that the teacher was trained with. None: the default prompt."""
+    """Text file with the teacher's system prompt. None: the one that the teacher was trained with (rlt_jax.json in its
+    folder), else the default prompt."""
     student_prompt_file: str | None = None
-    """Text file with the student's system prompt. None: the row's `system` column, else the default prompt."""
+    """Text file with the student's system prompt. None: the row's `system` column, else the one that the student was
+    trained with (rlt_jax.json in its folder), else the default prompt."""
+    on_contradiction: MayChange[Literal["stop", "warn"]] = "stop"
+    """What to do if tags, prompts, roles or chat templates contradict rlt_jax.json in a model's folder: stop, or
+    warn and go on."""
     on_bad_row: Literal["skip", "stop"] = "skip"
     """What to do with an unusable row: skip (number, reason and count are reported) or stop."""
 
@@ -50,6 +56,9 @@ class GenerateConfig:
     """How many times to sample again if an explanation is cut off or does not close its tags. 0: never."""
     on_unfinished: Literal["drop", "keep"] = "drop"
     """What to do with an explanation that is still unfinished after that: drop it or keep it; both are counted."""
+    min_usable: MayChange[float] = 0.1
+    """Stop after the first chunk if fewer than this share of its explanations are usable; with on_unfinished keep, only
+    if none can be written. 0: never."""
     rows_per_chunk: int = 256
     """Rows per chunk, which are explained together and then saved."""
     seed: int = 42
@@ -107,6 +116,8 @@ def _generate_problems(config: GenerateConfig) -> Iterator[str]:
     )
     if config.redraws < 0:
         yield f"redraws={config.redraws}: expected a positive whole number, or 0 for none"
+    if not 0 <= config.min_usable <= 1:
+        yield f"min_usable={config.min_usable:g}: expected a share from 0 to 1"
     if config.temperature == 0 and config.redraws > 0:
         yield "temperature=0 with redraws: sampling again would give the same text: add --redraws 0"
     yield from reward_problems(config.reward)

@@ -40,12 +40,18 @@ class DataConfig:
     eval_rows: int | None = None
     """Number of held-out rows to evaluate on. 0: none. None: none without evaluations (eval_steps 0); else up to 128:
     those of the held-out source, or without one a fifth of the rows of data.path, which are not trained on."""
-    tags: TagFormat = "bespoke"
-    """Style of the tags: bespoke `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, r1 `<NAME>` ... `</NAME>`."""
+    tags: TagFormat | None = None
+    """Style of the tags: bespoke `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, r1 `<NAME>` ... `</NAME>`. None: as the
+    model was trained (rlt_jax.json in its folder), else bespoke."""
     teacher_prompt_file: str | None = None
-    """Text file with the teacher's system prompt. None: the default prompt."""
+    """Text file with the teacher's system prompt. None: the one that the teacher was trained with (rlt_jax.json in its
+    folder), else the default prompt."""
     student_prompt_file: str | None = None
-    """Text file with the student's system prompt. None: the row's `system` column, else the default prompt."""
+    """Text file with the student's system prompt. None: the row's `system` column, else the one that the student was
+    trained with (rlt_jax.json in its folder), else the default prompt."""
+    on_contradiction: MayChange[Literal["stop", "warn"]] = "stop"
+    """What to do if tags, prompts, roles or chat templates contradict rlt_jax.json in a model's folder: stop, or
+    warn and go on. No effect in sft, which may teach another format: there they are logged."""
     truncate_prompts: bool = False
     """Truncate prompts longer than max_prompt_length on the left, as the original does, instead of skipping the row."""
     on_bad_row: Steers[Literal["skip", "stop"]] = "skip"

@@ -41,12 +41,18 @@ class ScoreConfig:
     """Sampling temperature of the teacher, no unit; divides its logits if reward.unbias_teacher_log_probs is on."""
     reward: RewardConfig = RewardConfig()
     """The teacher's reward. reward.unbias_student_log_probs_temp is the student's temperature."""
-    tags: TagFormat = "bespoke"
-    """Style of the tags: bespoke `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, r1 `<NAME>` ... `</NAME>`."""
+    tags: TagFormat | None = None
+    """Style of the tags: bespoke `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, r1 `<NAME>` ... `</NAME>`. None: as the
+    model was trained (rlt_jax.json in its folder), else bespoke."""
     teacher_prompt_file: str | None = None
-    """Text file with the teacher's system prompt. None: the default prompt."""
+    """Text file with the teacher's system prompt. None: the one that the teacher was trained with (rlt_jax.json in its
+    folder), else the default prompt."""
     student_prompt_file: str | None = None
-    """Text file with the student's system prompt. None: the row's `system` column, else the default prompt."""
+    """Text file with the student's system prompt. None: the row's `system` column, else the one that the student was
+    trained with (rlt_jax.json in its folder), else the default prompt."""
+    on_contradiction: MayChange[Literal["stop", "warn"]] = "stop"
+    """What to do if tags, prompts, roles or chat templates contradict rlt_jax.json in a model's folder: stop, or
+    warn and go on."""
     on_bad_row: Literal["skip", "stop"] = "skip"
     """What to do with an unusable row: skip (number, reason and count are reported) or stop."""
     dtype: StoredDtype = "auto"

@@ -34,9 +34,10 @@ class SftConfig:
     target: Literal["teacher", "student"] = "teacher"
     """Texts to train on. teacher: the explanation, given question and solution. student: thought and solution, given
     the question."""
-    student_gap: Literal["as-row", "blank-line"] = "as-row"
+    student_gap: Literal["as-row", "blank-line"] | None = None
     """What separates a student's thought and solution. as-row: a blank line if the row's solution is padded
-    with one, else nothing, as in the original. blank-line: a blank line, as when the student scores explanations."""
+    with one, else nothing, as in the original. blank-line: a blank line, as when the student scores explanations. None:
+    as the model was trained (rlt_jax.json in its folder), else as-row."""
     model: str
     """Model to train: a local Hugging Face folder or a hub name."""
     output_dir: MayChange[str]

@@ -41,6 +41,16 @@ STUDENT_PROMPT = (
 
 
 @dataclass(frozen=True)
+class ChatSources:
+    """Where each part of a chat format comes from: a flag, a file, or "default"."""
+
+    tags: str = "default"
+    teacher_prompt: str = "default"
+    student_prompt: str = "default"  # "rows, else ..." where a row's own `system` comes first
+    student_gap: str = "default"
+
+
+@dataclass(frozen=True)
 class ChatFormat:
     """What turns rows into text and text into tokens: tokenizers with their chat templates, tags and system prompts.
 
@@ -58,6 +68,7 @@ class ChatFormat:
     student_sft_gap: str | None = None  # between thought and solution in student_sft_parts; None: see there
     student_tokenizer: "PreTrainedTokenizerFast | None" = None  # None: the teacher's
     student_tokens: StudentTokens = "ids"
+    sources: ChatSources = ChatSources()
 
     def __post_init__(self) -> None:
         for tokenizer in (self.tokenizer, self.student):

@@ -18,7 +18,15 @@ from rlt_jax.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-_FILES = ("tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "*.jinja", "*config.json")
+_FILES = (
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "*.jinja",
+    "*config.json",
+    "rlt_jax.json",
+)
 
 
 def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
@@ -29,7 +37,7 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast  # here: the import takes seconds
 
-    folder = _model_folder(path)
+    folder = model_files(path)
     has_json = (folder / "tokenizer.json").is_file()
     if not has_json and not (folder / "vocab.json").is_file():
         raise UserError(
@@ -60,7 +68,7 @@ def eos_ids(tokenizer: "PreTrainedTokenizerFast", model_folder: str | Path) -> t
       UserError: generation_config.json cannot be read, or there is no end token.
     """
     ids = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    file = _model_folder(model_folder) / "generation_config.json"
+    file = model_files(model_folder) / "generation_config.json"
     if file.is_file():
         try:
             named = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
@@ -141,7 +149,7 @@ def _splitting_difference(teacher: "PreTrainedTokenizerFast", student: "PreTrain
     return f"{', '.join(rest)} of the model in their tokenizer.json differs" if rest else None
 
 
-def _model_folder(path: str | Path) -> Path:
+def model_files(path: str | Path) -> Path:
     """`path` if it is a folder, else a local copy of the small files of that hub repository."""
     folder = Path(path).expanduser()
     if folder.is_dir():

@@ -12,6 +12,8 @@ from rlt_jax.evals.answers import Graded, answer_text, grade_choice, grade_math,
 from rlt_jax.report.partial_file import PartialFile
 from rlt_jax.types import Completion
 
+FEW = 0.05  # share of the answers
+
 
 def answer_record(
     question: Question, sample: int, completion: Completion, config: EvaluateConfig, chat: ChatFormat
@@ -81,6 +83,21 @@ def summarise(config: EvaluateConfig, done: PartialFile) -> dict[str, Any]:
         "answered": float(np.mean(answered)),
         "mean_tokens": float(np.mean(tokens)),
     }
+
+
+def few_answers(summary: dict[str, Any]) -> str | None:
+    """What to do if hardly any completion ends by itself, or holds an answer; None: enough do."""
+    if summary["finished"] < FEW:
+        return (
+            f"only {summary['finished']:.1%} of the answers ended by themselves: raise --max-completion-length, or ask "
+            "the model in the form that it was trained on (--prompt, --tags, --system-prompt-file)"
+        )
+    if summary["answered"] < FEW:
+        return (
+            f"an answer was found in only {summary['answered']:.1%} of the completions: ask the model in the form that "
+            "it was trained on (--prompt, --tags, --system-prompt-file)"
+        )
+    return None
 
 
 def describe(summary: dict[str, Any]) -> str:

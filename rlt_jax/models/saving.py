@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import chex
@@ -31,6 +31,7 @@ _TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",  # not the tokenizer's, but it has the EOS ids
 )
+_ABOUT_FILES = ("rlt_jax.json", "README.md")  # what `about` may hold
 
 
 def save_model(
@@ -40,6 +41,7 @@ def save_model(
     *,
     tokenizer_from: str | Path | None = None,
     eos_ids: Sequence[int] = (),
+    about: Mapping[str, str] | None = None,
     max_shard_size: int = 5_000_000_000,
 ) -> None:
     """Write a folder that `load_model` and transformers read, completely or not at all.
@@ -51,6 +53,7 @@ def save_model(
       tokenizer_from: folder (or hub name) whose tokenizer files and generation_config.json are copied byte for byte.
       eos_ids: tokens that end what the model writes; those that the copied files do not name are added to
         generation_config.json, so that other programs stop there, too.
+      about: name -> text of files that say what the model is: rlt_jax.json, README.md. An older model's are not kept.
       max_shard_size: bytes; a larger model is split into shards with an index.
     Raises:
       UserError: `path` holds something other than a model or cannot be written, or `tokenizer_from` has no tokenizer.
@@ -70,6 +73,8 @@ def save_model(
         for file in tokenizer_files:
             shutil.copyfile(file, fresh / file.name)
         _add_eos_ids(fresh, eos_ids)
+        for name, text in (about or {}).items():
+            (fresh / name).write_text(text, encoding="utf-8")
         if target.exists():
             target.rename(old)
         fresh.rename(target)
@@ -90,10 +95,11 @@ def _check_replaceable(target: Path) -> None:
         return
     if not target.is_dir():
         raise UserError(f"expected a folder to save the model in, but {target} is a file: choose another path")
+    about = _ABOUT_FILES if (target / "config.json").is_file() else ()  # a README.md alone is somebody's own
     foreign = sorted(
         entry.name
         for entry in target.iterdir()
-        if entry.name not in (*_TOKENIZER_FILES, "config.json", INDEX) and entry.suffix != ".safetensors"
+        if entry.name not in (*_TOKENIZER_FILES, *about, "config.json", INDEX) and entry.suffix != ".safetensors"
     )
     if foreign:
         raise UserError(

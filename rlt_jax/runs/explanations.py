@@ -1,7 +1,7 @@
 """Samples explanations of rows, resamples unusable ones, and turns them into lines of a data set."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rlt_jax.configs import GenerateConfig
@@ -102,6 +102,13 @@ def explanation_record(explanation: Explanation) -> dict[str, Any]:
     }
 
 
-def describe_problems(counts: Counter[str]) -> str:
+def count_unusable(counts: Mapping[str, int]) -> int:
+    """How many explanations were unusable after the last try."""
+    return sum(counts.get(problem, 0) for problem in (CUT_OFF, NOT_CLOSED, FORGED))
+
+
+def describe_problems(counts: Mapping[str, int]) -> str:
     """Why explanations were unusable: `3 cut off, 1 tags not closed`."""
-    return ", ".join(f"{counts[problem]} {problem}" for problem in (CUT_OFF, NOT_CLOSED, FORGED) if counts[problem])
+    return ", ".join(
+        f"{counts[problem]} {problem}" for problem in (CUT_OFF, NOT_CLOSED, FORGED) if counts.get(problem)
+    )

@@ -5,7 +5,7 @@ them holds it: the loop in `train.py` owns it.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -35,6 +35,8 @@ from rlt_jax.rewards.records import sample_records
 from rlt_jax.rewards.rlt import RewardFn
 from rlt_jax.rewards.scorer import Scored, Scorer, completion_rows, make_scorer
 from rlt_jax.runs.chat_format import chat_format_of
+from rlt_jax.runs.exported import files_of_training
+from rlt_jax.runs.match_rate import MatchWatch
 from rlt_jax.runs.resume import Inputs, run_inputs
 from rlt_jax.runs.setup import (
     chat_sampler,
@@ -61,6 +63,7 @@ class Rlt:
     config: TrainConfig
     chat: ChatFormat
     eos_ids: tuple[int, ...]
+    about: Mapping[str, str]  # name -> text of the files that say what the exported teacher is
     prompts: Sequence[Prompt]  # to train on
     eval_prompts: Sequence[Prompt]  # held out
     questions: Callable[[int], np.ndarray]  # step, from 0 -> indices into `prompts`
@@ -74,6 +77,7 @@ class Rlt:
     engine: Engine | None
     backoff: MemoryBackoff
     budget: BudgetWatch
+    matches: MatchWatch
 
     # The state of a run: (policy with optimizer, reference).
 
@@ -189,6 +193,12 @@ class Rlt:
         probability = self.config.log.sample_probability
         return sample_records(scored, completions, probability=probability, seed=(self.config.seed, step))
 
+    def watch_matches(self, scored: Scored, completions: Sequence[Completion], *, step: int) -> None:
+        """Warn, once, if hardly any explanation of the first steps closes its tags."""
+        matched = [row.matched for row in scored.rows]
+        if warning := self.matches(matched, [completion.finished for completion in completions], step=step):
+            log.warning(warning)
+
     # Memory.
 
     def watch_memory(self, peaks: dict[str, float], *, compare: bool) -> None:
@@ -222,6 +232,7 @@ def open_rlt(
         more.
     """
     chat = chat_format_of(config)
+    about = files_of_training(config, chat)  # before the run: what the teacher's folder says may change meanwhile
 
     def compare(rows: Sequence[Row], held_out: Sequence[Row]) -> None:
         if compare_inputs is not None:
@@ -244,6 +255,7 @@ def open_rlt(
             config=config,
             chat=chat,
             eos_ids=eos_ids(chat.tokenizer, config.teacher),
+            about=about,
             prompts=prompts,
             eval_prompts=eval_prompts,
             questions=questions,
@@ -285,6 +297,7 @@ def open_rlt(
                 exhausted=advice,
             ),
             budget=BudgetWatch(config.budget_gb),
+            matches=MatchWatch(max_completion_length=config.max_completion_length),
         )
 
 

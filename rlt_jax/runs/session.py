@@ -9,7 +9,7 @@
                 session.log(step, metrics, tokens=...)
             if session.saves(step):
                 session.save(step, state)
-        session.finish(model, state.params, tokenizer_from=..., eos_ids=...)
+        session.finish(model, state.params, tokenizer_from=..., eos_ids=..., about=...)
 
 A session knows nothing of what a step computes: arrays are arguments, and none is held.
 """
@@ -223,17 +223,20 @@ class Session:
         """Write a checkpoint of everything that the next step depends on."""
         save_checkpoint(self._checkpoints, step, arrays, {"step": step, "seed": self._config.seed, **facts})
 
-    def finish(self, model: Model, params: Params, *, tokenizer_from: str, eos_ids: Sequence[int]) -> Path | None:
+    def finish(
+        self, model: Model, params: Params, *, tokenizer_from: str, eos_ids: Sequence[int], about: Mapping[str, str]
+    ) -> Path | None:
         """Close all files and export the model, unless the configuration disables it; returns the model's folder.
 
         Args:
-          eos_ids: as in `save_model`.
+          eos_ids, about: as in `save_model`.
         """
         self._stack.close()
         if not self._config.checkpoint.export:
             return None
-        save_model(self.folder / "final", model, params, tokenizer_from=tokenizer_from, eos_ids=eos_ids)
-        return self.folder / "final"
+        exported = self.folder / "final"
+        save_model(exported, model, params, tokenizer_from=tokenizer_from, eos_ids=eos_ids, about=about)
+        return exported
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The parts of a supervised run, built once: examples, model, optimizer, gradients. The state is an argument."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from rlt_jax.planner.run_plan import model_config_of, model_shape
 from rlt_jax.rewards.logprobs import row_logprobs
 from rlt_jax.runs.announce import sft_lines
 from rlt_jax.runs.chat_format import chat_format_of
+from rlt_jax.runs.exported import files_of_sft
 from rlt_jax.runs.resume import Inputs, run_inputs
 from rlt_jax.runs.setup import CompareRows, load_checked_model, load_split_rows, model_positions, warn_of_skipped
 from rlt_jax.types import Row
@@ -38,6 +39,7 @@ class Sft:
     examples: Sequence[SftExample]  # to train on
     held_out: Sequence[SftExample]
     eos_ids: tuple[int, ...]  # that end what the model is taught to write
+    about: Mapping[str, str]  # name -> text of the files that say what the exported model is
     max_steps: int
     model: Model
     params: Params  # as loaded
@@ -98,7 +100,7 @@ def load_sft(
         if compare_inputs is not None:
             compare_inputs(run_inputs(chat, rows, held_out))
 
-    examples, held_out = load_examples(config, chat, compare=compare)
+    examples, held_out, rows = load_examples(config, chat, compare=compare)
     if len(examples) < config.train_batch_size:
         raise UserError(
             f"train_batch_size={config.train_batch_size}: expected at most the {len(examples)} usable rows of "
@@ -119,6 +121,7 @@ def load_sft(
         examples=examples,
         held_out=held_out,
         eos_ids=eos_ids(chat.tokenizer, config.model),
+        about=files_of_sft(config, chat, rows, steps=max_steps),
         max_steps=max_steps,
         model=model,
         params=params,
@@ -139,37 +142,41 @@ def load_sft(
 
 def load_examples(
     config: SftConfig, chat: ChatFormat, *, compare: CompareRows | None = None
-) -> tuple[Sequence[SftExample], Sequence[SftExample]]:
-    """(examples to train on, held-out examples); unusable rows are skipped and counted in the log.
+) -> tuple[Sequence[SftExample], Sequence[SftExample], list[Row]]:
+    """(examples to train on, held-out examples, rows of the former); unusable rows are skipped and counted in the log.
 
     Args:
       compare: called with the rows to train on and those held out, before the work; may refuse them.
     """
-    positions = model_positions(config.model)
-
-    def build(rows: Sequence[Row], name: str) -> Sequence[SftExample]:
-        if not rows:
-            return ()
-        built = build_sft_examples(rows, chat, target=config.target, max_length=config.max_length, positions=positions)
-        warn_of_skipped(built.skipped, f"{name} rows")
-        return built.examples
-
     split = load_split_rows(config.data, evaluates=config.eval_steps > 0)
     if compare is not None:
         compare(split.train, split.held_out)
-    examples, held_out = build(split.train, "training"), build(split.held_out, "held-out")
+    examples, skipped = build_examples(config, chat, split.train, "training")
+    held_out, _ = build_examples(config, chat, split.held_out, "held-out")
     lines = sft_lines(
         config,
         chat,
         trained=len(examples),
-        skipped=split.skipped + len(split.train) - len(examples),
+        skipped=split.skipped + len(skipped),
         held_out=len(held_out),
         steps=steps_of(config, len(examples)),
         rows=split.train,
     )
     for line in lines:
         log.info(line)
-    return examples, held_out
+    return examples, held_out, [row for row in split.train if row.number not in skipped]
+
+
+def build_examples(
+    config: SftConfig, chat: ChatFormat, rows: Sequence[Row], name: str
+) -> tuple[Sequence[SftExample], set[int]]:
+    """(examples of rows, numbers of those that are skipped), which the log counts under `name`."""
+    if not rows:
+        return (), set()
+    positions = model_positions(config.model)
+    built = build_sft_examples(rows, chat, target=config.target, max_length=config.max_length, positions=positions)
+    warn_of_skipped(built.skipped, f"{name} rows")
+    return built.examples, {number for number, _ in built.skipped}
 
 
 def steps_of(config: SftConfig, examples: int) -> int:

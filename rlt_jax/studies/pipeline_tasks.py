@@ -129,6 +129,7 @@ def _tasks(study: PipelineStudy, work: Path, seed: int) -> Iterator[Task]:
         out = work / "evaluated" / f"{name}.jsonl"
         yield file_task("evaluate", f"evaluate-{name}", _evaluate(study, out, seed, model=model), *distilled)
         score = _score(study, out.with_suffix(""), teacher=model, student=model, reward=at_temperature_1)
+        score = replace(score, on_contradiction="warn")  # a student in the teacher's place
         yield file_task("evaluate", f"logp-{name}", score, out, *distilled)
 
 
