@@ -40,7 +40,6 @@ TINY = TrainConfig(
         path=str(_TINY_ASSETS / "train.jsonl"),
         eval_path=str(_TINY_ASSETS / "eval.jsonl"),
         eval_rows=128,
-        teacher_prompt_file=str(_TINY_ASSETS / "teacher_prompt.txt"),
     ),
     sampler=SamplerConfig(max_batch=64),
     loss=LossConfig(saved_mlp=3, saved_attention=3),

@@ -40,6 +40,9 @@ STUDENT_PROMPT = (
 )
 
 
+ROWS_FIRST = "rows, else "  # begins the source of a prompt that a row's own `system` precedes
+
+
 @dataclass(frozen=True)
 class ChatSources:
     """Where each part of a chat format comes from: a flag, a file, or "default"."""

@@ -16,7 +16,9 @@ from rlt_jax.configs import (
     SftConfig,
     TrainConfig,
 )
-from rlt_jax.data import STUDENT_PROMPT, TEACHER_PROMPT, ChatFormat, tags_of
+from rlt_jax.data import ChatFormat
+from rlt_jax.data.chat_format import ROWS_FIRST
+from rlt_jax.data.model_record import tag_format_of
 from rlt_jax.types import Row
 
 FIRST_WORDS = 6  # of a prompt
@@ -95,9 +97,8 @@ def evaluate_lines(config: EvaluateConfig, chat: ChatFormat, *, asked: int, skip
         words = "no system prompt" if file is None else f"from {_short(file)} {_quoted(chat.student_prompt)}"
         prompt = f"the model's own chat, {words}"
     else:
-        named = _named(file, chat.student_prompt, STUDENT_PROMPT)
         note = " (rows with a `system` keep it)" if file is None else ""
-        prompt = f"{named}{note}; {tags_words(chat)}"
+        prompt = f"{_student_prompt(chat)}{note}; {tags_words(chat)}"
     return [
         f"asking {_short(config.model)} {asked} questions of {rows_of(config.data)} ({skipped} skipped), {each}; "
         f"answers are the column {config.data.answer_column}",
@@ -131,12 +132,12 @@ def rows_of(data: DataConfig | RowsConfig | QuestionsConfig) -> str:
 
 def teacher_words(data: DataConfig | RowsConfig | ScoreConfig, chat: ChatFormat) -> str:
     """Where the teacher's system prompt is from, and its first words."""
-    return f"teacher's {_named(data.teacher_prompt_file, chat.teacher_prompt, TEACHER_PROMPT)}"
+    return f"teacher's {_from(chat.sources.teacher_prompt)} {_quoted(chat.teacher_prompt)}"
 
 
 def student_words(data: DataConfig | RowsConfig | ScoreConfig, chat: ChatFormat, rows: Sequence[Row]) -> str:
     """Where the student's system prompt is from, and its first words."""
-    named = _named(data.student_prompt_file, chat.student_prompt, STUDENT_PROMPT)
+    named = _student_prompt(chat)
     own = [row.system for row in rows if row.system is not None]
     if chat.student_prompt_overrides_rows or not own:
         return f"student's {named}"
@@ -147,14 +148,17 @@ def student_words(data: DataConfig | RowsConfig | ScoreConfig, chat: ChatFormat,
 
 def tags_words(chat: ChatFormat) -> str:
     """The style of the tags, and one of them."""
-    style = "r1" if chat.tags == tags_of("r1") else "bespoke"
-    return f"tags {style} ({chat.tags.explanation_start} ...)"
+    return f"tags {tag_format_of(chat.tags)} {_from(chat.sources.tags)} ({chat.tags.explanation_start} ...)"
 
 
-def _named(file: str | None, prompt: str, default: str) -> str:
-    """Where a prompt is from: its file, the default, or the model's folder."""
-    where = f"from {_short(file)}" if file is not None else "default" if prompt == default else "of the model's folder"
-    return f"{where} {_quoted(prompt)}"
+def _student_prompt(chat: ChatFormat) -> str:
+    """The prompt of rows without one of their own."""
+    return f"{_from(chat.sources.student_prompt.removeprefix(ROWS_FIRST))} {_quoted(chat.student_prompt)}"
+
+
+def _from(source: str) -> str:
+    """Where a prompt or the tags are from: a file, or a default."""
+    return source if source == "default" else f"from {_short(source)}"
 
 
 def _source(path: str, split: str) -> str:

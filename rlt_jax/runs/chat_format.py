@@ -20,6 +20,7 @@ from rlt_jax.data import (
     tags_of,
     template_notes,
 )
+from rlt_jax.data.chat_format import ROWS_FIRST
 from rlt_jax.data.model_record import Role, StudentGap, chat_outline
 from rlt_jax.runs.contradictions import (
     Choice,
@@ -88,7 +89,7 @@ def chat_format_of(config: Config) -> ChatFormat:
     sources = ChatSources(
         tags=tags.source,
         teacher_prompt=teacher_prompt.source,
-        student_prompt=student_prompt.source if asked.student_prompt_file else f"rows, else {student_prompt.source}",
+        student_prompt=student_prompt.source if asked.student_prompt_file else ROWS_FIRST + student_prompt.source,
         student_gap=gap.source,
     )
     return replace(chat, student_sft_gap="\n\n" if gap.value == "blank-line" else None, sources=sources)

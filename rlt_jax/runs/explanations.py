@@ -109,6 +109,4 @@ def count_unusable(counts: Mapping[str, int]) -> int:
 
 def describe_problems(counts: Mapping[str, int]) -> str:
     """Why explanations were unusable: `3 cut off, 1 tags not closed`."""
-    return ", ".join(
-        f"{counts[problem]} {problem}" for problem in (CUT_OFF, NOT_CLOSED, FORGED) if counts.get(problem)
-    )
+    return ", ".join(f"{counts[problem]} {problem}" for problem in (CUT_OFF, NOT_CLOSED, FORGED) if counts.get(problem))

@@ -20,6 +20,7 @@ from rlt_jax.configs.files import build, read_yaml, without_unknown
 from rlt_jax.configs.presets import train_config
 from rlt_jax.configs.resume import Change, changes
 from rlt_jax.data import ChatFormat
+from rlt_jax.data.model_record import tag_format_of
 from rlt_jax.errors import UserError
 from rlt_jax.report.folder import writing_to
 from rlt_jax.report.partial_file import fingerprint
@@ -51,6 +52,7 @@ def run_inputs(
     Fingerprints of the models' weights belong here, too, once there are some.
     """
     inputs = {
+        "the tags": tag_format_of(chat.tags),
         "the teacher's prompt": chat.teacher_prompt,
         "the student's prompt": chat.student_prompt,
         "the rows' own prompts for the student": "not used" if chat.student_prompt_overrides_rows else "used",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rlt_jax.configs import TrainConfig
 from rlt_jax.data import ChatFormat
+from rlt_jax.data.model_record import tag_format_of
 from rlt_jax.errors import UserError
 from rlt_jax.planner.preflight import Check, is_hub_name, local_folder
 from rlt_jax.runs.chat_format import chat_format_of
@@ -33,9 +34,12 @@ def start_checks(config: TrainConfig) -> list[Check]:
         except UserError as error:
             refused = Check("chats", "problem", "the run would be refused", _one_line(str(error)), concerns_plan=True)
             return [refused, _data_check(here, None)]
-    prompts = {"teacher": config.data.teacher_prompt_file, "student": config.data.student_prompt_file}
-    found = ", ".join(f"{name}'s prompt: {path or 'default'}" for name, path in prompts.items())
-    return [_noted("chats", f"tags {config.data.tags}, {found}", notes), _data_check(here, chat)]
+    sources = chat.sources
+    found = (
+        f"tags {tag_format_of(chat.tags)} ({sources.tags}), teacher's prompt: {sources.teacher_prompt}, student's "
+        f"prompt: {sources.student_prompt}"
+    )
+    return [_noted("chats", found, notes), _data_check(here, chat)]
 
 
 def _with_local_models(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
