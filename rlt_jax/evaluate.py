@@ -1,6 +1,5 @@
 """Measure the exact-answer accuracy of a model: `python -m rlt_jax.evaluate --model DIR --data.path ... --out ...`."""
 
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from rlt_jax.data.model_record import tag_format_of
 from rlt_jax.device.jax_setup import prepare_memory, use_compilation_cache
 from rlt_jax.errors import command
 from rlt_jax.evals.grading import answer_record, describe, few_answers, summarise
+from rlt_jax.report.json_text import json_text
 from rlt_jax.report.partial_file import Chunk, PartialFile, fingerprint, open_partial
 from rlt_jax.report.whole_file import whole_file
 from rlt_jax.runs.announce import evaluate_lines
@@ -76,7 +76,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
                 write_chunks(config, questions, prompts, partial, chat, sampler_settings, engine)
         summary = summarise(config, partial) | {"skipped": unusable}
         with whole_file(out.with_suffix(".summary.json"), "the summary") as path:
-            path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+            path.write_text(json_text(summary, indent=2) + "\n", encoding="utf-8")
         partial.finish()
     if warning := few_answers(summary):
         log.warning(warning)

@@ -4,7 +4,6 @@ On a machine with a GPU, its size is read and the run's programs are compiled fo
 of the ledger's formulas (`planner/ledger.py`).
 """
 
-import json
 import logging
 import sys
 from functools import partial
@@ -15,6 +14,7 @@ from rlt_jax.configs import PlanOptions, TrainConfig, parse_plan_args, run_or_pr
 from rlt_jax.errors import command
 from rlt_jax.planner.report import make_report
 from rlt_jax.planner.tables import report_json, show
+from rlt_jax.report.json_text import json_text
 from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.start_check import start_checks
 
@@ -27,7 +27,7 @@ def plan(config: TrainConfig, *, options: PlanOptions) -> None:
     log.setLevel(logging.INFO)
     report = make_report(config, compile_programs=options.compile, start_checks=start_checks(config))
     if options.json:
-        print(json.dumps(report_json(report), indent=2))
+        print(json_text(report_json(report), indent=2))
     else:
         show(report, get_console())
     if not report.fits:

@@ -22,6 +22,20 @@ Reduction = Literal["mean", "sum", "min", "max", "median", "first_quartile", "la
 Normalization = Literal["exp", "exp_norm"]  # of a token's value x: exp(x), or 1 - exp(-x)
 
 
+class WrittenFloat(float):
+    """A number of a JSON file with its digits as they were written: a float alone keeps 17 of them."""
+
+    text: str
+
+    def __new__(cls, text: str) -> "WrittenFloat":
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __reduce__(self) -> tuple[type["WrittenFloat"], tuple[str]]:
+        return type(self), (self.text,)
+
+
 @dataclass(frozen=True)
 class Row:
     """One usable row of a data set, its texts exactly as they appear between their tags."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from rlt_jax.errors import UserError
+from rlt_jax.types import WrittenFloat
 
 FORMS = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 _PACKED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")  # gzip is read, the others are refused
@@ -21,20 +22,6 @@ class Unreadable:
 
     def __str__(self) -> str:
         return self.reason
-
-
-class WrittenFloat(float):
-    """A number of a JSON file with its digits as they were written: a float alone keeps 17 of them."""
-
-    text: str
-
-    def __new__(cls, text: str) -> "WrittenFloat":
-        number = super().__new__(cls, text)
-        number.text = text
-        return number
-
-    def __reduce__(self) -> tuple[type["WrittenFloat"], tuple[str]]:
-        return type(self), (self.text,)
 
 
 def form_of(file: Path) -> str | None:
@@ -106,7 +93,7 @@ def read_json(file: Path) -> Iterator[tuple[int, object]]:
 
 def _parse(text: bytes) -> object:
     try:
-        return json.loads(text.decode("utf-8-sig"), parse_float=WrittenFloat)
+        return json.loads(text.decode("utf-8-sig"), parse_float=WrittenFloat, parse_constant=lambda name: None)
     except UnicodeDecodeError as error:
         return Unreadable(f"not UTF-8 (byte {error.start})")
     except json.JSONDecodeError as error:

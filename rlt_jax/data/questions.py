@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 
 from rlt_jax.data.rows import BadRow, optional_text, read_rows
-from rlt_jax.data.sources import Unreadable, WrittenFloat
+from rlt_jax.data.sources import Unreadable
+from rlt_jax.types import WrittenFloat
 
 _log = logging.getLogger("rlt_jax")
 

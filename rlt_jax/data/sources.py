@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rlt_jax.data.csv_rows import read_csv
-from rlt_jax.data.file_rows import FORMS, Unreadable, WrittenFloat, form_of, holds_rows, read_json, read_parquet
+from rlt_jax.data.file_rows import FORMS, Unreadable, form_of, holds_rows, read_json, read_parquet
 from rlt_jax.data.folders import choose_files
 from rlt_jax.errors import UserError
 
-__all__ = ["Source", "Unreadable", "WrittenFloat", "open_source"]
+__all__ = ["Source", "Unreadable", "open_source"]
 
 _MOST_SHOWN = 3  # files in one line
 

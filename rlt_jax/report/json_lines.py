@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlt_jax.errors import UserError
+from rlt_jax.report.json_text import json_line, parsed_json
 from rlt_jax.report.whole_file import whole_file
 
 
@@ -19,7 +20,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     try:
         with path.open(encoding="utf-8") as lines:  # not splitlines: texts may hold other line separators
             for number, line in enumerate(lines, start=1):
-                record = json.loads(line)
+                record = parsed_json(line)
                 if not isinstance(record, dict):
                     raise UserError(_not_json_lines(path, f"line {number} is not an object"))
                 records.append(record)
@@ -41,7 +42,7 @@ def write_json_lines(path: Path, records: Iterable[Mapping[str, Any]], *, name: 
       UserError: the file cannot be written.
     """
     with whole_file(path, name) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        file.writelines(map(json_line, records))
 
 
 def _not_json_lines(path: Path, reason: str) -> str:

@@ -5,7 +5,6 @@ incomplete line, left by a killed process, is dropped and its chunk computed aga
 """
 
 import hashlib
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from rlt_jax.errors import UserError
+from rlt_jax.report.json_text import json_line, json_text, parsed_json
 from rlt_jax.report.owner import sole_writer
 from rlt_jax.report.whole_file import whole_file
 
@@ -46,7 +46,7 @@ class PartialFile:
     def add(self, chunk: Chunk) -> None:
         """Append a chunk; on return it is on disk."""
         with _writing(self._out):
-            self._file.write(_json_line({"records": chunk.records, "counts": chunk.counts}))
+            self._file.write(json_line({"records": chunk.records, "counts": chunk.counts}).encode())
             _flush(self._file)
         self.done += 1
 
@@ -55,7 +55,7 @@ class PartialFile:
         with Path(self._file.name).open("rb") as file:
             next(file)
             for line in file:
-                yield Chunk(**json.loads(line))
+                yield Chunk(**parsed_json(line))
 
     def counts(self) -> Counter[str]:
         """The counts, summed over all chunks."""
@@ -68,7 +68,7 @@ class PartialFile:
         """Write the records of all chunks to OUT in one atomic move, and remove the partial file."""
         with whole_file(self._out, "--out") as temporary, temporary.open("wb") as file:
             for chunk in self.read():
-                file.writelines(map(_json_line, chunk.records))
+                file.writelines(json_line(record).encode() for record in chunk.records)
             _flush(file)
         Path(self._file.name).unlink()
 
@@ -92,7 +92,7 @@ def open_partial(out: Path, settings: Mapping[str, Any]) -> Iterator[PartialFile
             file = path.open("a+b")
         with file:
             with _writing(out):
-                partial = PartialFile(file, out, _resume(file, json.loads(json.dumps(settings))))
+                partial = PartialFile(file, out, _resume(file, parsed_json(json_text(settings))))
             try:
                 yield partial
             finally:
@@ -116,17 +116,16 @@ def _resume(file: BinaryIO, settings: Record) -> int:
         record = _parse(line)
         if record is None:
             break
-        if not lines and record != settings:
-            differences = "; ".join(_differences(record, settings))
+        if not lines and (differences := list(_differences(record, settings))):
             raise UserError(
-                f"{file.name} was started with other settings: {differences}: use those to resume, or delete the file "
-                "to start over"
+                f"{file.name} was started with other settings: {'; '.join(differences)}: use those to resume, or "
+                "delete the file to start over"
             )
         lines += 1
         end += len(line)
     file.truncate(end)
     if not lines:
-        file.write(_json_line(settings))
+        file.write(json_line(settings).encode())
         _flush(file)
         return 0
     return lines - 1
@@ -135,7 +134,7 @@ def _resume(file: BinaryIO, settings: Record) -> int:
 def _parse(line: bytes) -> Record | None:
     """The object in a line; None if the line is incomplete."""
     try:
-        record = json.loads(line) if line.endswith(b"\n") else None
+        record = parsed_json(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
     return record if isinstance(record, dict) else None
@@ -148,10 +147,6 @@ def _differences(old: Record, new: Record, section: str = "") -> Iterator[str]:
             yield from _differences(before, now, f"{section}{name}.")
         elif before != now:
             yield f"{section}{name}={before} (now {now})"
-
-
-def _json_line(record: Mapping[str, Any]) -> bytes:
-    return (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def _flush(file: BinaryIO) -> None:

@@ -15,11 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-import numpy as np
 from tensorboard.summary import Writer as TensorBoardWriter
 
 from rlt_jax.errors import UserError
 from rlt_jax.report.folder import writing_to
+from rlt_jax.report.json_text import json_line, parsed_json
 
 METRICS_FILE = "metrics.jsonl"
 COMPLETIONS_FILE = "completions.jsonl"
@@ -160,7 +160,7 @@ def keep_until(path: Path, step: int) -> list[dict[str, Any]]:
     records = read_lines(path)
     # a new run writes its own step 0, so at 0 nothing of an earlier run stays
     kept = [record for record in records if step > 0 and record["step"] <= step]
-    text = "".join(map(_json_line, kept))
+    text = "".join(map(json_line, kept))
     if path.exists() and path.read_bytes() != text.encode():
         log.info("%s: resuming from step %d, %d of %d lines kept", path, step, len(kept), len(records))
         temporary = path.with_name(path.name + ".tmp")
@@ -174,32 +174,15 @@ def keep_until(path: Path, step: int) -> list[dict[str, Any]]:
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        record = json.loads(line)
+        record = parsed_json(line)
     except json.JSONDecodeError:
         return None
     return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def _append(file: TextIO, record: Mapping[str, object]) -> None:
-    file.write(_json_line(record))
+    file.write(json_line(record))
     file.flush()  # a killed run keeps every line
-
-
-def _json_line(record: Mapping[str, object]) -> str:
-    return json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _plain(value: object) -> object:
-    """Convert NumPy scalars and arrays to Python values, and floats that JSON cannot hold to None."""
-    if isinstance(value, np.generic | np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _open_tensorboard(folder: Path, records: Sequence[Mapping[str, Any]]) -> TensorBoardWriter:

@@ -1,12 +1,12 @@
 """Evaluation during training: fixed held-out prompts and seeds, so that only the weights differ between evaluations."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from rlt_jax.data import ChatFormat
+from rlt_jax.report.json_text import json_line
 from rlt_jax.report.paired import PairedChange, paired_change
 from rlt_jax.report.writer import read_lines
 from rlt_jax.rewards.metrics import eval_metrics
@@ -40,15 +40,15 @@ def evaluation_results(
 def write_records(run_dir: Path, step: int, records: Sequence[Mapping[str, float]]) -> None:
     """Append the records of an evaluation to EVAL_FILE."""
     with (run_dir / EVAL_FILE).open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps({"step": step, **record}) + "\n" for record in records)
+        file.writelines(json_line({"step": step, **record}) for record in records)
 
 
 def read_changes(run_dir: Path, names: Sequence[str], *, first: int, last: int) -> dict[str, PairedChange]:
     """Paired change of each named quantity from the evaluation at step `first` to that at `last`, by prompt.
 
     Where a resumed run has accepted a change of what is measured, evaluations up to it do not count: the first one
-    after it takes the place of that at `first`. Leaves out names that the reward did not report; {} unless both steps
-    evaluated two or more prompts in common.
+    after it takes the place of that at `first`. Leaves out names that the reward did not report, and prompts where a
+    value was not finite; {} unless both steps evaluated two or more prompts in common.
     """
     records = {(record["step"], record["row"]): record for record in read_lines(run_dir / EVAL_FILE)}
     changed = last_accepted_change(run_dir)
@@ -57,10 +57,10 @@ def read_changes(run_dir: Path, names: Sequence[str], *, first: int, last: int) 
     rows = sorted({row for step, row in records if step == first} & {row for step, row in records if step == last})
     if len(rows) < 2 or first == last:
         return {}
-    return {
-        name: paired_change(
-            np.array([records[first, row][name] for row in rows]), np.array([records[last, row][name] for row in rows])
-        )
-        for name in names
-        if all(name in records[step, row] for step in (first, last) for row in rows)
-    }
+    changes = {}
+    for name in names:
+        pairs = [(records[first, row].get(name), records[last, row].get(name)) for row in rows]
+        known = np.array([pair for pair in pairs if None not in pair], dtype=float)
+        if len(known) >= 2:
+            changes[name] = paired_change(known[:, 0], known[:, 1])
+    return changes

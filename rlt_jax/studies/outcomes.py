@@ -191,15 +191,15 @@ def _teachers(work: Path) -> dict[str, dict[str, Values]]:
             columns = {"solution_logp": "solution_logp/mean", "thought_kl": "thought_kl/mean"}
             if arm == "rlt":  # the other arm has a different reward
                 columns["reward"] = "reward"
-            values: dict[str, Values] = {
-                key: {line["row"]: line[column] for line in lines}
+            values: dict[str, Values] = {  # without those that were not finite
+                key: known
                 for key, column in columns.items()
-                if column in lines[0]
+                if (known := {line["row"]: line[column] for line in lines if line.get(column) is not None})
             }
             rates = {
-                measure.key: {0: evaluations[step][f"eval/{measure.key}"]}
+                measure.key: {0: rate}
                 for measure in (COPY, REPEAT)
-                if f"eval/{measure.key}" in evaluations[step]
+                if (rate := evaluations[step].get(f"eval/{measure.key}")) is not None
             }
             teachers.setdefault(name, {**values, **rates})
     return teachers
@@ -244,11 +244,11 @@ def _seconds(work: Path) -> dict[str, dict[str, Values]]:
 
 
 def _losses(work: Path, run: str) -> list[float]:
-    """First and last held-out loss of a fine-tuning run; [] if it is not finished."""
+    """First and last held-out loss of a fine-tuning run; [] if it is not finished, or one of them is not known."""
     if run not in finished_tasks(work):
         return []
     losses = [line["eval/loss"] for line in read_lines(work / run / METRICS_FILE) if "eval/loss" in line]
-    return [losses[0], losses[-1]] if losses else []
+    return [losses[0], losses[-1]] if losses and None not in (losses[0], losses[-1]) else []
 
 
 def _means_by_row(lines: Sequence[Mapping[str, Any]], measures: Iterable[Measure]) -> dict[str, Values]:

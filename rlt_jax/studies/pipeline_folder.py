@@ -1,7 +1,6 @@
 """A pipeline's work folder: the settings and seconds of each command, and checks that they match a study."""
 
 import contextlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from rlt_jax.configs.train import TrainConfig
 from rlt_jax.errors import UserError
 from rlt_jax.report.folder import writing_to
 from rlt_jax.report.json_lines import read_json_lines
+from rlt_jax.report.json_text import json_line
 from rlt_jax.studies.pipeline_tasks import Task
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def record_seconds(work: Path, task: Task, seconds: float, *, finished: bool) ->
     """Append a line to SECONDS_FILE."""
     line = {"stage": task.stage, "task": task.name, "seconds": round(seconds, 2), "finished": finished}
     with writing_to(work), (work / SECONDS_FILE).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json_line(line))
 
 
 def finished_tasks(work: Path) -> set[str]:

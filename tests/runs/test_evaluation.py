@@ -91,6 +91,16 @@ def test_changes_are_paired_by_row(tmp_path):
     assert change.standard_error == pytest.approx(0.25)
 
 
+def test_a_prompt_without_a_finite_value_is_left_out(tmp_path):
+    write(tmp_path, 0, {7: 1.0, 8: 2.0, 9: float("nan")})
+    write(tmp_path, 4, {7: 2.0, 8: 2.5, 9: 1.0})
+    assert "NaN" not in (tmp_path / EVAL_FILE).read_text()
+    change = read_changes(tmp_path, ("reward",), first=0, last=4)["reward"]
+    assert (change.count, change.change) == (2, 0.75)
+    write(tmp_path, 6, {7: float("inf"), 8: 2.5, 9: 1.0})
+    assert read_changes(tmp_path, ("reward",), first=0, last=6) == {}  # one prompt is left
+
+
 @pytest.mark.parametrize(("first", "last"), [(0, 0), (0, 5), (3, 4), (0, 6)])
 def test_without_two_common_rows_of_two_steps_there_is_no_change(tmp_path, first, last):
     write(tmp_path, 0, {1: 1.0, 2: 1.0})
