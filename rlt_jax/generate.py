@@ -13,7 +13,6 @@ from rlt_jax.data import (
     ChatFormat,
     build_prompts,
     eos_ids,
-    load_rows,
     student_system,
 )
 from rlt_jax.data.model_record import tag_format_of
@@ -27,6 +26,7 @@ from rlt_jax.runs.announce import generate_lines
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.explanations import count_unusable, describe_problems, explanation_record, sample_explanations
+from rlt_jax.runs.rows import load_data_rows
 from rlt_jax.runs.setup import chat_sampler, load_checked_model, room_of, warn_of_skipped
 from rlt_jax.sampling.engine import Engine
 from rlt_jax.sampling.factory import (
@@ -56,9 +56,8 @@ def generate(config: GenerateConfig) -> Path:
     out = Path(config.out)
     use_compilation_cache()
     prepare_memory(shared=config.sampler.kind == "vllm", pinned_bytes=0)
-    data = config.data
     chat = chat_format_of(config)
-    loaded = load_rows(data.path, split=data.split, subset=data.subset, on_bad_row=data.on_bad_row, say=print)
+    loaded = load_data_rows(config.data, say=print)
     built = build_prompts(loaded.rows, chat, max_prompt_length=config.max_prompt_length, room=room_of(config))
     warn_of_skipped(built.skipped, "rows")
     skipped_rows = len(loaded.skipped) + len(built.skipped)

@@ -1,6 +1,5 @@
 """Score existing explanations: `python -m rlt_jax.score --teacher DIR --student DIR --data ...`."""
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,11 +10,12 @@ import numpy as np
 from rich.progress import track
 
 from rlt_jax.configs import ScoreConfig, check_score_config, parse_command, run_or_print
-from rlt_jax.data import ExplainedRow, Room, describe_skipped, explained_score_rows, load_explained_rows
+from rlt_jax.data import ExplainedRow, Room, describe_skipped, explained_score_rows
 from rlt_jax.device.jax_setup import prepare_memory, use_compilation_cache
 from rlt_jax.errors import UserError, command
 from rlt_jax.models import Params
 from rlt_jax.report.histogram import draw_histogram, histogram_text
+from rlt_jax.report.json_text import json_line, json_text
 from rlt_jax.report.owner import sole_writer
 from rlt_jax.report.whole_file import whole_file
 from rlt_jax.rewards.ranking import ranks, select_rows
@@ -24,6 +24,7 @@ from rlt_jax.rewards.scorer import Scorer, make_scorer
 from rlt_jax.runs.announce import score_lines
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.chats import show_chat
+from rlt_jax.runs.rows import load_rows_to_score
 from rlt_jax.runs.setup import load_checked_model, warn_of_skipped
 from rlt_jax.types import ScoreRow
 
@@ -60,14 +61,7 @@ def write_scores(config: ScoreConfig, outputs: Mapping[str, Path]) -> None:
     use_compilation_cache()
     prepare_memory(shared=False, pinned_bytes=0)
     chat = chat_format_of(config)
-    rows, skipped = load_explained_rows(
-        config.data,
-        chat.tags,
-        split=config.split,
-        subset=config.subset,
-        on_bad_row=config.on_bad_row,
-        say=print,
-    )
+    rows, skipped = load_rows_to_score(config, chat.tags, say=print)
     print("\n".join(score_lines(config, chat, rows=[explained.row for explained in rows], skipped=len(skipped))))
     if config.selected_out is not None:
         check_json(rows)  # before hours of scoring
@@ -92,7 +86,7 @@ def write_scores(config: ScoreConfig, outputs: Mapping[str, Path]) -> None:
                 usable, unusable = explained_score_rows(rows[start : start + chunk], chat, room=room)
                 unscored += unusable
                 for explained, reward, record in score_chunk(usable):
-                    file.write(json.dumps(record) + "\n")
+                    file.write(json_line(record))
                     scored.append(explained)
                     scores.append(reward)
         if not scored:
@@ -112,7 +106,7 @@ def write_scores(config: ScoreConfig, outputs: Mapping[str, Path]) -> None:
             )
             with files["--selected-out"].open("w", encoding="utf-8") as file:
                 for i, rank in zip(kept, ranks(rewards[kept])):
-                    file.write(json.dumps({**scored[i].raw, "reward": rewards[i], "rank": int(rank)}) + "\n")
+                    file.write(json_line({**scored[i].raw, "reward": rewards[i], "rank": int(rank)}))
         if "--histogram" in files:
             draw_histogram(rewards, files["--histogram"], kept=kept)
     print(f"rewards\n{histogram_text(rewards)}")
@@ -147,7 +141,7 @@ def check_json(rows: Sequence[ExplainedRow]) -> None:
     for explained in rows:
         for column, value in explained.raw.items():
             try:
-                json.dumps(value)
+                json_text(value)
             except TypeError as error:
                 raise UserError(
                     f"row {explained.row.number}: --selected-out is JSON Lines, which cannot hold its column "

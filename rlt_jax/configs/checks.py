@@ -39,6 +39,22 @@ def text_problems(texts: Mapping[str, tuple[str | None, str]]) -> Iterator[str]:
             yield f"{name} is empty: expected {expected}"
 
 
+def column_problems(config: "DataclassInstance", section: str = "") -> Iterator[str]:
+    """Columns that are named by an empty text, or twice: the fields of `config` that end in `_column`.
+
+    Args:
+      section: of the fields, with its dot, for messages.
+    """
+    names = {name: column for name, column in asdict(config).items() if name.endswith("_column")}
+    yield from text_problems(
+        {f"{section}{name}": (column, "the name of a column, or None") for name, column in names.items()}
+    )
+    fields = [name for name, column in names.items() if column is not None]
+    for i, name in enumerate(fields):
+        if (other := next((earlier for earlier in fields[:i] if names[earlier] == names[name]), None)) is not None:
+            yield f"{section}{other} and {section}{name} name the same column, {names[name]}: give each its own"
+
+
 def count_problems(counts: Mapping[str, int]) -> Iterator[str]:
     """Counts below 1, by field name."""
     for name, count in counts.items():

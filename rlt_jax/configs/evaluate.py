@@ -29,6 +29,8 @@ class QuestionsConfig:
     """Column with nothing but the right answer (57, without derivation); with choices, the text of the right option."""
     choice_columns: tuple[str, ...] = ()
     """Columns with the wrong options of multiple-choice questions. Empty: free-form answers."""
+    system_column: str | None = None
+    """Column with the student's system prompt. None: `system`."""
     on_bad_row: Literal["skip", "stop"] = "skip"
     """What to do with an unusable row: skip (number, reason and count are reported) or stop."""
 
@@ -100,6 +102,7 @@ def _evaluate_problems(config: EvaluateConfig) -> Iterator[str]:
             "data.subset": (data.subset, "the name of a subset, or None"),
             "data.question_column": (data.question_column, "the name of a column"),
             "data.answer_column": (data.answer_column, "the name of a column"),
+            "data.system_column": (data.system_column, "the name of a column, or None"),
             "out": (config.out, "a file to write"),
         }
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from rlt_jax.configs.checks import check_problems, text_problems
+from rlt_jax.configs.checks import check_problems, column_problems, text_problems
 from rlt_jax.configs.resume import MayChange
 from rlt_jax.configs.sampling import sampling_problems
 from rlt_jax.configs.schema import RewardConfig, SamplerConfig, reward_problems
@@ -33,6 +33,15 @@ class RowsConfig:
     on_contradiction: MayChange[Literal["stop", "warn"]] = "stop"
     """What to do if tags, prompts, roles or chat templates contradict rlt_jax.json in a model's folder: stop, or
     warn and go on."""
+    question_column: str | None = None
+    """Column with the question. None: `question`, or `prompt`."""
+    solution_column: str | None = None
+    """Column with the solution, as text or as a number. None: `solution`. A named question or solution is read instead
+    of the row's `conversations`."""
+    trace_column: str | None = None
+    """Column with the reasoning trace. None: `reasoning_trace`."""
+    system_column: str | None = None
+    """Column with the student's system prompt. None: `system`."""
     on_bad_row: Literal["skip", "stop"] = "skip"
     """What to do with an unusable row: skip (number, reason and count are reported) or stop."""
 
@@ -104,6 +113,7 @@ def _generate_problems(config: GenerateConfig) -> Iterator[str]:
             "out": (config.out, "a file to write"),
         }
     )
+    yield from column_problems(config.data, "data.")
     yield from sampling_problems(
         config,
         positive={

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import tyro
 
-from rlt_jax.configs.checks import count_problems, text_problems
+from rlt_jax.configs.checks import column_problems, count_problems, text_problems
 from rlt_jax.configs.files import load_settings, type_problems
 from rlt_jax.configs.resume import MayChange
 from rlt_jax.configs.schema import RewardConfig, SamplerConfig
@@ -101,6 +101,15 @@ class PipelineData:
     """Split of data.heldout_path."""
     heldout_subset: str | None = None
     """Subset of data.heldout_path, as data.subset."""
+    question_column: str | None = None
+    """Column with the question. None: `question`, or `prompt`."""
+    solution_column: str | None = None
+    """Column with the solution, as text or as a number. None: `solution`. A named question or solution is read instead
+    of the row's `conversations`."""
+    trace_column: str | None = None
+    """Column with the reasoning trace. None: `reasoning_trace`."""
+    system_column: str | None = None
+    """Column with the student's system prompt. None: `system`."""
     train_rows: int | None = None
     """Number of rows to train on, from the start of data.path. None: all."""
     explain_rows: int | None = None
@@ -198,6 +207,7 @@ def _study_problems(study: PipelineStudy) -> Iterator[str]:
         "samples": study.samples,
     }
     yield from count_problems(counts)
+    yield from column_problems(data, "data.")
     for name, count in {"data.heldout_rows": data.heldout_rows, "data.test_rows": data.test_rows}.items():
         if count < 2:
             yield f"{name}={count}: expected 2 or more, as confidence intervals need them"

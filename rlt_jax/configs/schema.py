@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from rlt_jax.configs.checks import count_problems, same_path, text_problems
+from rlt_jax.configs.checks import column_problems, count_problems, same_path, text_problems
 from rlt_jax.configs.resume import MayChange, Steers
 from rlt_jax.types import Dtype, Normalization, Reduction, SamplerKind, StudentTokens, TagFormat
 
@@ -52,6 +52,15 @@ class DataConfig:
     on_contradiction: MayChange[Literal["stop", "warn"]] = "stop"
     """What to do if tags, prompts, roles or chat templates contradict rlt_jax.json in a model's folder: stop, or
     warn and go on. No effect in sft, which may teach another format: there they are logged."""
+    question_column: str | None = None
+    """Column with the question. None: `question`, or `prompt`."""
+    solution_column: str | None = None
+    """Column with the solution, as text or as a number. None: `solution`. A named question or solution is read instead
+    of the row's `conversations`."""
+    trace_column: str | None = None
+    """Column with the reasoning trace. None: `reasoning_trace`."""
+    system_column: str | None = None
+    """Column with the student's system prompt. None: `system`."""
     truncate_prompts: bool = False
     """Truncate prompts longer than max_prompt_length on the left, as the original does, instead of skipping the row."""
     on_bad_row: Steers[Literal["skip", "stop"]] = "skip"
@@ -83,6 +92,7 @@ def data_problems(data: DataConfig, *, eval_steps: int) -> Iterator[str]:
             "data.eval_subset": (data.eval_subset, "the name of a subset, or None"),
         }
     )
+    yield from column_problems(data, "data.")
     yield from count_problems({"data.artificial_epochs": data.artificial_epochs})
     if data.eval_rows is not None and data.eval_rows < 0:
         yield f"data.eval_rows={data.eval_rows}: expected a positive whole number, 0 for none, or None"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rlt_jax.configs.checks import check_problems, count_problems, text_problems
+from rlt_jax.configs.checks import check_problems, column_problems, count_problems, text_problems
 from rlt_jax.configs.resume import MayChange
 from rlt_jax.configs.schema import RewardConfig, reward_problems
 from rlt_jax.types import StoredDtype, TagFormat
@@ -27,6 +27,18 @@ class ScoreConfig:
     """Split of --data."""
     subset: str | None = None
     """Subset (configuration) of --data. None: the only one, or the default that the data set names."""
+    question_column: str | None = None
+    """Column with the question. None: `question`, or `prompt`."""
+    solution_column: str | None = None
+    """Column with the solution, as text or as a number. None: `solution`. A named question or solution is read instead
+    of the row's `conversations`."""
+    explanation_column: str | None = None
+    """Column with the explanation, as bare text. None: `explanation`."""
+    completion_column: str | None = None
+    """Column with the teacher's raw output. None: `completion`. Of this and the explanation, a named one is read
+    alone."""
+    system_column: str | None = None
+    """Column with the student's system prompt. None: `system`."""
     out: MayChange[str]
     """JSON Lines file to write: rewards and components, in the order of --data. It must not exist."""
     best_of_question: int | None = None
@@ -85,6 +97,9 @@ def _score_problems(config: ScoreConfig) -> Iterator[str]:
             "histogram": (config.histogram, "a .png file to write, or None"),
         }
     )
+    yield from column_problems(config)
+    if config.explanation_column is not None and config.completion_column is not None:
+        yield "explanation_column and completion_column: a row has one of them: name only one"
     yield from _selection_problems(config)
     if config.temperature <= 0:
         yield f"temperature={config.temperature:g}: expected a number above 0"

@@ -15,6 +15,7 @@ from rlt_jax.data.chat_format import (
     teacher_prompt_text,
     teacher_sft_parts,
 )
+from rlt_jax.data.columns import Columns, Spelling
 from rlt_jax.data.copying import copy_rate, repeat_rate
 from rlt_jax.data.distillation import distillation_row
 from rlt_jax.data.encoding import encode, encode_batch, encode_with_offsets, ids_to_bytes
@@ -46,11 +47,13 @@ __all__ = [
     "BuiltSftExamples",
     "ChatFormat",
     "ChatSources",
+    "Columns",
     "ExplainedRow",
     "LoadedRows",
     "Question",
     "Room",
     "SftExample",
+    "Spelling",
     "TagFormat",
     "Tags",
     "build_prompts",

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from rlt_jax.data.cells import BadRow
 from rlt_jax.data.chat_format import GAP, ChatFormat, padded_thought, student_system
-from rlt_jax.data.rows import BadRow, row_from
+from rlt_jax.data.rows import row_from
 from rlt_jax.types import Row
 
 

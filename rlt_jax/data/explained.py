@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from rlt_jax.data.cells import BadRow, text_of
 from rlt_jax.data.chat_format import ChatFormat, padded_thought, teacher_prompt_text
+from rlt_jax.data.columns import AS_USUAL, Columns
 from rlt_jax.data.forged import forged_problem, judged, text_problem
 from rlt_jax.data.prompts import Room
-from rlt_jax.data.rows import BadRow, optional_text, read_rows, row_from
+from rlt_jax.data.rows import columns_of, read_rows, row_from
 from rlt_jax.data.spans import NO_SOLUTION_TOKEN, explanation_to_completion, score_row_from_text
 from rlt_jax.data.tags import Tags
 from rlt_jax.errors import UserError
@@ -24,6 +26,7 @@ class ExplainedRow:
 
     row: Row
     completion: str
+    explanation: str | None  # the bare text that the completion is made of; None: the completion was given
     raw: Mapping[str, object]  # all columns, as read
 
 
@@ -33,21 +36,33 @@ def load_explained_rows(
     *,
     split: str = "train",
     subset: str | None = None,
+    columns: Columns = AS_USUAL,
     on_bad_row: Literal["skip", "stop"] = "skip",
     say: Callable[[str], None] = _log.info,
 ) -> tuple[tuple[ExplainedRow, ...], tuple[tuple[int, str], ...]]:
     """Read rows with `completion` (raw output) or `explanation` (bare text, to which tags are added).
 
+    Args:
+      columns: other names of the columns, as in `load_rows`; of explanation and completion, a named one is read alone.
     Returns:
       The usable rows, and (row number, reason) for each of the others.
     Raises:
-      UserError: `source` cannot be read, no row is usable, or there is a bad row when `on_bad_row` is "stop".
+      UserError: `source` cannot be read, no row is usable, no row has a named column, or there is a bad row when
+        `on_bad_row` is "stop".
     """
-    parse = partial(_explained, tags=tags)
-    rows, skipped, _ = read_rows(
-        source, parse, split=split, subset=subset, on_bad_row=on_bad_row, say=say, flag="--subset"
+    read = read_rows(
+        source,
+        partial(_explained, tags=tags, columns=columns),
+        split=split,
+        subset=subset,
+        columns=columns,
+        parts=("question", "solution", "explanation"),
+        on_bad_row=on_bad_row,
+        say=say,
+        flag="--subset",
+        needed="rows with question, solution and either explanation or completion",
     )
-    return rows, skipped
+    return read.rows, read.skipped
 
 
 def explained_score_rows(
@@ -81,9 +96,8 @@ def explained_score_rows(
 def _forged(explained: ExplainedRow, chat: ChatFormat) -> str | None:
     """Which tag row or given explanation forges; a teacher's raw output is judged instead."""
     problem = forged_problem(explained.row, chat)
-    given = explained.raw.get("explanation")
-    if problem is None and isinstance(given, str):
-        problem = text_problem({"explanation": padded_thought(given)}, chat)
+    if problem is None and explained.explanation is not None:
+        problem = text_problem({"explanation": padded_thought(explained.explanation)}, chat)
     return problem
 
 
@@ -100,17 +114,23 @@ def _problem(row: Row, scored: ScoreRow, room: Room) -> str | None:
     return None
 
 
-def _explained(number: int, raw: object, *, tags: Tags) -> ExplainedRow:
-    row = row_from(number, raw)
-    assert isinstance(raw, Mapping)  # row_from refuses all else
-    completion, explanation = optional_text(raw, "completion"), optional_text(raw, "explanation")
+def _explained(number: int, raw: object, *, tags: Tags, columns: Columns) -> ExplainedRow:
+    raw = columns_of(raw)
+    row = row_from(number, raw, columns=columns)
+    completion = explanation = None
+    if columns.explanation is None:
+        completion = text_of(raw, columns.of("completion", raw))
+    if columns.completion is None:
+        explanation = text_of(raw, columns.of("explanation", raw))
     if completion is not None and explanation is not None:
-        raise BadRow("both completion and explanation: keep one")
+        raise BadRow("both completion and explanation: keep one, or name the column to read")
     if completion is not None:
-        return ExplainedRow(row, completion, raw)
+        return ExplainedRow(row, completion, None, raw)
     if explanation is None:
-        raise BadRow(f"neither completion nor explanation (columns: {', '.join(map(str, raw))})")
+        missing = next((part for part in ("explanation", "completion") if part in columns.named), None)
+        what = f"no {missing}" if missing else "neither completion nor explanation"
+        raise BadRow(f"{what} (columns: {', '.join(map(str, raw))})")
     try:
-        return ExplainedRow(row, explanation_to_completion(explanation, tags), raw)
+        return ExplainedRow(row, explanation_to_completion(explanation, tags), explanation, raw)
     except UserError as error:
         raise BadRow(str(error)) from None

@@ -4,19 +4,17 @@ import logging
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import partial
 from typing import Literal
 
 import numpy as np
 
-from rlt_jax.data.rows import BadRow, optional_text, read_rows
-from rlt_jax.data.sources import Unreadable
-from rlt_jax.types import WrittenFloat
+from rlt_jax.data.cells import BadRow, text_of, text_or_number_of
+from rlt_jax.data.columns import Columns, Spelling, as_arguments
+from rlt_jax.data.rows import columns_of, read_rows
 
 _log = logging.getLogger("rlt_jax")
 
-MOST_ZEROS = 40  # that are written out in an answer
 LETTER_INSTRUCTION = "Answer with the letter of the right option."
 
 
@@ -39,6 +37,8 @@ def load_questions(
     question_column: str,
     answer_column: str,
     choice_columns: Sequence[str] = (),
+    system_column: str | None = None,
+    spelled: Spelling = as_arguments,
     on_bad_row: Literal["skip", "stop"] = "skip",
     say: Callable[[str], None] = _log.info,
 ) -> tuple[tuple[Question, ...], tuple[tuple[int, str], ...]]:
@@ -47,32 +47,39 @@ def load_questions(
     With `choice_columns` (the wrong options), all options follow the question, with letters. Their order depends only
     on the row's number, so it is the same for every model and seed (in GPQA's columns the right one comes first).
 
+    Args:
+      system_column: with the student's system prompt. None: `system`.
+      spelled: how the user names columns, for messages.
     Returns:
       The usable rows, and (row number, reason) for each of the others.
     Raises:
-      UserError: `source` cannot be read, no row is usable, or there is a bad row when `on_bad_row` is "stop".
+      UserError: `source` cannot be read, no row is usable, no row has a named column, or there is a bad row when
+        `on_bad_row` is "stop".
     """
-    columns = [question_column, answer_column, *choice_columns]
-    rows, skipped, _ = read_rows(
+    columns = Columns(question=question_column, answer=answer_column, system=system_column, spelled=spelled)
+    flags = spelled({"question": "NAME", "answer": "NAME"})
+    read = read_rows(
         source,
-        partial(_question, question=question_column, answer=answer_column, choices=tuple(choice_columns)),
+        partial(_question, question=question_column, answer=answer_column, columns=columns, choices=choice_columns),
         split=split,
         subset=subset,
+        columns=columns,
+        parts=("question", "answer"),
+        named={} if system_column is None else {"system": system_column},
         on_bad_row=on_bad_row,
         say=say,
-        needed=f"rows with the columns {', '.join(columns)}, or name the columns (--data.question-column, "
-        "--data.answer-column, --data.choice-columns)",
+        needed=f"rows with the columns {', '.join([question_column, answer_column, *choice_columns])}, or name the "
+        f"columns ({flags})",
     )
-    return rows, skipped
+    return read.rows, read.skipped
 
 
-def _question(number: int, raw: object, *, question: str, answer: str, choices: tuple[str, ...]) -> Question:
-    if isinstance(raw, Unreadable):
-        raise BadRow(raw.reason)
-    if not isinstance(raw, Mapping):
-        raise BadRow(f"not an object with columns (came {type(raw).__name__})")
+def _question(
+    number: int, raw: object, *, question: str, answer: str, columns: Columns, choices: Sequence[str]
+) -> Question:
+    raw = columns_of(raw)
     text, right = _cell(raw, question), _cell(raw, answer).strip()
-    system = optional_text(raw, "system") or None
+    system = text_of(raw, columns.of("system", raw)) or None
     if not choices:
         return Question(number, text, right, "", system)
     options = [right, *(_cell(raw, choice).strip() for choice in choices)]
@@ -85,30 +92,11 @@ def _question(number: int, raw: object, *, question: str, answer: str, choices: 
     return Question(number, text_with_options, letters[list(order).index(0)], letters, system)
 
 
-def _written_out(number: Decimal) -> str:
-    """A number without an exponent, or with one if that would take more than MOST_ZEROS zeros."""
-    if not number:
-        return "0"
-    sign, digits, exponent = number.as_tuple()
-    assert isinstance(exponent, int)  # the number is finite
-    kept = "".join(map(str, digits)).rstrip("0")
-    exponent += len(digits) - len(kept)
-    if exponent > MOST_ZEROS or -exponent - len(kept) > MOST_ZEROS:
-        return f"{'-' * sign}{kept}e{exponent}"
-    return format(Decimal((sign, tuple(map(int, kept)), exponent)), "f")
-
-
 def _cell(raw: Mapping, column: str) -> str:
-    """A column's text, or its number as text, digit by digit (5.0 as 5, 2e-05 as 0.00002)."""
-    value = raw.get(column)
-    if value is None:
+    """A column's text, or its number as text, digit by digit."""
+    if column not in raw or raw[column] is None:
         raise BadRow(f"no {column} (columns: {', '.join(map(str, raw))})")
-    if isinstance(value, float | Decimal):
-        number = Decimal(value.text) if isinstance(value, WrittenFloat) else Decimal(str(value))
-        if not number.is_finite():  # NaN: an empty cell of a table
-            raise BadRow(f"{column} is empty")
-        return _written_out(number)
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else optional_text(raw, column)
-    if not text or not text.strip():
+    text = text_or_number_of(raw, column)
+    if text is None or not text.strip():  # NaN: an empty cell of a table
         raise BadRow(f"{column} is empty")
     return text

@@ -10,10 +10,14 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from functools import partial
+from typing import Generic, Literal, TypeVar
 
+from rlt_jax.data.cells import BadRow, text_of, text_or_number_of
+from rlt_jax.data.columns import AS_USUAL, Columns, unseen_problem
+from rlt_jax.data.conversations import COLUMNS as CONVERSATIONS
+from rlt_jax.data.conversations import conversation_of, holds_tags, tagged_parts
 from rlt_jax.data.sources import Unreadable, open_source
-from rlt_jax.data.tags import BESPOKE, R1
 from rlt_jax.errors import UserError
 from rlt_jax.types import Row
 
@@ -24,16 +28,23 @@ _MAX_SHOWN = 5  # row numbers or reasons in one message
 
 
 @dataclass(frozen=True)
+class ReadRows(Generic[Parsed]):
+    """The usable rows of a data set as they were parsed, and why the others were skipped."""
+
+    rows: tuple[Parsed, ...]
+    skipped: tuple[tuple[int, str], ...]  # (row number, reason)
+    example: Mapping  # the first row that has columns
+    taken: str  # where the usable ones come from
+
+
+@dataclass(frozen=True)
 class LoadedRows:
     """The usable rows of a data set, and why the others were skipped."""
 
     rows: tuple[Row, ...]
     skipped: tuple[tuple[int, str], ...]  # (row number, reason)
     taken: str  # where the usable rows come from: `units/train/part-0.jsonl (48 rows)`
-
-
-class BadRow(Exception):
-    """Why a row cannot be used; details are in parentheses, so that reasons can be counted without them."""
+    trace_hint: str = ""  # how to name the column that looks like the trace, if no row has a trace
 
 
 def load_rows(
@@ -41,6 +52,7 @@ def load_rows(
     *,
     split: str = "train",
     subset: str | None = None,
+    columns: Columns = AS_USUAL,
     on_bad_row: Literal["skip", "stop"] = "skip",
     log: Callable[[str], None] = _log.warning,
     say: Callable[[str], None] = _log.info,
@@ -48,17 +60,30 @@ def load_rows(
 ) -> LoadedRows:
     """Read a data set: hub name, folder (saved by `datasets`, or with jsonl, json, parquet, csv files), or such a file.
 
-    Rows are {"conversations": [user, assistant]} with tagged thought and solution, or {"question" (or "prompt"),
-    "solution", "reasoning_trace" (optional)}; both may have "system", the student's system prompt. Texts are not
-    changed. `say` gets one line with the files and the number of rows, `log` one if rows were skipped; `flag` is what
-    names the subset, for messages.
+    Rows are {"conversations" (or "messages"): [user, assistant]} with tagged thought and solution, or {"question" (or
+    "prompt"), "solution", "reasoning_trace" (optional)}; both may have "system", the student's system prompt. Texts are
+    not changed; a number that is a question or a solution becomes its text. `say` gets one line with the files and the
+    number of rows, `log` one if rows were skipped; `flag` is what names the subset, for messages.
 
+    Args:
+      columns: other names of these columns; a named question or solution is read instead of the conversation.
     Raises:
-      UserError: `source` cannot be read, no row is usable, or there is a bad row when `on_bad_row` is "stop".
+      UserError: `source` cannot be read, no row is usable, no row has a named column, or there is a bad row when
+        `on_bad_row` is "stop".
     """
-    return LoadedRows(
-        *read_rows(source, row_from, split=split, subset=subset, on_bad_row=on_bad_row, log=log, say=say, flag=flag)
+    read = read_rows(
+        source,
+        partial(row_from, columns=columns),
+        split=split,
+        subset=subset,
+        columns=columns,
+        on_bad_row=on_bad_row,
+        log=log,
+        say=say,
+        flag=flag,
     )
+    traced = any(row.reasoning_trace is not None for row in read.rows)
+    return LoadedRows(read.rows, read.skipped, read.taken, "" if traced else columns.hint(read.example, ["trace"]))
 
 
 def read_rows(
@@ -67,41 +92,67 @@ def read_rows(
     *,
     split: str = "train",
     subset: str | None = None,
+    columns: Columns = AS_USUAL,
+    parts: Sequence[str] = ("question", "solution"),
+    named: Mapping[str, str] | None = None,
     on_bad_row: Literal["skip", "stop"] = "skip",
     log: Callable[[str], None] = _log.warning,
     say: Callable[[str], None] = _log.info,
     flag: str = "--data.subset",
     needed: str = "rows with question and solution, or conversations with tagged thought and solution",
-) -> tuple[tuple[Parsed, ...], tuple[tuple[int, str], ...], str]:
+) -> ReadRows[Parsed]:
     """`load_rows` for rows of any kind: `parse` turns a row number and a raw row into a row, or raises BadRow.
 
     Args:
+      parts: what a row must have, to say which columns look like it.
+      named: columns that some row must have, as `Columns.named`. None: all that `columns` names.
       needed: what to give, for the error message if no row is usable.
-    Returns:
-      The usable rows, (row number, reason) for each of the others, and where the usable ones come from.
     """
-    rows, skipped = [], []
+    rows: list[Parsed] = []
+    skipped: list[tuple[int, str]] = []
+    example: Mapping = {}
+    hint, unseen = "", dict(columns.named if named is None else named)
     found = open_source(source, split, subset, flag=flag)
     for number, raw in found.rows():
+        if isinstance(raw, Mapping):
+            example = example or raw
+            if unseen:
+                unseen = {part: column for part, column in unseen.items() if column not in raw}
         try:
             rows.append(parse(number, raw))
         except BadRow as bad:
             if on_bad_row == "stop":
-                raise UserError(
-                    f"{source}, row {number}: {bad}: fix the row, or skip such rows with on_bad_row skip"
-                ) from None
+                why = f"{source}, row {number}: {bad}: "
+                if hint := hint_for(raw, columns, parts):
+                    why += f"add {hint}, which looks right, or "
+                raise UserError(f"{why}fix the row, or skip such rows with on_bad_row skip") from None
+            if not hint and len(skipped) < _MAX_SHOWN:
+                hint = hint_for(raw, columns, parts)
             skipped.append((number, str(bad)))
+    if unseen and example:
+        raise UserError(f"{source} (split {split}): {unseen_problem(unseen, example, columns)}")
     if not rows:
         reasons = "; ".join(f"row {number}: {reason}" for number, reason in skipped[:_MAX_SHOWN])
         raise UserError(
             f"expected rows in {source} (split {split}), but none of {len(skipped)} can be used"
             + (f": {reasons}" if reasons else "")
-            + f": give {needed}"
+            + (f": add {hint}, which looks right, or" if hint else ":")
+            + f" give {needed}"
         )
     say(found.line(len(rows)))
     if skipped:
-        log(f"{source}: {len(rows)} rows, {len(skipped)} skipped: {describe_skipped(skipped)}")
-    return tuple(rows), tuple(skipped), found.taken(len(rows))
+        line = f"{source}: {len(rows)} rows, {len(skipped)} skipped: {describe_skipped(skipped)}"
+        log(f"{line}: {hint} looks right" if hint else line)
+    return ReadRows(tuple(rows), tuple(skipped), example, found.taken(len(rows)))
+
+
+def hint_for(raw: object, columns: Columns, parts: Sequence[str]) -> str:
+    """How to name the columns that look like what a bad row lacks; "" if none does."""
+    hint = columns.hint(raw, parts)
+    if hint or not isinstance(raw, Mapping) or _conversation_column(raw, columns) is None:
+        return hint
+    # a conversation that cannot be read, next to columns that can: a named column is read instead
+    return "" if raw.get("solution") is None else columns.spelled({"solution": "solution"})
 
 
 def describe_skipped(skipped: Sequence[tuple[int, str]]) -> str:
@@ -115,84 +166,66 @@ def describe_skipped(skipped: Sequence[tuple[int, str]]) -> str:
     return "; ".join(parts)
 
 
-def row_from(number: int, raw: object) -> Row:
+def row_from(number: int, raw: object, *, columns: Columns = AS_USUAL) -> Row:
     """Parse a raw row; raises BadRow with the reason if that is not possible."""
+    raw = columns_of(raw)
+    spoken = _conversation_column(raw, columns)
+    question: str | None = None
+    solution: str | None = None
+    trace: str | None = None
+    turn: str | None = None  # the conversation's system prompt
+    if spoken is None or columns.question is not None or columns.solution is not None:
+        question = text_or_number_of(raw, columns.of("question", raw), name="question")
+        solution = text_or_number_of(raw, columns.of("solution", raw), name="solution")
+        trace = text_of(raw, columns.of("trace", raw), name=columns.trace or "reasoning_trace")
+    ask = question is None and columns.question is None
+    solve = solution is None and columns.solution is None
+    if spoken is not None and (ask or solve):
+        conversation = conversation_of(raw, spoken)
+        turn = conversation.system
+        question = conversation.question if ask else question
+        if solve:
+            solution, trace = tagged_parts(conversation.answer)
+    if columns.trace is not None:
+        trace = text_of(raw, columns.trace)
+    question, solution = _required(raw, question, "question"), _required(raw, solution, "solution")
+    return Row(number, question, solution, trace if trace and trace.strip() else None, _system(raw, turn, columns))
+
+
+def columns_of(raw: object) -> Mapping:
+    """A raw row, if it is one with columns; raises BadRow if not."""
     if isinstance(raw, Unreadable):
         raise BadRow(raw.reason)
     if not isinstance(raw, Mapping):
         raise BadRow(f"not an object with columns (came {type(raw).__name__})")
-    if raw.get("conversations") is not None:
-        question, answer = _turns(raw["conversations"])
-        solution, trace = _tagged_parts(answer)
-    else:
-        question_column = "question" if raw.get("question") is not None else "prompt"
-        question = _required(raw, question_column, name="question")
-        solution = _required(raw, "solution", name="solution")
-        trace = optional_text(raw, "reasoning_trace")
-    if not question.strip():
-        raise BadRow("question is empty")
-    if not solution.strip():
-        raise BadRow("solution is empty")
-    if trace is not None and not trace.strip():
-        trace = None
-    return Row(number, question, solution, trace, optional_text(raw, "system") or None)
+    return raw
 
 
-def _turns(conversations: object) -> tuple[str, str]:
-    """The texts of the user's and the assistant's turn."""
-    if not isinstance(conversations, list) or not all(isinstance(turn, Mapping) for turn in conversations):
-        raise BadRow(f"conversations is not a list of turns (came {type(conversations).__name__})")
-    turns = [_turn(turn) for turn in conversations]
-    speakers = [speaker for speaker, _ in turns]
-    if speakers != ["user", "assistant"]:
-        raise BadRow(f"conversations is not [user, assistant] (came [{', '.join(speakers)}])")
-    return turns[0][1], turns[1][1]
+def _conversation_column(raw: Mapping, columns: Columns) -> str | None:
+    """The column of the conversation to read, None if there is none.
+
+    `messages` without tags next to a question and a solution are another form of these, so it is not read.
+    """
+    column = next((name for name in CONVERSATIONS if raw.get(name) is not None), None)
+    if column == "messages" and not holds_tags(raw[column]):
+        question, solution = (raw.get(columns.of(part, raw)) for part in ("question", "solution"))
+        return None if question is not None and solution is not None else column
+    return column
 
 
-def _turn(turn: Mapping) -> tuple[str, str]:
-    """Speaker and text, from `from` and `value` or from `role` and `content`."""
-    speaker = _required(turn, "from" if "from" in turn else "role")
-    return speaker, _required(turn, "value" if "value" in turn else "content")
-
-
-def _tagged_parts(answer: str) -> tuple[str, str | None]:
-    """Solution and thought of a tagged answer in either tag format, unchanged."""
-    for tag_format in (BESPOKE, R1):
-        tags = (tag_format.thought_start, tag_format.thought_end, tag_format.solution_start, tag_format.solution_end)
-        if any(tag in answer for tag in tags):
-            break
-    else:
-        raise BadRow("the assistant's turn has no tags")
-    missing = [tag for tag in tags if tag not in answer]
-    if missing:
-        raise BadRow(f"the assistant's turn lacks a tag ({', '.join(missing)})")
-    ranges, position = [], 0  # characters [start, end) of each tag
-    for tag in tags:
-        position = answer.find(tag, position)
-        if position < 0:
-            raise BadRow(f"the tags are out of order (no {tag} after the one before it)")
-        ranges.append((position, position + len(tag)))
-        position += len(tag)
-    (_, thought_start), (thought_end, _), (_, solution_start), (solution_end, _) = ranges
-    return answer[solution_start:solution_end], answer[thought_start:thought_end]
-
-
-def _required(raw: Mapping, column: str, *, name: str | None = None) -> str:
-    text = optional_text(raw, column)
+def _required(raw: Mapping, text: str | None, part: str) -> str:
+    """A text that a row must have."""
     if text is None:
-        raise BadRow(f"no {name or column} (columns: {', '.join(map(str, raw))})")
+        raise BadRow(f"no {part} (columns: {', '.join(map(str, raw))})")
+    if not text.strip():
+        raise BadRow(f"{part} is empty")
     return text
 
 
-def optional_text(raw: Mapping, column: str) -> str | None:
-    """A column's text; None if it is missing or null. Raises BadRow if it is not text."""
-    text = raw.get(column)
-    if text is None:
-        return None
-    if not isinstance(text, str):
-        raise BadRow(f"{column} is not text (came {type(text).__name__})")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise BadRow(f"{column} is not valid Unicode (half a character pair at {error.start})") from None
-    return text
+def _system(raw: Mapping, turn: str | None, columns: Columns) -> str | None:
+    """The row's system prompt, from its column or from the conversation's system turn."""
+    column = columns.of("system", raw)
+    text = text_of(raw, column) or None
+    if text is not None and turn is not None and text.strip() != turn.strip():
+        raise BadRow(f"the system turn differs from the column {column}")
+    return text or turn

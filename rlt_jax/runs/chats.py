@@ -5,7 +5,7 @@ from functools import singledispatch
 
 import numpy as np
 
-from rlt_jax.configs import DataConfig, EvaluateConfig, GenerateConfig, RowsConfig, ScoreConfig, SftConfig, TrainConfig
+from rlt_jax.configs import EvaluateConfig, GenerateConfig, ScoreConfig, SftConfig, TrainConfig
 from rlt_jax.data import (
     ChatFormat,
     Room,
@@ -16,8 +16,6 @@ from rlt_jax.data import (
     eos_ids,
     explained_score_rows,
     explanation_to_completion,
-    load_explained_rows,
-    load_rows,
     score_row_from_ids,
     trace_completion,
 )
@@ -25,6 +23,7 @@ from rlt_jax.data.marked import Span, marked_chat, token_text
 from rlt_jax.errors import UserError
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.questions import load_test_set, prompt_text
+from rlt_jax.runs.rows import check_traces, load_data_rows, load_rows_to_score
 from rlt_jax.types import Row, ScoreRow
 
 NO_TRACE = "(an explanation stands here)"
@@ -51,15 +50,13 @@ def show_chat(config: object) -> None:
 def _(config: TrainConfig | GenerateConfig) -> list[str]:
     chat = chat_format_of(config)
     ends = eos_ids(chat.tokenizer, config.teacher)
-    return sampled_chats(_rows(config.data)[0], chat, ends, _titles(config.teacher, config.student))
+    return sampled_chats(load_data_rows(config.data).rows[0], chat, ends, _titles(config.teacher, config.student))
 
 
 @chats_of.register
 def _(config: ScoreConfig) -> list[str]:
     chat = chat_format_of(config)
-    rows, _ = load_explained_rows(
-        config.data, chat.tags, split=config.split, subset=config.subset, on_bad_row=config.on_bad_row
-    )
+    rows, _ = load_rows_to_score(config, chat.tags)
     usable, skipped = explained_score_rows(rows[:1], chat, room=Room(0, ANY_LENGTH, ANY_LENGTH))
     if not usable:
         raise UserError(f"row {skipped[0][0]}: {skipped[0][1]}: give another first row")
@@ -70,7 +67,9 @@ def _(config: ScoreConfig) -> list[str]:
 @chats_of.register
 def _(config: SftConfig) -> list[str]:
     chat = chat_format_of(config)
-    first = [row for row in _rows(config.data) if row.reasoning_trace is not None][:1]
+    loaded = load_data_rows(config.data)
+    check_traces(loaded, config.data.path)
+    first = [row for row in loaded.rows if row.reasoning_trace is not None][:1]
     (example,) = build_sft_examples(first, chat, target=config.target, max_length=ANY_LENGTH).examples
     trained = Span(np.flatnonzero(example.trained), "trained: the loss is over these tokens")
     title = f"{config.target} ({config.model}), row {first[0].number}"
@@ -144,7 +143,3 @@ def _titles(teacher: str, student: str | None) -> list[str]:
 
 def _ends(chat: ChatFormat, ends: tuple[int, ...]) -> str:
     return f"a completion ends at: {', '.join(token_text(i, chat.tokenizer) for i in ends)}"
-
-
-def _rows(data: DataConfig | RowsConfig) -> tuple[Row, ...]:
-    return load_rows(data.path, split=data.split, subset=data.subset, on_bad_row=data.on_bad_row).rows

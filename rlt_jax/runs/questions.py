@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from rlt_jax.data import (
     student_prefix_text,
     text_problem,
 )
+from rlt_jax.data.columns import as_flags
 from rlt_jax.errors import UserError
 from rlt_jax.runs.setup import model_positions, warn_of_skipped
 
@@ -34,6 +36,8 @@ def load_test_set(
         question_column=data.question_column,
         answer_column=data.answer_column,
         choice_columns=data.choice_columns,
+        system_column=data.system_column,
+        spelled=partial(as_flags, prefix="data."),
         on_bad_row=data.on_bad_row,
         say=say,
     )

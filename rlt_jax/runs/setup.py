@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,6 @@ from rlt_jax.data import (
     describe_skipped,
     eos_ids,
     known_ids,
-    load_rows,
     questions_of_step,
 )
 from rlt_jax.device.monitor import gpu_memory_reader
@@ -29,6 +28,7 @@ from rlt_jax.models import Model, Params, load_model, read_config, resolve_folde
 from rlt_jax.planner.ledger import Ledger
 from rlt_jax.planner.run_plan import ledger_lines, shortfalls
 from rlt_jax.runs.announce import train_lines
+from rlt_jax.runs.rows import check_traces, load_data_rows
 from rlt_jax.sampling.base import Sampler
 from rlt_jax.sampling.engine import Engine
 from rlt_jax.sampling.factory import SamplerSettings, make_sampler
@@ -166,7 +166,7 @@ class SplitRows:
     skipped: int  # unusable rows of the training split
 
 
-def load_split_rows(data: DataConfig, *, evaluates: bool) -> SplitRows:
+def load_split_rows(data: DataConfig, *, evaluates: bool, with_traces: bool = False) -> SplitRows:
     """Rows to train on, and held-out rows. Without a held-out source, the last rows of the training split are.
 
     If `eval_rows` is None, a run that evaluates holds out up to MOST_HELD_OUT rows: those of the held-out source,
@@ -174,10 +174,13 @@ def load_split_rows(data: DataConfig, *, evaluates: bool) -> SplitRows:
 
     Args:
       evaluates: whether the run evaluates at all.
+      with_traces: refuse a source without any reasoning trace.
     Raises:
       UserError: the sources cannot be read, or hold fewer held-out rows than asked for.
     """
-    loaded = load_rows(data.path, split=data.split, subset=data.subset, on_bad_row=data.on_bad_row)
+    loaded = load_data_rows(data)
+    if with_traces:
+        check_traces(loaded, data.path)
     rows, skipped = loaded.rows, len(loaded.skipped)
     if data.eval_rows == 0 or (data.eval_rows is None and not evaluates):
         return SplitRows(rows, (), skipped)
@@ -191,9 +194,10 @@ def load_split_rows(data: DataConfig, *, evaluates: bool) -> SplitRows:
             )
         return SplitRows(rows[:-count], rows[-count:], skipped)
     source, split, subset = data.held_out_source
-    held_out = load_rows(
-        source, split=split, subset=subset, on_bad_row=data.on_bad_row, flag=data.eval_subset_flag
-    ).rows
+    loaded = load_data_rows(replace(data, path=source, split=split, subset=subset), flag=data.eval_subset_flag)
+    if with_traces:
+        check_traces(loaded, source, "held-out rows")
+    held_out = loaded.rows
     count = min(len(held_out), MOST_HELD_OUT) if data.eval_rows is None else data.eval_rows
     if count > len(held_out):
         raise UserError(

@@ -148,7 +148,7 @@ def load_examples(
     Args:
       compare: called with the rows to train on and those held out, before the work; may refuse them.
     """
-    split = load_split_rows(config.data, evaluates=config.eval_steps > 0)
+    split = load_split_rows(config.data, evaluates=config.eval_steps > 0, with_traces=True)
     if compare is not None:
         compare(split.train, split.held_out)
     examples, skipped = build_examples(config, chat, split.train, "training")

@@ -12,10 +12,12 @@ from rlt_jax.configs.files import save_config
 from rlt_jax.configs.pipeline import PipelineData, PipelineStudy, Stage
 from rlt_jax.configs.score import ScoreConfig
 from rlt_jax.data import load_rows, tags_of
+from rlt_jax.data.columns import columns_named_by
 from rlt_jax.errors import UserError
 from rlt_jax.report.folder import writing_to
 from rlt_jax.report.json_lines import read_json_lines, write_json_lines
 from rlt_jax.rewards.ranking import select_rows
+from rlt_jax.runs.rows import as_settings
 from rlt_jax.studies.baselines import baseline_rows, own_thought, student_rows
 from rlt_jax.studies.matching import balanced_questions
 from rlt_jax.studies.pipeline_folder import MATCHED_FILE, check_same_settings, settings_file
@@ -55,8 +57,9 @@ def read_study_rows(data: PipelineData) -> tuple[list[Row], list[Row]]:
       UserError: there are too few rows, or no row to train on has a reasoning_trace.
     """
     needed = max(data.heldout_rows, data.test_rows)
-    load = partial(load_rows, log=print, say=print)
-    train = list(load(data.path, split=data.split, subset=data.subset, flag="data.subset").rows)
+    load = partial(load_rows, columns=columns_named_by(data, spelled=as_settings), log=print, say=print)
+    loaded = load(data.path, split=data.split, subset=data.subset, flag="data.subset")
+    train = list(loaded.rows)
     if data.heldout_path is None:
         train, heldout = train[:-needed], train[-needed:]
     else:
@@ -72,8 +75,9 @@ def read_study_rows(data: PipelineData) -> tuple[list[Row], list[Row]]:
         raise UserError(f"data.explain_rows={data.explain_rows}: expected at most the {len(train)} rows to train on")
     if all(row.reasoning_trace is None for row in train):
         raise UserError(
-            f"{data.path}: expected rows with a reasoning_trace for the warm-up, but none of {len(train)} has one: add "
-            "that column"
+            f"{data.path}: expected rows with a reasoning_trace for the warm-up, but none of {len(train)} has one: "
+            + (f"add {loaded.trace_hint}, which looks right, or " if loaded.trace_hint else "")
+            + "add that column"
         )
     return train, heldout
 
@@ -180,6 +184,11 @@ def write_distillation(study: PipelineStudy, work: Path) -> None:
 def best_rows(file: Path) -> dict[int, dict[str, Any]]:
     """Question -> its best-rewarded explanation."""
     rows = read_json_lines(file)
+    if unknown := [row["row"] for row in rows if row["reward"] is None]:
+        raise UserError(
+            f"{file}: expected a reward for every explanation, but {len(unknown)} have none, such as that of row "
+            f"{unknown[0]}: delete the file and repeat the stage explain"
+        )
     best = select_rows(np.array([row["reward"] for row in rows]), [row["row"] for row in rows], best_of_question=1)
     return {rows[i]["row"]: rows[i] for i in best}
 
@@ -228,8 +237,8 @@ def student_values(study: PipelineStudy, work: Path, student: str) -> Iterator[d
         for name, value in {"accuracy": answer["correct"], "closed": closed, "tokens": answer["tokens"]}.items():
             columns.setdefault(name, []).append(float(value))
     for row, score in scored_rows(stem):
-        logp = score["components"]["solution_logp/mean"]
-        questions[row["place"]].setdefault(f"{row['kind']}_logp", []).append(logp)
+        if (logp := score["components"]["solution_logp/mean"]) is not None:  # null: it was not finite
+            questions[row["place"]].setdefault(f"{row['kind']}_logp", []).append(logp)
     for number, columns in sorted(questions.items()):
         yield {"row": number, **{name: float(np.mean(values)) for name, values in columns.items()}}
 
@@ -240,8 +249,8 @@ def scored_rows(stem: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     return zip(rows, scores, strict=True)
 
 
-def scored_values(score: Mapping[str, Any]) -> dict[str, float]:
-    """The values of a scored line that go into the results."""
+def scored_values(score: Mapping[str, Any]) -> dict[str, float | None]:
+    """The values of a scored line that go into the results; None: it was not finite."""
     components = score["components"]
     return {
         "reward": score["reward"],

@@ -154,10 +154,10 @@ def test_bad_rows(tmp_path):
         1: "not an object with columns (came list)",
         2: "no answer (columns: problem)",
         3: "no answer (columns: problem, answer)",
-        4: "answer is not text (came bool)",
-        5: "answer is not text (came list)",
+        4: "answer is neither text nor a number (came bool)",
+        5: "answer is neither text nor a number (came list)",
         6: "answer is empty",
-        7: "answer is empty",
+        7: "no answer (columns: problem, answer)",  # a bare NaN in JSON is a missing value
         8: "problem is empty",
     }
 
@@ -171,7 +171,8 @@ def test_equal_options(tmp_path):
 def test_a_wrong_column_name_says_which_columns_there_are(tmp_path):
     source = write(tmp_path / "rows.jsonl", [{"question": "?", "answer": "2"}])
     with pytest.raises(
-        UserError, match=r"row 0: no problem \(columns: question, answer\): give rows with the columns "
+        UserError,
+        match=r"row 0: no problem \(columns: question, answer\): add question_column='question', which ",
     ):
         free(source)
     with pytest.raises(UserError, match="row 0: no problem"):
