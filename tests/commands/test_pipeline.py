@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rlt_jax.report.owner import sole_user
 from rlt_jax.studies.study_file import study_path
 
 pytestmark = pytest.mark.slow
@@ -337,6 +338,15 @@ def test_an_archive_is_not_replaced(tmp_path):
     output = call("--work", tmp_path, "--collect", archive, expected=2)
     assert output == f"error: --collect {archive} exists: choose another file, or delete it\n"
     assert archive.read_bytes() == b"old"
+
+
+def test_a_work_folder_in_use_is_refused(study, tmp_path):
+    line = [sys.executable, "-m", "rlt_jax.pipeline", "--study", str(study), "--work", str(tmp_path / "work")]
+    with sole_user(tmp_path / "work", "--work"):
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert [path.name for path in (tmp_path / "work").iterdir()] == [".lock"]
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"--work {tmp_path / 'work'} is in use by another run (process " in done.stderr
 
 
 def test_a_study_without_its_data_leaves_no_folder(study, tmp_path):
