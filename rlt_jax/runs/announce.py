@@ -18,7 +18,7 @@ from rlt_jax.configs import (
 )
 from rlt_jax.data import ChatFormat
 from rlt_jax.data.chat_format import ROWS_FIRST
-from rlt_jax.data.model_record import tag_format_of
+from rlt_jax.data.model_record import RECORD_FILE, tag_format_of
 from rlt_jax.types import Row
 
 FIRST_WORDS = 6  # of a prompt
@@ -148,7 +148,7 @@ def student_words(data: DataConfig | RowsConfig | ScoreConfig, chat: ChatFormat,
 
 def tags_words(chat: ChatFormat) -> str:
     """The style of the tags, and one of them."""
-    return f"tags {tag_format_of(chat.tags)} {_from(chat.sources.tags)} ({chat.tags.explanation_start} ...)"
+    return f"tags {tag_format_of(chat.tags)} ({chat.tags.explanation_start} ...)"
 
 
 def _student_prompt(chat: ChatFormat) -> str:
@@ -157,7 +157,9 @@ def _student_prompt(chat: ChatFormat) -> str:
 
 
 def _from(source: str) -> str:
-    """Where a prompt or the tags are from: a file, or a default."""
+    """Where a prompt is from: a file, the model's folder, or a default."""
+    if Path(source).name == RECORD_FILE:
+        return "from its folder"
     return source if source == "default" else f"from {_short(source)}"
 
 

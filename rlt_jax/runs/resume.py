@@ -34,7 +34,7 @@ CONFIG_FILE = "config.yaml"
 INPUTS_FILE = "inputs.json"
 CHANGES_FILE = "changes.jsonl"
 
-PLACES = ("data.path", "data.eval_path", "data.teacher_prompt_file", "data.student_prompt_file")
+PLACES = ("data.path", "data.eval_path", "data.teacher_prompt_file", "data.student_prompt_file", "data.tags")
 """Settings that say where texts are. Where the texts themselves are compared, another place is no change."""
 
 _OWN_KEYS = {"train": ("teacher", "num_generations"), "sft": ("model", "target")}  # of a command's config.yaml

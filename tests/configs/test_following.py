@@ -58,8 +58,7 @@ def test_another_path_leaves_the_preset_s_data_behind(name):
 def test_without_a_preset_as_well_and_the_note_names_what_is_left_out(capsys):
     assert train("--data.path=units.jsonl").data == DataConfig(path="units.jsonl")
     assert capsys.readouterr().err == (
-        "note: data.path=units.jsonl: without data.eval_path, data.eval_rows, data.teacher_prompt_file of the preset "
-        "tiny\n"
+        "note: data.path=units.jsonl: without data.eval_path, data.eval_rows of the preset tiny\n"
     )
 
 

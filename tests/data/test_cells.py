@@ -1,7 +1,6 @@
 """Numbers that are questions or solutions become their digits; what is neither text nor a number is refused by name."""
 
 import datetime
-import json
 from decimal import Decimal
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 
 from rlt_jax.data import load_rows
 from rlt_jax.data.cells import BadRow, text_of, text_or_number_of
+from rlt_jax.errors import UserError
 
 WRITTEN = [
     ("0.00002", "0.00002"),
@@ -93,10 +93,5 @@ def test_a_trace_is_text():
 def test_a_date_in_a_table_is_a_bad_row(tmp_path):
     days = pyarrow.array([datetime.date(2025, 1, 1), None], pyarrow.date32())
     pyarrow.parquet.write_table(pyarrow.table({"question": ["q", "q"], "solution": days}), tmp_path / "rows.parquet")
-    source = tmp_path / "both"
-    source.mkdir()
-    (tmp_path / "rows.parquet").rename(source / "a.parquet")
-    (source / "b.jsonl").write_text(json.dumps({"question": "q", "solution": 1}))
-    loaded = load_rows(str(source), log=lambda line: None)
-    assert loaded.skipped[0] == (0, "solution is neither text nor a number (came date)")
-    assert [row.solution for row in loaded.rows] == ["1"]
+    with pytest.raises(UserError, match=r"row 0: solution is neither text nor a number \(came date\)"):
+        load_rows(str(tmp_path / "rows.parquet"))

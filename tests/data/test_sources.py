@@ -139,7 +139,11 @@ def test_subsets_on_the_hub(tmp_path, monkeypatch, subset, message):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("rows.jsonl.gz", gzip.compress(b"{}\n" * 1000, mtime=0)[:-12], "expected to read rows from .*rows.jsonl.gz, but: "),
+        (
+            "rows.jsonl.gz",
+            gzip.compress(b"{}\n" * 1000, mtime=0)[:-12],
+            "expected to read rows from .*rows.jsonl.gz, but: ",
+        ),
         ("rows.csv.gz", b"no gzip", "expected to read rows from .*rows.csv.gz, but: "),
         ("rows.jsonl.zst", b"", "expected a file that ends in .*rows.jsonl.zst: convert it"),
         ("rows.txt", b"question,solution\n", "expected a file that ends in .jsonl, .json, .parquet, .csv, .tsv, came"),

@@ -29,8 +29,9 @@ from rlt_jax.types import Row
 TINY = PRESETS["tiny"]
 PLAIN = [Row(number=i, question="q", solution="s", reasoning_trace=None, system=None) for i in range(3)]
 OWN = [replace(row, system="Think about the steps, then give the result.") for row in PLAIN]
-TEACHER = 'teacher\'s default "You teach by explaining. Each exercise ..."'
-STUDENT = 'default "Solve the exercise in two parts. ..."'
+TEACHER = 'teacher\'s from its folder "You see a question and its ..."'
+STUDENT = 'from its folder "Think about the steps, then give ..."'
+DEFAULT = 'student\'s default "Solve the exercise in two parts. ..."'  # of a model that was trained as a teacher
 BESPOKE = "tags bespoke (<|begin_of_explanation|> ...)"
 
 
@@ -58,14 +59,14 @@ def test_training(tmp_path, monkeypatch):
 
 def test_prompts_and_tags(prompt_file):
     own = "student's the rows' own `system` \"Think about the steps, then give ...\""
-    assert train_of(DataConfig(path="a", tags="r1", teacher_prompt_file=prompt_file), OWN)[2] == (
-        f'prompts: teacher\'s from {prompt_file} "Explain it.", {own}; tags r1 (<explanation> ...)'
-    )
+    assert train_of(DataConfig(path="a", tags="r1", teacher_prompt_file=prompt_file, on_contradiction="warn"), OWN)[
+        2
+    ] == (f'prompts: teacher\'s from {prompt_file} "Explain it.", {own}; tags r1 (<explanation> ...)')
     assert train_of(DataConfig(path="a"), [OWN[0], *PLAIN])[2] == (
         f"prompts: {TEACHER}, {own}, for rows without one {STUDENT}; {BESPOKE}"
     )
     # a file for the student comes before the rows' own
-    assert train_of(DataConfig(path="a", student_prompt_file=prompt_file), OWN)[2] == (
+    assert train_of(DataConfig(path="a", student_prompt_file=prompt_file, on_contradiction="warn"), OWN)[2] == (
         f'prompts: {TEACHER}, student\'s from {prompt_file} "Explain it."; {BESPOKE}'
     )
 
@@ -102,7 +103,7 @@ def test_paths_below_the_working_folder_are_short(tmp_path, monkeypatch):
     ("target", "first", "prompt"),
     [
         ("teacher", "teacher M to write explanations, given question and solution", TEACHER),
-        ("student", "student M to write thoughts and solutions, given the question", f"student's {STUDENT}"),
+        ("student", "student M to write thoughts and solutions, given the question", DEFAULT),
     ],
 )
 def test_fine_tuning(target, first, prompt):

@@ -51,7 +51,7 @@ def test_the_saved_settings_are_compared(tmp_path, config):
     save_config(config, tmp_path / "config.yaml")
     assert shown(config, tmp_path) == []
     now = replace(config, learning_rate=0.5, data=replace(config.data, tags="r1"), save_steps=7, seed=1)
-    assert shown(now, tmp_path) == [f"learning_rate {config.learning_rate} -> 0.5", "data.tags bespoke -> r1"]
+    assert shown(now, tmp_path) == [f"learning_rate {config.learning_rate} -> 0.5", "data.tags None -> r1"]
 
 
 def test_a_setting_that_an_older_version_did_not_have_is_its_default(tmp_path, logged):

@@ -26,6 +26,7 @@ from rlt_jax.runs.setup import (
 )
 
 TINY = PRESETS["tiny"]
+PROMPT_FILE = str(Path(TINY.teacher).parent / "teacher_prompt.txt")
 
 
 def write_rows(path, rows):
@@ -40,11 +41,7 @@ def numbered(count, first=0):
 @pytest.fixture(scope="module")
 def chat():
     return load_chat_format(
-        TINY.teacher,
-        TINY.student,
-        tags="bespoke",
-        teacher_prompt_file=TINY.data.teacher_prompt_file,
-        student_prompt_file=None,
+        TINY.teacher, TINY.student, tags="bespoke", teacher_prompt_file=PROMPT_FILE, student_prompt_file=None
     )
 
 
@@ -152,7 +149,7 @@ def test_too_long_prompts_may_be_cut_on_their_left(tmp_path, chat):
 
 
 def test_the_chat_format_takes_the_prompts_of_files_and_rows(tmp_path, chat):
-    assert chat.teacher_prompt == Path(TINY.data.teacher_prompt_file).read_text().strip()
+    assert chat.teacher_prompt == Path(PROMPT_FILE).read_text().strip()
     assert chat.student_prompt == STUDENT_PROMPT and not chat.student_prompt_overrides_rows
     (tmp_path / "student.txt").write_text("Be brief.\n")
     other = load_chat_format(

@@ -50,8 +50,10 @@ def test_rows_that_are_used_are_counted(run, tmp_path):
     found = checks(run(*[GOOD] * 6, eval_rows=2))
     assert {check.status for check in found.values()} == {"ok"}
     assert found["data"].found == f"4 prompts to train on, 2 held out: {tmp_path}/rows.jsonl"
-    prompt = TINY.data.teacher_prompt_file
-    assert found["chats"].found == f"tags bespoke, teacher's prompt: {prompt}, student's prompt: default"
+    teacher, student = (f"{model}/rlt_jax.json" for model in (TINY.teacher, TINY.student))
+    assert found["chats"].found == (
+        f"tags bespoke ({teacher}), teacher's prompt: {teacher}, student's prompt: rows, else {student}"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl"]
 
 
