@@ -207,7 +207,7 @@ def test_a_run_is_finished_when_it_left_what_it_was_to_leave(done, tmp_path):
 REFUSED = {
     "other settings": ("learning_rate: 1e-3", "learning_rate: 2e-3", "holds a run with other settings (learning_rate)"),
     "no held-out rows": ("data: {eval_rows: 8}", "data: {eval_rows: 0}", "eval_steps=1 but data.eval_rows=0"),
-    "no evaluations": ("eval_steps: 1", "eval_steps: 0", "arms are compared on held-out rows: set both in the base"),
+    "no evaluations": ("eval_steps: 1", "eval_steps: 0", "arms are compared on held-out rows: set eval_steps"),
     "an arm that cannot be": ("/no/such/model}", "x, num_generations: 3}", "num_generations=3 does not divide"),
 }
 
@@ -224,6 +224,19 @@ def test_a_study_that_cannot_work_stops_before_its_first_run(done, main, tmp_pat
     printed = capsys.readouterr()
     assert message in printed.err and "seed 3" not in printed.out
     assert sorted(folder.rglob("*")) == files
+
+
+def test_arms_on_rows_of_their_own_are_said_to_be_evaluated_on_different_ones(main, tmp_path, capsys):
+    """And none of them on the package's arithmetic."""
+    (tmp_path / "study.yaml").write_text(
+        "base: {preset: tiny, data: {path: a.jsonl}}\narms: {a: {}, b: {data: {path: b.jsonl}}}\nseeds: [1]\n"
+    )
+    (tmp_path / "out").mkdir()
+    flags = ("--study", tmp_path / "study.yaml", "--output-dir", tmp_path / "out", "--summary-only")
+    main(ablate_command, *flags)
+    assert "arms are evaluated on different rows (a: at the end of a.jsonl; b: at the end of b.jsonl)" in (
+        capsys.readouterr().out
+    )
 
 
 def test_nothing_to_compare_yet(study, main, tmp_path, capsys):

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 from rlt_jax import train as train_command
 from rlt_jax.batching import bucket_length
-from rlt_jax.configs import load_config, parse_train_args
+from rlt_jax.configs import DataConfig, load_config, parse_train_args
 from rlt_jax.data import ChatFormat, build_prompts, load_tokenizer, score_row_from_ids
 from rlt_jax.data.rows import row_from
 from rlt_jax.losses.component_names import REDUCTIONS
@@ -373,3 +373,21 @@ def test_a_teacher_with_more_embeddings_than_its_tokenizer_has_tokens(flags, pad
     for logged in training_lines(tmp_path):
         assert logged["sampler_logp_diff_max"] < 1e-3
         assert logged["entropy"] > 1.0  # the policy has most of its probability on the unknown ids
+
+
+def test_rows_of_one_s_own_are_trained_and_evaluated_on(command, tmp_path):
+    """Not on the package's arithmetic: a fifth of the rows is held out, and the start and the end say so."""
+    rows = tmp_path / "units.jsonl"
+    rows.write_text("".join(json.dumps({"question": f"{i} m in cm?", "solution": f"{i}00"}) + "\n" for i in range(20)))
+    printed = command(
+        *("train", "--data.path", rows, "--max-steps", 1, "--eval-steps", 1, "--train-batch-size", 8),
+        *("--num-generations", 4, "--max-completion-length", 8, "--output-dir", tmp_path / "run"),
+    )
+    config = load_config(tmp_path / "run" / "config.yaml")
+    assert config.data == DataConfig(path=str(rows)) and config.per_device_train_batch_size == 8
+    start = [line for line in printed.splitlines() if line.startswith("INFO ")][:3]
+    assert f" on 16 rows of {rows} (0 skipped), 1 steps of 2 questions x 4 completions; " in start[0]
+    assert start[1] == f"INFO evaluating every 1 steps on 4 rows at the end of {rows}, which are not trained on"
+    assert start[2].startswith("INFO prompts: teacher's default \"You teach by explaining.")
+    assert f"Held-out prompts, before and after (4 prompts at the end of {rows}, paired; " in printed
+    assert {record["row"] for record in lines(tmp_path / "run" / "eval.jsonl")} == {16, 17, 18, 19}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from rlt_jax.configs import PRESETS, AblateConfig, save_config
+from rlt_jax.configs import PRESETS, AblateConfig, DataConfig, save_config
 from rlt_jax.configs.resume import changed_fields
 from rlt_jax.errors import UserError
 from rlt_jax.studies.ablation_runs import study_runs
@@ -72,6 +72,46 @@ def test_another_base_takes_the_place_of_the_studys(study, tmp_path):
     )
     expected = replace(TINY, max_steps=9, learning_rate=0.5, seed=2, output_dir="runs/study/a/seed-2")
     assert runs == {"a": {2: expected}}
+
+
+OTHER_ROWS = {
+    "the base": ("base: {data: {path: a}}\narms: {x: {}}\nseeds: [1]", DataConfig(path="a")),
+    "an arm": ("arms: {x: {data: {path: a}}}\nseeds: [1]", DataConfig(path="a")),
+    "the grid": ("arms: {x: {}}\ngrid: {data.path: [a]}\nseeds: [1]", DataConfig(path="a")),
+    "an arm, beside what the base itself says": (
+        "base: {data: {path: a, eval_path: e, eval_rows: 9}}\narms: {x: {data: {path: b}}}\nseeds: [1]",
+        DataConfig(path="b", eval_path="e", eval_rows=9),
+    ),
+    "an arm on the base's path, which is the preset's": (
+        "base: {data: {eval_rows: 9}}\narms: {x: {data: {tags: r1}}}\nseeds: [1]",
+        replace(TINY.data, eval_rows=9, tags="r1"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "data"), OTHER_ROWS.values(), ids=OTHER_ROWS.keys())
+def test_other_rows_take_nothing_of_the_preset_s(study, text, data):
+    ((by_seed),) = study(text).values()
+    assert by_seed[1].data == data
+
+
+def test_an_arm_on_other_rows_than_a_run_s_config_yaml(study, tmp_path):
+    """It holds all fields; what it says of its preset's rows does not count, its own held-out rows do."""
+    save_config(TINY, tmp_path / "base.yaml")
+    text = "arms: {x: {data: {path: a}}}\nseeds: [1]"
+    assert study(text, base=str(tmp_path / "base.yaml"))["x"][1].data == DataConfig(path="a")
+    save_config(replace(TINY, data=DataConfig(path="b", eval_path="e")), tmp_path / "base.yaml")
+    assert study(text, base=str(tmp_path / "base.yaml"))["x"][1].data == DataConfig(path="a", eval_path="e")
+
+
+def test_untouched_values_follow_in_an_arm(study):
+    runs = study("arms: {x: {train_batch_size: 16}, y: {}}\nseeds: [1]")
+    assert [run[1].per_device_train_batch_size for run in runs.values()] == [16, 32]
+
+
+def test_models_of_one_s_own_need_a_preset_in_the_base(study):
+    with pytest.raises(UserError, match=r"arm x: teacher=M without a preset: expected a line `preset: NAME` \(of a st"):
+        study("arms: {x: {teacher: M}}\nseeds: [1]")
 
 
 def test_the_papers_study():
