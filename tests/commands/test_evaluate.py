@@ -148,7 +148,7 @@ REFUSED = {
         ("--temperature", 0, "--samples", 2),
         "temperature=0 with samples=2: all samples of a row would be",
     ),
-    "k beyond the samples": (("--samples", 2, "--k", 1, 4), "k=4 with samples=2: expected 1 to 2: raise samples"),
+    "k beyond the samples": (("--samples", 2, "--k", 1, 4), "k=4 with samples=2: expected 1 to 2: use --samples 4"),
     "no chunks": (("--questions-per-chunk", 0), "questions_per_chunk=0: expected a positive whole number"),
     "one column twice": (("--data.choice-columns", "answer"), "the columns problem, answer, answer name one twice"),
     "no such column": (
