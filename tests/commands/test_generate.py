@@ -66,7 +66,7 @@ def test_every_row_is_explained(taught, data):
         assert record["explanation"] == record["explanation"].strip("\n") != ""
     assert len({record["explanation"] for record in records}) > ROWS  # the samples of a row differ
     mean = np.mean([record["reward"] for record in records])
-    start, prompts, end = printed.splitlines()
+    start, prompts, *_, end = printed.splitlines()
     assert " explains 24 rows of " in start and " (0 skipped), 2 explanations each; the frozen student " in start
     assert prompts.startswith("prompts: teacher's from ") and prompts.endswith("(<|begin_of_explanation|> ...)")
     assert end == f"24 rows, 48 explanations, mean reward {mean:.4f}, 0 resampled, 0 dropped: {out}"
