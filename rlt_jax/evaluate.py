@@ -22,6 +22,7 @@ from rlt_jax.report.whole_file import whole_file
 from rlt_jax.runs.announce import evaluate_lines
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.chats import show_chat
+from rlt_jax.runs.contradictions import warn_of_row_prompts
 from rlt_jax.runs.questions import fitting_questions, load_test_set
 from rlt_jax.runs.setup import chat_sampler, load_checked_model
 from rlt_jax.sampling.engine import Engine
@@ -54,6 +55,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     prepare_memory(shared=config.sampler.kind == "vllm", pinned_bytes=0)
     chat = chat_format_of(config)
     readable, skipped = load_test_set(data, say=print)
+    if config.prompt == "student":
+        warn_of_row_prompts(chat, (question.system for question in readable))
     questions, texts, prompts, too_long = fitting_questions(readable, config, chat)
     unusable = len(skipped) + len(too_long)
     print("\n".join(evaluate_lines(config, chat, asked=len(questions), skipped=unusable)))

@@ -25,6 +25,7 @@ from rlt_jax.rewards.scorer import Scorer, make_scorer
 from rlt_jax.runs.announce import generate_lines
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.chats import show_chat
+from rlt_jax.runs.contradictions import warn_of_row_prompts
 from rlt_jax.runs.explanations import count_unusable, describe_problems, explanation_record, sample_explanations
 from rlt_jax.runs.rows import load_data_rows
 from rlt_jax.runs.setup import chat_sampler, load_checked_model, room_of, warn_of_skipped
@@ -60,6 +61,7 @@ def generate(config: GenerateConfig) -> Path:
     loaded = load_data_rows(config.data, say=print)
     built = build_prompts(loaded.rows, chat, max_prompt_length=config.max_prompt_length, room=room_of(config))
     warn_of_skipped(built.skipped, "rows")
+    warn_of_row_prompts(chat, (row.system for row in loaded.rows))
     skipped_rows = len(loaded.skipped) + len(built.skipped)
     print("\n".join(generate_lines(config, chat, explained=len(built.prompts), skipped=skipped_rows)))
     decided = deciding_settings(config)

@@ -24,6 +24,7 @@ from rlt_jax.rewards.scorer import Scorer, make_scorer
 from rlt_jax.runs.announce import score_lines
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.chats import show_chat
+from rlt_jax.runs.contradictions import warn_of_row_prompts
 from rlt_jax.runs.rows import load_rows_to_score
 from rlt_jax.runs.setup import load_checked_model, warn_of_skipped
 from rlt_jax.types import ScoreRow
@@ -62,6 +63,7 @@ def write_scores(config: ScoreConfig, outputs: Mapping[str, Path]) -> None:
     prepare_memory(shared=False, pinned_bytes=0)
     chat = chat_format_of(config)
     rows, skipped = load_rows_to_score(config, chat.tags, say=print)
+    warn_of_row_prompts(chat, (explained.row.system for explained in rows))
     print("\n".join(score_lines(config, chat, rows=[explained.row for explained in rows], skipped=len(skipped))))
     if config.selected_out is not None:
         check_json(rows)  # before hours of scoring

@@ -3,10 +3,10 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Generic, NamedTuple, TypeVar
 
-from rlt_jax.data import Tags
+from rlt_jax.data import ChatFormat, Tags
 from rlt_jax.data.model_record import RECORD_FILE, ModelRecord, Role, StudentGap, read_record
 from rlt_jax.errors import UserError
 from rlt_jax.types import TagFormat
@@ -16,6 +16,7 @@ log = logging.getLogger("rlt_jax")
 T = TypeVar("T")
 
 SHOWN = 60  # characters of a text in a message
+FIRST_ROWS = 100  # that are looked at
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,22 @@ def prompt_contradictions(
                 f"leave out {flag} (or give None) to use the model's own prompt, or give a {role} that was trained "
                 "with yours",
             )
+
+
+def warn_of_row_prompts(chat: ChatFormat, systems: Iterable[str | None]) -> None:
+    """Warn if system prompts of rows are not what the student was trained with; FIRST_ROWS of them are looked at."""
+    source = chat.sources.student_prompt
+    if chat.student_prompt_overrides_rows or not source.endswith(RECORD_FILE):
+        return
+    own = [system for system in islice(systems, FIRST_ROWS) if system is not None]
+    other = [system for system in own if system != chat.tags.fill(chat.student_prompt)]
+    if other:
+        here, there = difference(other[0], chat.student_prompt)
+        log.warning(
+            "%d of the first %d system prompts of rows are not what the student was trained with (%s; %s: %s): drop "
+            "the rows' system column, or give a student that knows them",
+            *(len(other), len(own), here, source.removeprefix("rows, else "), there),
+        )
 
 
 def settled_gap(models: Sequence[TrainedModel], given: StudentGap | None, *, flag: str) -> Choice[StudentGap]:

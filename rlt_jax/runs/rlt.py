@@ -35,6 +35,7 @@ from rlt_jax.rewards.records import sample_records
 from rlt_jax.rewards.rlt import RewardFn
 from rlt_jax.rewards.scorer import Scored, Scorer, completion_rows, make_scorer
 from rlt_jax.runs.chat_format import chat_format_of
+from rlt_jax.runs.contradictions import warn_of_row_prompts
 from rlt_jax.runs.exported import files_of_training
 from rlt_jax.runs.match_rate import MatchWatch
 from rlt_jax.runs.resume import Inputs, run_inputs
@@ -235,6 +236,7 @@ def open_rlt(
     about = files_of_training(config, chat)  # before the run: what the teacher's folder says may change meanwhile
 
     def compare(rows: Sequence[Row], held_out: Sequence[Row]) -> None:
+        warn_of_row_prompts(chat, (row.system for row in rows))
         if compare_inputs is not None:
             compare_inputs(run_inputs(chat, rows, held_out, reward_fn=reward_fn))
 

@@ -21,6 +21,7 @@ from rlt_jax.configs import (
 from rlt_jax.data import BESPOKE, R1, STUDENT_PROMPT, TEACHER_PROMPT, ChatSources
 from rlt_jax.errors import UserError
 from rlt_jax.runs.chat_format import chat_format_of
+from rlt_jax.runs.contradictions import warn_of_row_prompts
 
 TINY = Path(rlt_jax.__file__).parent / "assets" / "tiny"
 T_PROMPT, S_PROMPT = "You see a question and its result. Explain", "Think about the steps, then give the result."
@@ -154,6 +155,18 @@ def test_roles(model):
     assert refusal(config).endswith("or go on all the same with --on-contradiction warn")
     chat = chat_format_of(replace(config, on_contradiction="warn"))
     assert chat.teacher_prompt == TEACHER_PROMPT  # not the student's
+
+
+def test_rows_that_the_student_was_not_trained_with(model, logged):
+    chat = chat_format_of(generate(model("t"), model("s", "student")))
+    warn_of_row_prompts(chat, [S_PROMPT, None])
+    warn_of_row_prompts(chat_format_of(generate(model("u"), model("v", None))), ["Other."])  # not known
+    warn_of_row_prompts(replace(chat, student_prompt_overrides_rows=True), ["Other."])
+    assert not logged.records
+    warn_of_row_prompts(chat, [S_PROMPT, None, "Other."])
+    assert (
+        "1 of the first 2 system prompts of rows are not what the student was trained with ('Other.'; " in logged.text
+    )
 
 
 def test_a_changed_chat_template(model):
