@@ -56,7 +56,8 @@ class Place:
 
     def model(self, name: str, content: str | bytes | None) -> Path:
         """The tiny teacher with one file replaced, or taken away."""
-        copy = shutil.copytree(self.tiny / "teacher", self.folder / "model")
+        of_no_training = shutil.ignore_patterns("rlt_jax.json", "README.md")  # as a model that others made
+        copy = shutil.copytree(self.tiny / "teacher", self.folder / "model", ignore=of_no_training)
         (copy / name).unlink(missing_ok=True)
         if content is not None:
             self.file(f"model/{name}", content)
