@@ -673,7 +673,7 @@ def test_scores_without_required_flags(refused):
 SFTS = {
     "rows without traces": (
         lambda p: ["--data.path", p.rows({"question": "a", "solution": "b"})],
-        ["expected rows with a reasoning trace", "(row 0: no reasoning trace): give rows with shorter traces"],
+        ["expected rows with a reasoning trace, but none of 1 has one: give rows with a reasoning_trace"],
     ),
     "texts that are all too long": (
         lambda p: ["--max-length", "9"],

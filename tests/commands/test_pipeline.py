@@ -363,13 +363,18 @@ def test_a_study_without_its_data_leaves_no_folder(study, tmp_path):
     [
         ({"teacher_prompt_file": "no.txt"}, "expected a prompt file at no.txt"),
         ({"data": {"explain_rows": 33}}, "data.explain_rows=33: expected at most the 32 rows to train on"),
-        ({"data": {"path": "{bare}"}}, "{bare}: expected rows with a reasoning_trace for the warm-up"),
+        (
+            {"data": {"path": "{bare}"}},
+            "{bare}: expected rows with a reasoning_trace for the warm-up, but none of 32 has one: add "
+            "data.trace_column: rationale, which looks right",
+        ),
         ({"reward_student": "{other}"}, "expected teacher and student to share one vocabulary"),
     ],
 )
 def test_what_would_fail_later_is_refused_before_anything_is_done(changes, message, study, tmp_path):
     bare, other = tmp_path / "bare.jsonl", tmp_path / "other"
-    bare.write_text("".join(json.dumps({"question": f"{i}?", "solution": str(i)}) + "\n" for i in range(40)))
+    rows = [{"question": f"{i}?", "solution": str(i), "rationale": "Count."} for i in range(40)]
+    bare.write_text("".join(json.dumps(row) + "\n" for row in rows))
     shutil.copytree(REPOSITORY / "rlt_jax" / "assets" / "tiny" / "student", other)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]

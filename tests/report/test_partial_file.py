@@ -90,6 +90,11 @@ def test_a_start_that_fails_later_keeps_what_is_done(out):
     assert start(out) == 1
 
 
+def test_a_setting_that_did_not_exist_yet_is_one_that_was_not_used(out):
+    start(out, 0)
+    assert start(out, 1, settings={**SETTINGS, "column": None}) == 1
+
+
 def test_other_settings_are_refused(out):
     start(out, 0)
     other = {"seed": 2, "sampler": {"top_p": 0.8, "stop": (1, 2)}, "rows": "abc"}

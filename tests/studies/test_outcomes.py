@@ -117,6 +117,26 @@ def test_what_a_work_folder_gives(tmp_path):
     assert "on the true traces" not in students.rows
 
 
+def test_values_that_were_not_finite_are_left_out(tmp_path):
+    """They are null in the files."""
+    work = make_work(tmp_path / "a")
+    metrics = work / "rlt" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"eval/copy_rate": 0.4', '"eval/copy_rate": null'))
+    records = [json.loads(line) for line in (work / "rlt" / "eval.jsonl").read_text().splitlines()]
+    for record in records:
+        if record["row"] == 1:
+            record["solution_logp/mean"] = None
+        record["thought_kl/mean"] = None
+    write(work / "rlt" / "eval.jsonl", records)
+    losses = work / "warmup" / "metrics.jsonl"
+    losses.write_text(losses.read_text().replace("0.4", "null"))
+    tables = {table.title: table for table in outcome_tables([work])}
+    assert "Warm-up of the teacher" not in tables
+    held_out = tables["Explanations of held-out questions"]
+    assert held_out.rows["RLT teacher"]["solution_logp"][0] == {0: -1.0}
+    assert {"thought_kl", "copy_rate"}.isdisjoint(held_out.rows["RLT teacher"])
+
+
 def test_explanations_of_which_none_was_left_out_have_one_line(tmp_path):
     work = make_work(tmp_path / "a")
     explained = {"solution_logp": -1.0, "thought_kl": 0.1, "copy_rate": 0.0, "kept": True, "sample": 0, "tokens": 9}
