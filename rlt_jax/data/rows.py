@@ -132,7 +132,9 @@ def read_rows(
     if unseen and example:
         raise UserError(f"{source} (split {split}): {unseen_problem(unseen, example, columns)}")
     if not rows:
-        reasons = "; ".join(f"row {number}: {reason}" for number, reason in skipped[:_MAX_SHOWN])
+        first = {reason: number for number, reason in reversed(skipped)}  # each reason once
+        shown = sorted((number, reason) for reason, number in first.items())[:_MAX_SHOWN]
+        reasons = "; ".join(f"row {number}: {reason}" for number, reason in shown)
         raise UserError(
             f"expected rows in {source} (split {split}), but none of {len(skipped)} can be used"
             + (f": {reasons}" if reasons else "")

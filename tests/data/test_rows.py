@@ -115,6 +115,8 @@ def test_broken_lines_carry_their_line_number(tmp_path):
 def test_nothing_usable_lists_the_first_reasons(tmp_path):
     with pytest.raises(UserError, match=r"none of 2 can be used: row 0: question is empty; row 1: no solution \("):
         load_rows(write(tmp_path / "rows.jsonl", [{"question": "", "solution": "5"}, {"question": "q"}]))
+    with pytest.raises(UserError, match=r"none of 9 can be used: row 0: question is empty: give rows"):  # said once
+        load_rows(write(tmp_path / "same.jsonl", [{"question": "", "solution": "5"}] * 9))
     with pytest.raises(UserError, match="none of 0 can be used: give rows"):
         load_rows(write(tmp_path / "empty.jsonl", []))
 
