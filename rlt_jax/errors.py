@@ -1,9 +1,11 @@
 """User errors end with an actionable message and an exit code. Anything else is a bug and shows its traceback."""
 
-import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
+
+from rlt_jax.terminal import open_terminal, output_failure, visible
 
 
 class UserError(Exception):
@@ -13,7 +15,8 @@ class UserError(Exception):
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Decorate a command's `main`: a UserError ends the process with exit code 2 and its message on stderr.
 
-    Ctrl-C exits with 130, a closed pipe with 141, as shells expect.
+    Ctrl-C exits with 130, a closed pipe with 141, as shells expect. Output is such that any terminal takes it
+    (`terminal.py`); if it could not be written, a command that has otherwise succeeded says so and exits with 2.
     """
 
     @wraps(main)
@@ -25,14 +28,32 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 
 def run_command(main: Callable[[], None]) -> None:
     """Call `main` at once, with the error handling of `command`."""
+    open_terminal()
+    code: object = None
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except BrokenPipeError:  # the reader of our output is gone (`... | head`), so nobody would see a message
-        sys.stdout = open(os.devnull, "w")  # else the interpreter complains once more when it flushes  # noqa: SIM115
-        raise SystemExit(141) from None
+        print(f"error: {visible(str(error))}", file=sys.stderr)
+        code = 2
+    except SystemExit as stop:
+        code = stop.code
+    except BrokenPipeError:
+        if output_failure() is None:  # a pipe of our own: a bug
+            raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        code = 130
+    with suppress(BrokenPipeError):  # flushed here, where a failure is handled, not when the interpreter ends
+        sys.stdout.flush()
+    failure = output_failure()
+    if isinstance(failure, BrokenPipeError):  # the reader of our output is gone (`... | head`): nobody sees a message
+        code = code or 141
+    elif failure is not None and not code:
+        print(
+            f"error: expected to write to the standard output, but: {failure.strerror}: what was to be shown is lost, "
+            "the files are complete: redirect it to a file that can be written",
+            file=sys.stderr,
+        )
+        code = 2
+    if code is not None:
+        raise SystemExit(code)

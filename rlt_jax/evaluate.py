@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import track
 
 from rlt_jax.configs import EvaluateConfig, check_evaluate_config, parse_command, run_or_print
 from rlt_jax.configs.resume import deciding_settings
@@ -18,6 +17,7 @@ from rlt_jax.errors import command
 from rlt_jax.evals.grading import answer_record, describe, few_answers, summarise
 from rlt_jax.report.json_text import json_text
 from rlt_jax.report.partial_file import Chunk, PartialFile, fingerprint, open_partial
+from rlt_jax.report.progress import track
 from rlt_jax.report.whole_file import whole_file
 from rlt_jax.runs.announce import evaluate_lines
 from rlt_jax.runs.chat_format import chat_format_of
@@ -101,7 +101,7 @@ def write_chunks(
     sampler = chat_sampler(settings, engine, model, params, chat, version=0, probe_ids=prompts[0])
     sampling = sampling_params(config.sampler, max_tokens=config.max_completion_length, temperature=config.temperature)
     size = config.questions_per_chunk
-    for start in track(range(partial.done * size, len(questions), size), "answering", transient=True):
+    for start in track(range(partial.done * size, len(questions), size), "answering"):
         chunk = questions[start : start + size]
         requests = [
             sample_request(ids, seed=config.seed, row=question.number, samples=range(config.samples))

@@ -5,8 +5,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.progress import track
-
 from rlt_jax.configs import GenerateConfig, check_generate_config, parse_command, run_or_print
 from rlt_jax.configs.resume import deciding_settings
 from rlt_jax.data import (
@@ -20,6 +18,7 @@ from rlt_jax.device.jax_setup import prepare_memory, use_compilation_cache
 from rlt_jax.errors import UserError, command
 from rlt_jax.models import Model
 from rlt_jax.report.partial_file import Chunk, PartialFile, fingerprint, open_partial
+from rlt_jax.report.progress import track
 from rlt_jax.rewards.rlt import reward_columns
 from rlt_jax.rewards.scorer import Scorer, make_scorer
 from rlt_jax.runs.announce import generate_lines
@@ -118,7 +117,7 @@ def write_chunks(
     sampler = chat_sampler(sampler_settings(config), engine, model, params, chat, version=0, probe_ids=probe_ids)
     scorer = load_scorer(config, model, chat)
     todo = chunks[partial.done :]
-    for chunk in track(todo, "explaining", transient=True):
+    for chunk in track(todo, "explaining"):
         explanations, counts = sample_explanations(config, chunk, sampler, chat, end_ids)
         if partial.done == 0:
             check_usable(config, len(chunk) * config.samples, len(explanations), counts)

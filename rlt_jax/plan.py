@@ -17,13 +17,16 @@ from rlt_jax.planner.tables import report_json, show
 from rlt_jax.report.json_text import json_text
 from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.start_check import start_checks
+from rlt_jax.terminal import VisibleFormatter
 
 log = logging.getLogger("rlt_jax")
 
 
 def plan(config: TrainConfig, *, options: PlanOptions) -> None:
     """Print the plan of a run; exit with code 1 if the run does not fit."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.setFormatter(VisibleFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     log.setLevel(logging.INFO)
     report = make_report(config, compile_programs=options.compile, start_checks=start_checks(config))
     if options.json:

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from rich.progress import track
 
 from rlt_jax.configs import ScoreConfig, check_score_config, parse_command, run_or_print
 from rlt_jax.data import ExplainedRow, Room, describe_skipped, explained_score_rows
@@ -17,6 +16,7 @@ from rlt_jax.models import Params
 from rlt_jax.report.histogram import draw_histogram, histogram_text
 from rlt_jax.report.json_text import json_line, json_text
 from rlt_jax.report.owner import sole_writer
+from rlt_jax.report.progress import track
 from rlt_jax.report.whole_file import whole_file
 from rlt_jax.rewards.ranking import ranks, select_rows
 from rlt_jax.rewards.rlt import reward_columns
@@ -84,7 +84,7 @@ def write_scores(config: ScoreConfig, outputs: Mapping[str, Path]) -> None:
         files = {flag: unfinished.enter_context(whole_file(path, flag)) for flag, path in outputs.items()}
         with files["--out"].open("w", encoding="utf-8") as file:
             chunk = config.score_batch_size * BATCHES_PER_CHUNK
-            for start in track(range(0, len(rows), chunk), "scoring", transient=True):
+            for start in track(range(0, len(rows), chunk), "scoring"):
                 usable, unusable = explained_score_rows(rows[start : start + chunk], chat, room=room)
                 unscored += unusable
                 for explained, reward, record in score_chunk(usable):

@@ -15,11 +15,12 @@ REPOSITORY = PACKAGE.parent
 DOORS = {"train", "sft", "generate", "score", "evaluate", "plan", "ablate", "pipeline"}  # nobody imports them
 
 MAY_IMPORT = {  # room (a folder, or a module of the ground) -> the rooms below that it may import, from the ground up
-    "errors": set(),
+    "terminal": set(),
+    "errors": {"terminal"},
     "types": set(),
     "batching": set(),
     "losses": {"types"},
-    "report": {"errors", "types"},
+    "report": {"errors", "terminal", "types"},
     "configs": {"errors", "types"},
     "data": {"errors", "types"},
     "models": {"errors"},
@@ -28,9 +29,12 @@ MAY_IMPORT = {  # room (a folder, or a module of the ground) -> the rooms below 
     "rewards": {"errors", "types", "batching", "losses", "configs", "data", "models", "device"},
     "evals": {"types", "report", "configs", "data"},
     "sampling": {"errors", "types", "batching", "configs", "models", "rewards"},
-    "planner": {"errors", "types", "batching", "report", "configs", "data", "models", "device", "learner", "rewards"},
+    "planner": {
+        *("errors", "terminal", "types", "batching", "report", "configs", "data", "models", "device"),
+        *("learner", "rewards"),
+    },
     "runs": {
-        *("errors", "types", "losses", "report", "configs", "data", "models", "device"),
+        *("errors", "terminal", "types", "losses", "report", "configs", "data", "models", "device"),
         *("learner", "rewards", "planner", "sampling"),
     },
     "studies": {"errors", "types", "report", "configs", "data", "rewards", "evals", "planner", "runs"},
@@ -49,7 +53,7 @@ OUTSIDE = {  # package from outside -> the only places that may import it
     "jax._src": {"device/jax_setup.py"},
 }
 
-NO_JAX = {"errors", "types", "batching", "configs", "data", "evals", "report"}  # quick to import, host only
+NO_JAX = {"terminal", "errors", "types", "batching", "configs", "data", "evals", "report"}  # quick to import, host only
 
 MOST_LINES = 500  # of a file
 
@@ -102,7 +106,7 @@ def test_imports(file):
 def test_nothing_at_the_top_is_neither_a_door_nor_ground():
     assert {room_of(place_of(file)) for file in FILES} - {"__init__"} == MAY_IMPORT.keys() | DOORS
     ground = {path.stem for path in PACKAGE.glob("*.py")} - DOORS - {"__init__"}
-    assert ground == {"errors", "types", "batching"}
+    assert ground == {"terminal", "errors", "types", "batching"}
 
 
 def test_rooms_stand_above_all_that_they_import():

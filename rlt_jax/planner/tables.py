@@ -14,7 +14,8 @@ from rlt_jax.planner.ledger import Ledger, PhaseMemory, vllm_cache_tokens, vllm_
 from rlt_jax.planner.preflight import Check
 from rlt_jax.planner.report import Report
 from rlt_jax.planner.run_plan import plan, planned_bytes, shortfalls, vllm_line
-from rlt_jax.report.log import is_live, print_plain
+from rlt_jax.report.log import is_live, print_plain, shows_tables
+from rlt_jax.terminal import visible
 from rlt_jax.types import GB
 
 COLUMN_HEADS = {  # phase -> shorter head of its column
@@ -217,18 +218,22 @@ def show(report: Report, console: Console) -> None:
     live = is_live(console)
 
     def print_lines(lines: Sequence[str]) -> None:
+        text = visible("\n".join(lines))  # which quotes rows
         if live:
-            console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            print_plain(console, "\n".join(lines))
+            print_plain(console, text)
 
     print_lines(top)
     for table in tables(report):
         aligned = aligned_lines(table)
+        width = max(map(len, aligned))
         if not live:
             print_lines(["", *aligned])
-        elif max(map(len, aligned)) <= console.width:
+        elif shows_tables(console, width=width):
             console.print(rich_table(table))
+        elif width <= console.width:
+            print_lines(["", *aligned])
         else:
             print_lines(["", *narrow_lines(table)])
     print_lines(["", *bottom])

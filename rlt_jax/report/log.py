@@ -3,17 +3,22 @@
 Every module logs under the name "rlt_jax" (commands run as `__main__`, so `__name__` would not work there).
 """
 
+import io
 import logging
 from pathlib import Path
 
 from rich import get_console
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.table import Table
 
 from rlt_jax.report.folder import writing_to
+from rlt_jax.terminal import VisibleFormatter, open_terminal, takes
 
 LOG_FILE = "logs/training.log"
 ENGINE_LOG_FILE = "logs/vllm.log"  # of a vLLM engine that the run starts
+WIDE = 60  # columns of a terminal from which time and level stand in columns of their own
+TABLE_SIGNS = "─│┏±−→×…"
 
 
 def setup_logging(run_dir: Path | None, *, console: Console | None = None) -> logging.Logger:
@@ -31,14 +36,17 @@ def setup_logging(run_dir: Path | None, *, console: Console | None = None) -> lo
     Raises:
       UserError: the folder cannot be written.
     """
+    open_terminal()  # for a script that calls a command's function
     console = console or get_console()
     file_handler = _HeldRecords() if run_dir is None else _file_handler(run_dir)
     console_handler: logging.Handler
     if is_live(console):
-        console_handler = RichHandler(console=console, show_path=False)
+        wide = console.width >= WIDE
+        console_handler = RichHandler(console=console, show_time=wide, show_level=wide, show_path=False)
+        console_handler.setFormatter(VisibleFormatter("%(message)s" if wide else "%(levelname)s %(message)s"))
     else:
         console_handler = _PlainHandler(console)
-        console_handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        console_handler.setFormatter(VisibleFormatter("%(levelname)s %(message)s"))
     logger = logging.getLogger("rlt_jax")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
@@ -69,14 +77,29 @@ def _file_handler(run_dir: Path) -> logging.Handler:
     path = Path(run_dir) / LOG_FILE
     with writing_to(run_dir):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        # a row may hold half of a surrogate pair, which UTF-8 cannot write
+        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     return handler
 
 
 def is_live(console: Console) -> bool:
     """Whether the console can redraw a line. A pipe is no terminal, even with forced colours (FORCE_COLOR)."""
     return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
+
+
+def shows_tables(console: Console, *, width: int) -> bool:
+    """Whether the console is a terminal on which a table of this width stays one: wide enough, and with all its signs.
+
+    A sign that is replaced by several would shift the columns, and a table that is too wide loses its cells.
+    """
+    return is_live(console) and width <= console.width and takes(console.file, TABLE_SIGNS)
+
+
+def table_width(*tables: Table) -> int:
+    """Columns that the widest table takes if nothing is cut off."""
+    unlimited = Console(file=io.StringIO(), width=10_000)
+    return max(unlimited.measure(table).maximum for table in tables)
 
 
 def print_plain(console: Console, text: str) -> None:
@@ -106,5 +129,7 @@ class _PlainHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             print_plain(self._console, self.format(record))
-        except (OSError, ValueError):  # a closed pipe must not stop a run
+        except BrokenPipeError:  # the run ends as any other write would end it
+            raise
+        except (OSError, ValueError):
             self.handleError(record)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlt_jax.report.log import is_live, print_plain
+from rlt_jax.report.log import print_plain, shows_tables, table_width
 
 
 @dataclass(frozen=True)
@@ -89,13 +89,14 @@ def summary_table(changes: Mapping[str, PairedChange], *, where: str = "") -> Ta
 def print_summary(
     changes: Mapping[str, PairedChange], files: Mapping[str, Path], *, where: str = "", console: Console | None = None
 ) -> None:
-    """Print the summary of a run, as `format_summary`: as a table in a terminal, as plain text elsewhere."""
+    """Print the summary of a run, as `format_summary`: as a table in a terminal that is wide enough, else as text."""
     console = console or get_console()
-    if not is_live(console):
+    table = summary_table(changes, where=where)
+    if not shows_tables(console, width=table_width(table)):
         print_plain(console, format_summary(changes, files, where=where))
         return
     if changes:
-        console.print(summary_table(changes, where=where))
+        console.print(table)
     console.print(format_summary({}, files), markup=False, highlight=False, soft_wrap=True)
 
 

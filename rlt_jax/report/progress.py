@@ -2,14 +2,28 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from typing import TypeVar
 
 from rich import get_console
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 
 from rlt_jax.report.log import is_live, print_plain
+from rlt_jax.terminal import takes
+
+Item = TypeVar("Item")
 
 WINDOW = 20  # last steps used to estimate the time left: the first steps, which compile, soon stop counting
 
@@ -95,15 +109,36 @@ def open_progress(
     bar = None
     if show and is_live(console):
         bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.fields[phase]:<16}", markup=False),
+            SpinnerColumn("dots" if takes(console.file, "⠋") else "line"),
+            _text("{task.fields[phase]:<16}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}", markup=False),
-            TextColumn("ETA {task.fields[left]}", markup=False),
+            MofNCompleteColumn(table_column=_cut()),
+            _text("{task.fields[numbers]}"),
+            _text("ETA {task.fields[left]}"),
             console=console,
         )
     return ProgressDisplay(total_steps, start_step, console, bar, now)
+
+
+def track(items: Sequence[Item], description: str, *, console: Console | None = None) -> Iterator[Item]:
+    """Yield the items, with a bar in a terminal, which disappears at the end. Anything else shows nothing."""
+    console = console or get_console()
+    if not is_live(console):
+        yield from items
+        return
+    left = TimeRemainingColumn(table_column=_cut())
+    columns = (_text("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), left)
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield from bar.track(items, description=description)
+
+
+def _text(template: str) -> TextColumn:
+    return TextColumn(template, markup=False, table_column=_cut())
+
+
+def _cut() -> Column:
+    """The layout of a column that is cut off in a narrow terminal without an ellipsis, which may become three signs."""
+    return Column(no_wrap=True, overflow="crop")
 
 
 def _numbers(metrics: Mapping[str, float]) -> list[str]:

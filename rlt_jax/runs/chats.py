@@ -24,6 +24,7 @@ from rlt_jax.errors import UserError
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.questions import load_test_set, prompt_text
 from rlt_jax.runs.rows import check_traces, load_data_rows, load_rows_to_score
+from rlt_jax.terminal import visible
 from rlt_jax.types import Row, ScoreRow
 
 NO_TRACE = "(an explanation stands here)"
@@ -43,7 +44,7 @@ def chats_of(config: object) -> list[str]:
 
 def show_chat(config: object) -> None:
     """Print the chats of the first row."""
-    print("\n\n".join(chats_of(config)))
+    print(visible("\n\n".join(chats_of(config))))
 
 
 @chats_of.register

@@ -1,10 +1,13 @@
 """Runs a command of this package in its own process; its output is shown and saved."""
 
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+
+from rlt_jax.terminal import visible
 
 
 class OutOfTime(Exception):
@@ -30,6 +33,8 @@ def run_logged(
         log.open("a", encoding="utf-8", buffering=1) as output,
         subprocess.Popen(
             [sys.executable, "-m", module, *flags],
+            env={**os.environ, "PYTHONIOENCODING": "utf-8"},  # so that the log is whole, whatever this terminal takes
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             encoding="utf-8",
@@ -49,7 +54,7 @@ def run_logged(
             for line in process.stdout:
                 output.write(line)
                 if not quiet:
-                    print(f"{name}: {line}", end="", flush=True)
+                    print(f"{name}: {visible(line)}", end="", flush=True)
                 last = line.strip()
             process.wait()
         except BaseException:

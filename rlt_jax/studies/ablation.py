@@ -9,7 +9,7 @@ from rlt_jax.configs import TrainConfig, load_config, save_config
 from rlt_jax.configs.resume import changed_fields
 from rlt_jax.errors import UserError
 from rlt_jax.report.folder import writing_to
-from rlt_jax.report.log import is_live, print_plain
+from rlt_jax.report.log import print_plain, shows_tables, table_width
 from rlt_jax.report.whole_file import whole_file
 from rlt_jax.runs.launch import run_logged
 from rlt_jax.studies.comparison import compare, read_evaluations, read_run
@@ -103,8 +103,9 @@ def summarise(runs: Runs, folder: Path) -> None:
     with whole_file(files["png"], "the comparison") as path:
         draw_comparison(finished, path)
     console = get_console()
-    if is_live(console):
-        console.print(*comparison_tables(arms), sep="\n")
+    tables = comparison_tables(arms)
+    if shows_tables(console, width=table_width(*tables)):
+        console.print(*tables, sep="\n")
     else:
         print_plain(console, comparison_markdown(arms))
     print(f"comparison: {', '.join(map(str, files.values()))}")
