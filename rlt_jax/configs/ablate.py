@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+from rlt_jax.configs.settings import Settings
+
 
 @dataclass(frozen=True, kw_only=True)
-class AblateConfig:
+class AblateConfig(Settings):
     """Training runs that differ in a few settings, each under several seeds, and their comparison."""
 
     study: str

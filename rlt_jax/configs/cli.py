@@ -16,6 +16,7 @@ import tyro
 from rlt_jax.configs.files import build, class_defaults, config_yaml, read_yaml
 from rlt_jax.configs.following import Layer, for_rows, given_flags, given_keys, print_note, rows_note, settle
 from rlt_jax.configs.presets import PRESETS, SUMMARIES, own_values, train_config, unknown_preset, unnamed_preset
+from rlt_jax.configs.settings import Settings
 from rlt_jax.configs.train import TrainConfig, check_config
 from rlt_jax.errors import UserError
 
@@ -53,7 +54,7 @@ class _ChatLine(_CommandLine[Config]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanOptions:
+class PlanOptions(Settings):
     """Settings of `rlt_jax.plan` beyond those of the run."""
 
     json: tyro.conf.FlagCreatePairsOff[bool] = False

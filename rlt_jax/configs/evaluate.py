@@ -8,13 +8,14 @@ from rlt_jax.configs.checks import check_problems, text_problems
 from rlt_jax.configs.resume import MayChange
 from rlt_jax.configs.sampling import sampling_problems
 from rlt_jax.configs.schema import SamplerConfig
+from rlt_jax.configs.settings import Settings
 from rlt_jax.types import Dtype, TagFormat
 
 MAX_OPTIONS = 26  # one letter each
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuestionsConfig:
+class QuestionsConfig(Settings):
     """The test set, and the columns to read."""
 
     path: str
@@ -36,7 +37,7 @@ class QuestionsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """Exact-answer accuracy of a model on a test set."""
 
     model: str

@@ -16,6 +16,7 @@ import pydantic
 import yaml
 
 from rlt_jax.errors import UserError
+from rlt_jax.paths import did_you_mean, expanded
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -117,10 +118,12 @@ def read_yaml(path: str | Path, *, example: str = RUN_CONFIG) -> dict[str, Any]:
       UserError: the file cannot be read, is not YAML, or does not hold a mapping.
     """
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # a subclass of SafeLoader
+        text = Path(expanded(str(path), name="the configuration file")).read_text(encoding="utf-8")
+        values = yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
     except OSError as error:
         raise UserError(
-            f"cannot read the configuration file {path} ({error.strerror}): expected a YAML file, such as {example}"
+            f"cannot read the configuration file {path} ({error.strerror}): {did_you_mean(path)}expected a YAML file, "
+            f"such as {example}"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected YAML text in UTF-8, found another byte at {error.start}") from None

@@ -8,11 +8,12 @@ from rlt_jax.configs.checks import check_problems, column_problems, text_problem
 from rlt_jax.configs.resume import MayChange
 from rlt_jax.configs.sampling import sampling_problems
 from rlt_jax.configs.schema import RewardConfig, SamplerConfig, reward_problems
+from rlt_jax.configs.settings import Settings
 from rlt_jax.types import Dtype, TagFormat
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowsConfig:
+class RowsConfig(Settings):
     """Rows to explain, and how they become prompts."""
 
     path: str
@@ -47,7 +48,7 @@ class RowsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
+class GenerateConfig(Settings):
     """Explanations for every row of a data set, as a data set to train a student on."""
 
     teacher: str

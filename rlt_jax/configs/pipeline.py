@@ -16,6 +16,7 @@ from rlt_jax.configs.checks import column_problems, count_problems, text_problem
 from rlt_jax.configs.files import load_settings, type_problems
 from rlt_jax.configs.resume import MayChange
 from rlt_jax.configs.schema import RewardConfig, SamplerConfig
+from rlt_jax.configs.settings import Settings
 from rlt_jax.errors import UserError
 from rlt_jax.types import Dtype, TagFormat
 
@@ -28,7 +29,7 @@ EXAMPLE = f"{ASSETS}studies/pipeline/tiny.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineConfig:
+class PipelineConfig(Settings):
     """Stages of a study to run under one seed, a work folder to pack, and work folders to compare."""
 
     study: str | None = None
@@ -86,7 +87,7 @@ def _pipeline_problems(config: PipelineConfig) -> Iterator[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineData:
+class PipelineData(Settings):
     """Data of a study."""
 
     path: str
@@ -123,7 +124,7 @@ class PipelineData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PipelineStudy:
+class PipelineStudy(Settings):
     """A study, as its file describes it. A section sets fields of its command's configuration."""
 
     teacher: str

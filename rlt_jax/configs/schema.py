@@ -13,6 +13,7 @@ from typing import Literal
 
 from rlt_jax.configs.checks import column_problems, count_problems, same_path, text_problems
 from rlt_jax.configs.resume import MayChange, Steers
+from rlt_jax.configs.settings import Settings
 from rlt_jax.types import Dtype, Normalization, Reduction, SamplerKind, StudentTokens, TagFormat
 
 Resume = Literal["auto", "never", "must"]
@@ -21,7 +22,7 @@ VLLM_MIN_TEMPERATURE = 0.01  # it raises lower ones to this
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Settings):
     """Rows to train and evaluate on, and how they become prompts."""
 
     path: str
@@ -118,7 +119,7 @@ def data_problems(data: DataConfig, *, eval_steps: int) -> Iterator[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
+class SamplerConfig(Settings):
     """How texts are sampled."""
 
     kind: SamplerKind = "native"
@@ -190,7 +191,7 @@ def sampler_problems(sampler: SamplerConfig, *, temperature: float) -> Iterator[
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
+class LossConfig(Settings):
     """The GRPO objective and how it is computed."""
 
     beta: float = 0.04
@@ -213,7 +214,7 @@ class LossConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardConfig:
+class RewardConfig(Settings):
     """The teacher's reward: how likely the student finds the solution after the explanation, minus the explanation's KL
     from teacher to student."""
 
@@ -297,7 +298,7 @@ def _flag(name: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Settings):
     """AdamW and its learning rate schedule; the peak rate is learning_rate."""
 
     adam_beta1: float = 0.9
@@ -336,7 +337,7 @@ def optimizer_problems(optimizer: OptimizerConfig, *, learning_rate: float) -> I
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryConfig:
+class MemoryConfig(Settings):
     """Where optimizer state and frozen models are stored, and in which dtype. Host memory is pinned."""
 
     optimizer: Literal["device", "host"] = "device"
@@ -360,7 +361,7 @@ def memory_problems(memory: MemoryConfig) -> Iterator[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefConfig:
+class RefConfig(Settings):
     """The reference model of the loss's KL term, and how it follows the policy (TR-DPO, arXiv 2404.09656)."""
 
     sync_ref_model: bool = True
@@ -372,7 +373,7 @@ class RefConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogConfig:
+class LogConfig(Settings):
     """What a run writes and shows besides metrics.jsonl and logs/training.log."""
 
     tensorboard: bool = True
@@ -388,7 +389,7 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
+class CheckpointConfig(Settings):
     """Which checkpoints a run saves, and whether it exports the model."""
 
     keep: int = 2

@@ -8,11 +8,12 @@ from typing import Literal
 from rlt_jax.configs.checks import check_problems, column_problems, count_problems, text_problems
 from rlt_jax.configs.resume import MayChange
 from rlt_jax.configs.schema import RewardConfig, reward_problems
+from rlt_jax.configs.settings import Settings
 from rlt_jax.types import StoredDtype, TagFormat
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
+class ScoreConfig(Settings):
     """Rewards and components of existing explanations."""
 
     teacher: str

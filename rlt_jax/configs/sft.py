@@ -24,11 +24,12 @@ from rlt_jax.configs.schema import (
     memory_problems,
     optimizer_problems,
 )
+from rlt_jax.configs.settings import Settings
 from rlt_jax.types import Dtype
 
 
 @dataclass(frozen=True, kw_only=True)
-class SftConfig:
+class SftConfig(Settings):
     """One supervised run: of a teacher, on explanations, or of a student, on thoughts and solutions."""
 
     target: Literal["teacher", "student"] = "teacher"

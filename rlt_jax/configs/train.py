@@ -38,13 +38,14 @@ from rlt_jax.configs.schema import (
     reward_problems,
     sampler_problems,
 )
+from rlt_jax.configs.settings import Settings
 from rlt_jax.types import Dtype
 
 PresetName = Literal["tiny", "mono_basic", "mono85", "mono85_fallback", "mono96", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """One GRPO run of the teacher."""
 
     preset: Steers[PresetName] = "tiny"

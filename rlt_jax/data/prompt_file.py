@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rlt_jax.errors import UserError
+from rlt_jax.paths import did_you_mean, expanded
 
 
 def read_prompt_file(path: str | Path) -> str:
@@ -12,10 +13,11 @@ def read_prompt_file(path: str | Path) -> str:
       UserError: the file is missing, unreadable, not UTF-8 or empty.
     """
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        text = Path(expanded(str(path))).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(
-            f"expected a prompt file at {path}, but it cannot be read ({error.strerror}): check the path"
+            f"expected a prompt file at {path}, but it cannot be read ({error.strerror}): {did_you_mean(path)}"
+            "check the path"
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(

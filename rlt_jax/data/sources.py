@@ -11,6 +11,8 @@ from rlt_jax.data.csv_rows import read_csv
 from rlt_jax.data.file_rows import FORMS, Unreadable, form_of, holds_rows, read_json, read_parquet
 from rlt_jax.data.folders import choose_files
 from rlt_jax.errors import UserError
+from rlt_jax.hub import check_dataset
+from rlt_jax.paths import did_you_mean, expanded
 
 __all__ = ["Source", "Unreadable", "open_source"]
 
@@ -69,7 +71,7 @@ def open_source(source: str, split: str, subset: str | None = None, *, flag: str
     Raises:
       UserError: `source` is not there, has no such split or subset, or it is not clear which files are meant.
     """
-    path = Path(source).expanduser()
+    path = Path(expanded(source))
     if not source.strip():  # Path("") would be the current folder
         raise UserError("expected a data set, but its name is empty: give a hub name, a folder, or a file")
     try:
@@ -92,7 +94,8 @@ def open_source(source: str, split: str, subset: str | None = None, *, flag: str
             raise UserError(f"expected split 'train' of the single file {source}, but came {split!r}: leave it out")
         return Source(source, (), (), "", partial(_read_files, [path]))
     if holds_rows(path) or source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise UserError(f"expected rows at {source!r}, but there is no such file or folder: check the path")
+        hint = did_you_mean(source)
+        raise UserError(f"expected rows at {source!r}, but there is no such file or folder: {hint}check the path")
     return _on_hub(source, split, subset, flag)
 
 
@@ -102,6 +105,7 @@ def _no_subset(subset: str | None, what: str, flag: str) -> None:
 
 
 def _on_hub(name: str, split: str, subset: str | None, flag: str) -> Source:
+    check_dataset(name)
     import datasets  # here: the import takes seconds
 
     try:

@@ -14,6 +14,7 @@ import numpy as np
 
 from rlt_jax.data.turns import turns_of
 from rlt_jax.errors import UserError
+from rlt_jax.hub import fetch, local_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -151,19 +152,8 @@ def _splitting_difference(teacher: "PreTrainedTokenizerFast", student: "PreTrain
 
 def model_files(path: str | Path) -> Path:
     """`path` if it is a folder, else a local copy of the small files of that hub repository."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(str(path), allow_patterns=list(_FILES)))
-    except (OSError, HFValidationError) as error:  # any failure to reach or find a repository is an OSError
-        raise UserError(
-            f"expected a model folder or a hub name, but {path!s} is not a folder and the hub says: "
-            f"{str(error).splitlines()[0]}: check the name, or give the folder of a downloaded model"
-        ) from None
+    folder = local_folder(path)
+    return fetch(str(path), files=_FILES) if folder is None else folder
 
 
 def known_ids(tokenizer: "PreTrainedTokenizerFast") -> np.ndarray:

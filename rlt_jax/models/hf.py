@@ -6,20 +6,18 @@ No random weights are allocated for a model that is loaded.
 
 import json
 import logging
-import re
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  numpy learns bfloat16 from it
 import numpy as np
-from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 
 from rlt_jax.errors import UserError
+from rlt_jax.hub import fetch, local_folder
 from rlt_jax.models.base import Model, Params, build_model, random_params
 from rlt_jax.models.config import ModelConfig, read_config
 from rlt_jax.models.stored_tensors import HEAD, STORED, Checkpoint, open_checkpoint
@@ -27,9 +25,6 @@ from rlt_jax.models.tensor_names import leaf_of, name_table
 from rlt_jax.models.weight_files import WeightFiles, refuse_adapter
 
 log = logging.getLogger("rlt_jax")
-
-# The hub's client logs every retry twice; the error that it finally raises says more.
-logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
 
 
 def checkpoint_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
@@ -98,28 +93,12 @@ def resolve_folder(path: str | Path) -> Path:
     Raises:
       UserError: neither exists, the hub cannot be reached, or the folder holds a LoRA adapter.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        refuse_adapter(folder)
-        return folder
-    if folder.exists():
-        raise UserError(f"expected a model's folder, got the file {folder}: give the folder that holds config.json")
-    if isinstance(path, Path) or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
-        raise UserError(f"expected a model's folder, but {folder} does not exist: check the path")
-    try:
-        fetched = huggingface_hub.snapshot_download(
-            path,
-            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"],
-            ignore_patterns=["*/*"],
-        )
-    except (OSError, HFValidationError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"expected a local folder or a model on the Hugging Face hub, but there is no folder {path!r} here "
-            f"and the hub gave none of that name ({reason}): check the name and the network, or give a folder"
-        ) from error
-    refuse_adapter(Path(fetched))
-    return Path(fetched)
+    folder = local_folder(path)
+    if folder is None:
+        files = ["*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model"]
+        folder = fetch(str(path), files=files, without=["*/*"])
+    refuse_adapter(folder)
+    return folder
 
 
 # Loading

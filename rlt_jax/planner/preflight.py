@@ -26,6 +26,7 @@ from rlt_jax.data.file_rows import holds_rows
 from rlt_jax.device.gpu import Gpu
 from rlt_jax.errors import UserError
 from rlt_jax.models import checkpoint_shapes, find_weights, ignored_files
+from rlt_jax.paths import did_you_mean
 from rlt_jax.planner.ledger import Ledger
 from rlt_jax.planner.run_plan import planned_bytes
 from rlt_jax.types import GB
@@ -222,7 +223,8 @@ def _vllm_checks(config: TrainConfig) -> Iterator[Check]:
         try:
             version = _vllm_version(python)
         except (OSError, subprocess.SubprocessError) as error:
-            advice = f"expected a Python interpreter ({type(error).__name__}: {error}): correct --sampler.python"
+            reason, hint = f"{type(error).__name__}: {error}", did_you_mean(python)
+            advice = f"expected a Python interpreter ({reason}): {hint}correct --sampler.python"
             yield Check("vLLM", "problem", f"{python} cannot be run", advice, concerns_plan=True)
             return
     if version is None:

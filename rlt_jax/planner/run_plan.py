@@ -4,18 +4,16 @@ Nothing but a config.json is downloaded, and no device is touched. Lengths are w
 is as long as the run allows, padded to its bucket.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import huggingface_hub
-from huggingface_hub.errors import HFValidationError
 
 from rlt_jax.batching import bucket_length
 from rlt_jax.configs import TrainConfig
-from rlt_jax.errors import UserError
+from rlt_jax.hub import fetch, local_folder
 from rlt_jax.models import ModelConfig, read_config, resolve_folder
 from rlt_jax.models.attention import flash_supports
 from rlt_jax.models.config import known_config
@@ -31,8 +29,6 @@ from rlt_jax.planner.ledger import (
 )
 from rlt_jax.planner.shapes import ModelShape, RunShape
 from rlt_jax.types import GB, Dtype
-
-log = logging.getLogger("rlt_jax")
 
 STUDENT_EXTRA_TOKENS = 256
 """Most tokens by which a student's sequence exceeds the teacher's: its system prompt and tags may be longer."""
@@ -55,28 +51,16 @@ def find_model(path: str) -> FoundModel:
     Raises:
       UserError: there is no such model, or its architecture is not supported.
     """
-    if Path(path).expanduser().exists():
-        return FoundModel(read_config(resolve_folder(path)), "its folder")
-    try:
-        cached = huggingface_hub.try_to_load_from_cache(path, "config.json")
-    except HFValidationError:
-        return FoundModel(read_config(resolve_folder(path)), "its folder")  # says what is wrong with the path
+    folder = local_folder(path)
+    if folder is not None:
+        return FoundModel(read_config(resolve_folder(folder)), "its folder")
+    cached = huggingface_hub.try_to_load_from_cache(path, "config.json")
     if isinstance(cached, str):
         return FoundModel(read_config(Path(cached).parent), "the hub's cache")
     known = known_config(path)
     if known is not None:
         return FoundModel(known, "known")
-    log.info("fetching config.json of %s from the hub", path)
-    try:
-        fetched = huggingface_hub.hf_hub_download(path, "config.json")
-    except (OSError, HFValidationError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"expected a model's folder, a known model or a model on the Hugging Face hub, but there is no folder "
-            f"{path!r} and the hub gave no config.json of that name ({reason}): check the name and the network, or "
-            "give a folder, as in --teacher FOLDER --student FOLDER"
-        ) from None
-    return FoundModel(read_config(Path(fetched).parent), "the hub")
+    return FoundModel(read_config(fetch(path, files=["config.json"])), "the hub")
 
 
 def model_config_of(path: str) -> ModelConfig:

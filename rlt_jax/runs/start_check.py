@@ -14,6 +14,7 @@ from rlt_jax.configs import TrainConfig
 from rlt_jax.data import ChatFormat
 from rlt_jax.data.model_record import tag_format_of
 from rlt_jax.errors import UserError
+from rlt_jax.hub import check_name
 from rlt_jax.planner.preflight import Check, is_hub_name, local_folder
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.setup import load_prompts, load_split_rows, question_order
@@ -65,6 +66,10 @@ def _data_check(config: TrainConfig, chat: ChatFormat | None) -> Check:
     sources = {source for source in (data.path, data.eval_path) if source is not None}
     for source in sorted(sources):
         if not Path(source).expanduser().exists() and is_hub_name(source):
+            try:
+                check_name(source, "dataset")
+            except UserError as error:
+                return Check("data", "problem", "the run would be refused", _one_line(str(error)), concerns_plan=True)
             advice = "expected a local file or folder: let the run download it when it starts, or give a local one"
             return Check("data", "warning", f"{source}: a data set on the hub", advice)
     with _warnings() as notes:

@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 
 from rlt_jax.errors import UserError
+from rlt_jax.paths import did_you_mean
 from rlt_jax.sampling.engine import EngineCompletion, EngineDied, EngineFailed, EngineRefused, Job
 from rlt_jax.sampling.weights import Tensor, send_on_gpu, write_shared_file
 
@@ -100,7 +101,8 @@ class ChildEngine:
             if self._log_file.exists() and not self._log_file.stat().st_size:
                 self._log_file.unlink()
             raise UserError(
-                f"--sampler.python {self._python} cannot be run ({error.strerror}): give a Python interpreter"
+                f"--sampler.python {self._python} cannot be run ({error.strerror}): {did_you_mean(self._python)}"
+                "give a Python interpreter"
             ) from None
         self._connection = ours
         self.facts = self._call("start", self._start_args)

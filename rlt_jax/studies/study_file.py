@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlt_jax.errors import UserError
+from rlt_jax.paths import did_you_mean
 
 STUDIES = Path(__file__).resolve().parents[1] / "assets" / "studies"
 
@@ -20,5 +21,6 @@ def study_path(study: str, command: Literal["ablate", "pipeline"]) -> Path:
     if study in shipped:
         return shipped[study]
     if not Path(study).is_file():
-        raise UserError(f"--study {study}: expected a YAML file, or one of the package's: {', '.join(sorted(shipped))}")
+        names, hint = ", ".join(sorted(shipped)), did_you_mean(study)
+        raise UserError(f"--study {study}: {hint}expected a YAML file, or one of the package's: {names}")
     return Path(study)

@@ -199,12 +199,15 @@ def test_a_preset_and_a_configuration_file_at_once(refused, place):
 
 
 MODELS = {
-    "no such folder": (lambda p: "/no/such/model", ["expected a model folder or a hub name, but /no/such/model"]),
+    "no such folder": (
+        lambda p: "/no/such/model",
+        ["expected a model's folder or its name on", "/no/such/model does not exist"],
+    ),
     "no such hub name": (
         lambda p: "nobody/nothing",
-        ["nobody/nothing is not a folder and the hub says", "check the name"],
+        ["there is no nobody/nothing here and HF_HUB_OFFLINE", "check the name"],
     ),
-    "a file": (lambda p: p.file("model.bin", "x"), ["expected a model folder", "model.bin is not a folder"]),
+    "a file": (lambda p: p.file("model.bin", "x"), ["expected a model's folder, got the file", "model.bin"]),
     "empty folder": (lambda p: p.file("empty/x", "").parent, ["expected tokenizer.json", "but there is none: copy"]),
     "no config.json": (lambda p: p.model("config.json", None), ["model/config.json, found chat_template.jinja"]),
     "broken config.json": (

@@ -194,8 +194,8 @@ def test_a_saved_run_can_be_planned(planned, tmp_path):
         (["--preset", "mono58"], "preset=mono58: no such preset: did you mean mono85?"),
         (["--preset", "mono85", "--budget-gb", "70", "--planned-gb", "77"], "planned_gb=77 is more than budget_gb=70"),
         (["--preset", "mono85", "--host-gb", "-1"], "host_gb=-1: expected a positive number of GB, or None"),
-        (["--preset", "mono85", "--teacher", "./runs/none"], "expected a model's folder, but runs/none does not exist"),
-        (["--preset", "mono85", "--student", "nobody/nothing"], "the hub gave no config.json of that name"),
+        (["--preset", "mono85", "--teacher", "./runs/none"], "hub, but ./runs/none does not exist: "),
+        (["--preset", "mono85", "--student", "nobody/nothing"], "there is no nobody/nothing here and HF_HUB_OFFLINE"),
     ],
 )
 def test_mistakes(planned, flags, message):

@@ -1,7 +1,6 @@
 """From a configuration and its models to what fits, without a device."""
 
 import json
-import logging
 from dataclasses import replace
 
 import jax
@@ -79,13 +78,10 @@ def test_architecture_of_a_known_model():
     assert find_model("Qwen/Qwen2.5-7B-Instruct") == (QWEN_7B, "known")
 
 
-def test_an_unknown_model_is_asked_for_by_name(caplog):
+def test_an_unknown_model_is_asked_for_by_name():
     """The tests' hub is offline."""
-    with caplog.at_level(logging.INFO, logger="rlt_jax"), pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=r"there is no nobody/nothing-7B here and HF_HUB_OFFLINE is set, .* its cache"):
         model_config_of("nobody/nothing-7B")
-    assert "no folder 'nobody/nothing-7B' and the hub gave no config.json" in str(error.value)
-    assert "--teacher FOLDER" in str(error.value)
-    assert "fetching config.json of nobody/nothing-7B from the hub" in caplog.text
 
 
 @pytest.mark.parametrize("path", ["./runs/none", "/no/such/folder", "a/b/c"])
