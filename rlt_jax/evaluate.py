@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rlt_jax.configs import EvaluateConfig, check_evaluate_config, parse_command, run_or_print
+from rlt_jax.configs.dtype import decided_dtype
 from rlt_jax.configs.resume import deciding_settings
 from rlt_jax.data import ChatFormat, Question
 from rlt_jax.data.model_record import tag_format_of
@@ -23,6 +24,7 @@ from rlt_jax.runs.announce import evaluate_lines
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.contradictions import warn_of_row_prompts
+from rlt_jax.runs.machine import on_this_machine
 from rlt_jax.runs.questions import fitting_questions, load_test_set
 from rlt_jax.runs.setup import chat_sampler, load_checked_model
 from rlt_jax.sampling.engine import Engine
@@ -50,6 +52,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
       UserError: an inconsistent config, or unusable files, model or data.
     """
     check_evaluate_config(config)
+    config = on_this_machine(config)
     out, data = Path(config.out), config.data
     use_compilation_cache()
     prepare_memory(shared=config.sampler.kind == "vllm", pinned_bytes=0)
@@ -97,7 +100,7 @@ def write_chunks(
     engine: Engine | None,
 ) -> None:
     """Load the model; ask, grade and save all chunks that are not done yet."""
-    model, params = load_checked_model(config.model, chat.tokenizer, dtype=config.dtype)
+    model, params = load_checked_model(config.model, chat.tokenizer, dtype=decided_dtype(config.dtype))
     sampler = chat_sampler(settings, engine, model, params, chat, version=0, probe_ids=prompts[0])
     sampling = sampling_params(config.sampler, max_tokens=config.max_completion_length, temperature=config.temperature)
     size = config.questions_per_chunk

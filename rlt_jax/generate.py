@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlt_jax.configs import GenerateConfig, check_generate_config, parse_command, run_or_print
+from rlt_jax.configs.dtype import decided_dtype
 from rlt_jax.configs.resume import deciding_settings
 from rlt_jax.data import (
     ChatFormat,
@@ -26,6 +27,7 @@ from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.contradictions import warn_of_row_prompts
 from rlt_jax.runs.explanations import count_unusable, describe_problems, explanation_record, sample_explanations
+from rlt_jax.runs.machine import on_this_machine
 from rlt_jax.runs.rows import load_data_rows
 from rlt_jax.runs.setup import chat_sampler, load_checked_model, room_of, warn_of_skipped
 from rlt_jax.sampling.engine import Engine
@@ -53,6 +55,7 @@ def generate(config: GenerateConfig) -> Path:
       UserError: an inconsistent config, or unusable files, models or data.
     """
     check_generate_config(config)
+    config = on_this_machine(config)
     out = Path(config.out)
     use_compilation_cache()
     prepare_memory(shared=config.sampler.kind == "vllm", pinned_bytes=0)
@@ -111,7 +114,7 @@ def write_chunks(
     engine: Engine | None,
 ) -> None:
     """Load the models; sample, score and save the chunks that are not done yet."""
-    model, params = load_checked_model(config.teacher, chat.tokenizer, dtype=config.dtype)
+    model, params = load_checked_model(config.teacher, chat.tokenizer, dtype=decided_dtype(config.dtype))
     end_ids = eos_ids(chat.tokenizer, config.teacher)
     probe_ids = chunks[0][0].teacher_ids
     sampler = chat_sampler(sampler_settings(config), engine, model, params, chat, version=0, probe_ids=probe_ids)
@@ -187,7 +190,7 @@ def load_scorer(config: GenerateConfig, teacher: Model, chat: ChatFormat) -> Sco
     """Load the student and build the scorer; None without a student."""
     if config.student is None:
         return None
-    student, student_params = load_checked_model(config.student, chat.student, dtype=config.dtype)
+    student, student_params = load_checked_model(config.student, chat.student, dtype=decided_dtype(config.dtype))
     return make_scorer(
         teacher,
         student,

@@ -14,9 +14,12 @@ from rlt_jax.configs import SftConfig, check_sft_config, parse_command, run_or_p
 from rlt_jax.device.backoff import explain_out_of_memory
 from rlt_jax.device.placement import free
 from rlt_jax.errors import command
+from rlt_jax.learner.state import TrainState
 from rlt_jax.runs.chats import show_chat
-from rlt_jax.runs.session import open_session
-from rlt_jax.runs.sft import load_sft
+from rlt_jax.runs.machine import on_this_machine
+from rlt_jax.runs.session import Session, open_session
+from rlt_jax.runs.sft import Sft, load_sft
+from rlt_jax.runs.sft_check import TextCheck, describe_check, next_command, read_check, save_check, shortened
 
 log = logging.getLogger("rlt_jax")
 
@@ -35,10 +38,15 @@ def sft(config: SftConfig) -> Path:
       UserError: an inconsistent config, or unusable files, model or data.
     """
     check_sft_config(config)
+    config = on_this_machine(config)
     with open_session(config) as session, explain_out_of_memory(lambda: TOO_LARGE):
         run = load_sft(config, session.folder, exhausted=TOO_LARGE, compare_inputs=session.compare_inputs)
+        session.settle(run.config)
         state = session.resume(
-            run.params, like=run.optimizer.like(run.params), fresh=run.optimizer.init, max_steps=run.max_steps
+            run.params,
+            like=run.optimizer.like(run.params),
+            fresh=run.optimizer.init,
+            max_steps=run.schedule.max_steps,
         )
         if session.start_step == 0 and session.evaluates(0) and run.held_out:
             session.write(0, {"eval/loss": run.held_out_loss(state.params)})
@@ -60,12 +68,45 @@ def sft(config: SftConfig) -> Path:
             if session.saves(step):
                 session.save(step, state)
 
+        check = check_model(session, run, state)
         exported = session.finish(
             run.model, state.params, tokenizer_from=config.model, eos_ids=run.eos_ids, about=run.about
         )
-        if exported is not None:
-            log.info("the model is in %s", exported)
+        summarise(session, run, check, exported)
     return session.folder
+
+
+def check_model(session: Session, run: Sft, state: TrainState) -> TextCheck | None:
+    """Sample texts from the trained model and count those that close their tags; None if that is switched off.
+
+    Frees what the optimizer keeps, which no further step needs, so that the sampler has its memory. A finished run that
+    is started again has been checked already.
+    """
+    if not run.questions:
+        return None
+    check = read_check(session.folder, step=session.max_steps) if session.start_step == session.max_steps else None
+    if check is not None:
+        return check
+    free((state.low, state.opt_state))
+    with session.phase("generate"):
+        check = run.check(state.params, step=session.max_steps, on_progress=session.show_tokens)
+    session.write(session.max_steps, check.metrics())
+    save_check(session.folder, check)
+    return check
+
+
+def summarise(session: Session, run: Sft, check: TextCheck | None, exported: Path | None) -> None:
+    """Say what the model writes, where it is, and what to do next."""
+    ready = True
+    if check is not None:
+        text, ready = describe_check(check, run.config, session.folder)
+        log.log(logging.INFO if ready else logging.WARNING, text)
+        log.info("the first drawn text: %s", shortened(check.example))
+    if exported is None:
+        return
+    log.info("the model is in %s", exported)
+    if ready:
+        log.info("next: %s", next_command(run.config, exported))
 
 
 @command

@@ -27,6 +27,7 @@ from rlt_jax.rewards.scorer import Scored
 from rlt_jax.runs.announce import evaluated_rows
 from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.evaluation import SOLUTION_LOGP, evaluation_requests, evaluation_results, read_changes
+from rlt_jax.runs.machine import on_this_machine
 from rlt_jax.runs.rlt import Rlt, open_rlt
 from rlt_jax.runs.session import Session, open_session
 from rlt_jax.sampling.base import Sampler
@@ -44,6 +45,7 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
       UserError: an inconsistent config, or unusable files, models or data.
     """
     check_config(config)
+    config = on_this_machine(config)
     with (
         open_session(config) as session,
         open_rlt(config, session.folder, reward_fn=reward_fn, compare_inputs=session.compare_inputs) as rlt,

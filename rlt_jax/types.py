@@ -15,6 +15,7 @@ GB = 1e9  # bytes
 
 Dtype = Literal["bfloat16", "float32"]  # of weights, activations, gradient sums, moments
 StoredDtype = Literal["auto", "bfloat16", "float32"]  # the same; auto: as stored
+RunDtype = Literal["auto", "bfloat16", "float32"]  # the same; auto: float32 on a CPU, bfloat16 elsewhere
 SamplerKind = Literal["native", "vllm", "vllm-server"]
 TagFormat = Literal["bespoke", "r1"]  # `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, or `<NAME>` ... `</NAME>`
 StudentTokens = Literal["ids", "text"]  # the student reads the teacher's token ids, or its text in tokens of its own

@@ -29,6 +29,7 @@ from rlt_jax.configs.schema import (
 )
 from rlt_jax.configs.score import ScoreConfig, check_score_config
 from rlt_jax.configs.sft import SftConfig, check_sft_config
+from rlt_jax.configs.sft_defaults import Schedule, describe_schedule, schedule_of
 from rlt_jax.configs.train import PresetName, TrainConfig, check_config
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "RewardConfig",
     "RowsConfig",
     "SamplerConfig",
+    "Schedule",
     "ScoreConfig",
     "SftConfig",
     "Stage",
@@ -65,6 +67,7 @@ __all__ = [
     "check_score_config",
     "check_sft_config",
     "config_yaml",
+    "describe_schedule",
     "load_config",
     "load_settings",
     "load_study",
@@ -73,4 +76,5 @@ __all__ = [
     "parse_train_args",
     "run_or_print",
     "save_config",
+    "schedule_of",
 ]

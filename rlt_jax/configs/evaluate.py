@@ -9,7 +9,7 @@ from rlt_jax.configs.resume import MayChange
 from rlt_jax.configs.sampling import sampling_problems
 from rlt_jax.configs.schema import SamplerConfig
 from rlt_jax.configs.settings import Settings
-from rlt_jax.types import Dtype, TagFormat
+from rlt_jax.types import RunDtype, TagFormat
 
 MAX_OPTIONS = 26  # one letter each
 
@@ -70,8 +70,8 @@ class EvaluateConfig(Settings):
     """Questions per chunk, which are answered together and then saved."""
     seed: int = 42
     """Seed of sampling, 0 to 2**31 - 1; with the numbers of question and sample it gives each answer's own seed."""
-    dtype: Dtype = "bfloat16"
-    """Dtype of weights and activations."""
+    dtype: RunDtype = "auto"
+    """Dtype of weights and activations. auto: float32 on a CPU, bfloat16 on a GPU."""
     max_completion_length: int = 16384
     """Maximum length of an answer, tokens; longer ones are cut off."""
     temperature: float = 0.7

@@ -111,7 +111,7 @@ def _micro_batch(config: Any, layer: Layer) -> Iterator[Change]:
     if not isinstance(config, TrainConfig | SftConfig) or "per_device_train_batch_size" in layer.given:
         return
     batch = config.train_batch_size
-    if config.per_device_train_batch_size > batch >= 1:
+    if batch is not None and config.per_device_train_batch_size > batch >= 1:
         yield "per_device_train_batch_size", batch, f"train_batch_size={batch}"
 
 

@@ -9,7 +9,7 @@ from rlt_jax.configs.resume import MayChange
 from rlt_jax.configs.sampling import sampling_problems
 from rlt_jax.configs.schema import RewardConfig, SamplerConfig, reward_problems
 from rlt_jax.configs.settings import Settings
-from rlt_jax.types import Dtype, TagFormat
+from rlt_jax.types import RunDtype, TagFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +73,8 @@ class GenerateConfig(Settings):
     """Rows per chunk, which are explained together and then saved."""
     seed: int = 42
     """Seed of sampling, 0 to 2**31 - 1; with the numbers of row and sample it gives each explanation's own seed."""
-    dtype: Dtype = "bfloat16"
-    """Dtype of weights and activations."""
+    dtype: RunDtype = "auto"
+    """Dtype of weights and activations. auto: float32 on a CPU, bfloat16 on a GPU."""
     max_prompt_length: int = 16384
     """Maximum length of the teacher's prompt, which includes question and solution, tokens; longer ones are skipped and
     counted."""

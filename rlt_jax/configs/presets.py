@@ -2,8 +2,8 @@
 
 The mono presets are full-parameter 7B runs for one GPU with the memory in their name, `paper` is the run of the RLT
 paper (arXiv 2506.08388), and `tiny` shows on two CPU cores that everything works. All but `tiny` share the defaults of
-`schema.py` (AdamW at 1e-6, KL weight 0.04, temperature 0.7, bf16, 125 steps, a checkpoint every 25) and the paper's
-models, data and reward weights.
+`schema.py` (AdamW at 1e-6, KL weight 0.04, temperature 0.7, bf16 on a GPU, 125 steps, a checkpoint every 25) and the
+paper's models, data and reward weights.
 """
 
 import difflib

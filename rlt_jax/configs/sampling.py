@@ -5,7 +5,7 @@ from typing import Protocol
 
 from rlt_jax.configs.checks import count_problems, seed_problems, vllm_share_problems
 from rlt_jax.configs.schema import SamplerConfig, sampler_problems
-from rlt_jax.types import Dtype
+from rlt_jax.types import RunDtype
 
 
 class SamplingConfig(Protocol):
@@ -28,7 +28,7 @@ class SamplingConfig(Protocol):
         """The sampler."""
 
     @property
-    def dtype(self) -> Dtype:
+    def dtype(self) -> RunDtype:
         """Number format of weights and activations."""
 
     @property

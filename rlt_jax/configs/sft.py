@@ -25,7 +25,9 @@ from rlt_jax.configs.schema import (
     optimizer_problems,
 )
 from rlt_jax.configs.settings import Settings
-from rlt_jax.types import Dtype
+from rlt_jax.types import RunDtype
+
+BATCH = 16  # rows per gradient step, if there are as many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +53,14 @@ class SftConfig(Settings):
     no summary compares evaluations before and after it."""
     seed: int = 42
     """Seed of the data order."""
-    dtype: Dtype = "bfloat16"
-    """Dtype of weights and activations; losses are float32."""
+    dtype: RunDtype = "auto"
+    """Dtype of weights and activations; losses are float32. auto: float32 on a CPU, bfloat16 on a GPU."""
     max_steps: Steers[int | None] = None
     """Gradient steps. None: as many as num_train_epochs take."""
-    num_train_epochs: Steers[int] = 10
-    """Passes over the data if max_steps is None."""
-    train_batch_size: Steers[int] = 16
-    """Rows per gradient step."""
+    num_train_epochs: Steers[int | None] = None
+    """Passes over the data if max_steps is None. None: 10, or as many more as make 200 steps."""
+    train_batch_size: Steers[int | None] = None
+    """Rows per gradient step. None: 16, or all rows if there are fewer."""
     per_device_train_batch_size: MayChange[int] = 1
     """Micro-batch: rows per forward and backward pass on a device. Changes memory, not results."""
     packing: Steers[bool] = False
@@ -69,14 +71,17 @@ class SftConfig(Settings):
     sequence. Of the lengths up to this one, the one with the least padding is used."""
     max_length: int = 16384
     """Maximum length of an example, tokens; longer ones are skipped and counted."""
-    learning_rate: Steers[float] = 1e-5
-    """Peak learning rate of AdamW, per step."""
+    learning_rate: Steers[float | None] = None
+    """Peak learning rate of AdamW, per step. None: 1e-5 from 7B parameters on, more for a smaller model: 1e-5 times the
+    root of 7e9 / parameters, at most 1e-3."""
     logging_steps: Steers[int] = 1
     """Steps between two lines of metrics."""
     save_steps: MayChange[int] = 0
     """Steps between two checkpoints. 0: only at the end."""
     eval_steps: Steers[int] = 0
     """Steps between two measurements of the held-out loss. 0: none."""
+    check_texts: MayChange[int] = 16
+    """Texts to sample from the trained model at the end, to say how many of them close their tags. 0: none."""
     logprob_chunk: MayChange[int] = 1024
     """Chunk size for logits over the vocabulary, tokens. Changes memory, not results."""
     saved_mlp: MayChange[int] = 0
@@ -120,8 +125,8 @@ def _sft_problems(config: SftConfig) -> Iterator[str]:
     )
     positive = {
         "max_steps": 1 if config.max_steps is None else config.max_steps,
-        "num_train_epochs": config.num_train_epochs,
-        "train_batch_size": config.train_batch_size,
+        "num_train_epochs": 1 if config.num_train_epochs is None else config.num_train_epochs,
+        "train_batch_size": BATCH if config.train_batch_size is None else config.train_batch_size,
         "per_device_train_batch_size": config.per_device_train_batch_size,
         "packed_length": config.packed_length,
         "max_length": config.max_length,
@@ -133,14 +138,20 @@ def _sft_problems(config: SftConfig) -> Iterator[str]:
     off_at_zero = {
         "save_steps": config.save_steps,
         "eval_steps": config.eval_steps,
+        "check_texts": config.check_texts,
         "saved_mlp": config.saved_mlp,
         "saved_attention": config.saved_attention,
     }
     yield from off_at_zero_problems({name: (count, "0 for none") for name, count in off_at_zero.items()})
-    yield from micro_batch_problems(micro_batch=config.per_device_train_batch_size, batch=config.train_batch_size)
+    yield from micro_batch_problems(
+        micro_batch=config.per_device_train_batch_size,
+        batch=BATCH if config.train_batch_size is None else config.train_batch_size,
+    )
     if not config.packing and config.packed_length != SftConfig.packed_length:
         yield f"packed_length={config.packed_length} without packing has no effect: add --packing, or leave it out"
     yield from seed_problems(config.seed)
     yield from data_problems(config.data, eval_steps=config.eval_steps)
     yield from memory_problems(config.memory)
-    yield from optimizer_problems(config.optimizer, learning_rate=config.learning_rate)
+    yield from optimizer_problems(
+        config.optimizer, learning_rate=1.0 if config.learning_rate is None else config.learning_rate
+    )

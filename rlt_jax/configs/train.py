@@ -39,7 +39,7 @@ from rlt_jax.configs.schema import (
     sampler_problems,
 )
 from rlt_jax.configs.settings import Settings
-from rlt_jax.types import Dtype
+from rlt_jax.types import RunDtype
 
 PresetName = Literal["tiny", "mono_basic", "mono85", "mono85_fallback", "mono96", "paper"]
 
@@ -66,8 +66,8 @@ class TrainConfig(Settings):
     no summary compares evaluations before and after it."""
     seed: int = 42
     """Seed of data order, sampling and evaluation, 0 to 2**31 - 1."""
-    dtype: Dtype = "bfloat16"
-    """Dtype of weights and activations; log-probs and losses are float32."""
+    dtype: RunDtype = "auto"
+    """Dtype of weights and activations; log-probs and losses are float32. auto: float32 on a CPU, bfloat16 on a GPU."""
     max_steps: Steers[int] = 125
     """Gradient steps of the whole run."""
     train_batch_size: Steers[int]

@@ -1,7 +1,10 @@
-"""Set JAX up before it starts (memory, compilation cache), and count the programs it compiles."""
+"""Set JAX up before it starts (device, memory, compilation cache), and count the programs it compiles."""
 
+import importlib.util
 import os
+import pkgutil
 from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import jax.monitoring
@@ -10,6 +13,30 @@ from jax._src import xla_bridge  # the one way to ask whether JAX has started wi
 from rlt_jax.device.monitor import gpu_memory_reader
 from rlt_jax.device.pinned import LIMIT_VARIABLE, pool_limit_gib
 from rlt_jax.errors import UserError
+
+
+def computes_on() -> Literal["cpu", "gpu"]:
+    """What JAX computes on; gpu: any accelerator.
+
+    With an NVIDIA GPU in the machine JAX is not started to find out, because its memory must be set up before.
+    """
+    if xla_bridge.backends_are_initialized() or gpu_memory_reader() is None:
+        return "cpu" if jax.default_backend() == "cpu" else "gpu"
+    return "gpu" if _cuda_is_allowed() and _has_cuda_plugin() else "cpu"
+
+
+def _cuda_is_allowed() -> bool:
+    """Whether JAX_PLATFORMS, whose first entry JAX computes on, leaves the GPU to it."""
+    config: Any = jax.config  # its type does not list its options
+    first = (config.jax_platforms or "cuda").split(",")[0].strip()
+    return first in ("cuda", "gpu")
+
+
+def _has_cuda_plugin() -> bool:
+    """Whether JAX is installed with what it needs to compute on an NVIDIA GPU."""
+    spec = importlib.util.find_spec("jax_plugins")
+    places = None if spec is None else spec.submodule_search_locations
+    return any(module.name.startswith("xla_cuda") for module in pkgutil.iter_modules(places or []))
 
 
 def share_gpu_memory() -> None:

@@ -13,6 +13,7 @@ from rlt_jax.learner.backward import make_layerwise_accumulate
 from rlt_jax.learner.objective import grpo_objective
 from rlt_jax.models import Model, ModelConfig, build_model
 from rlt_jax.planner.ledger import PhaseName
+from rlt_jax.planner.run_plan import planned_dtype
 from rlt_jax.planner.shapes import RunShape
 from rlt_jax.rewards.logprobs import sequence_logprobs
 from rlt_jax.types import TrainBatch
@@ -30,7 +31,7 @@ def compiled_temporaries(
       run: of `config`; the update is compiled with its saved activations.
     """
     teacher_model, student_model = build_model(teacher), build_model(student)
-    score_bytes = partial(_score_bytes, dtype=config.dtype, batch=run.score_batch, chunk=run.logprob_chunk)
+    score_bytes = partial(_score_bytes, dtype=planned_dtype(config), batch=run.score_batch, chunk=run.logprob_chunk)
     teacher_bytes = score_bytes(teacher_model, tokens=run.teacher_tokens)
     return {
         "score teacher": teacher_bytes,
@@ -64,7 +65,8 @@ def _update_bytes(config: TrainConfig, run: RunShape, model: Model) -> int:
         sampler_logps=jax.ShapeDtypeStruct(shape, "float32"),
         advantages=jax.ShapeDtypeStruct(shape[:1], "float32"),
     )
-    return _temporaries(accumulate.lower(model.shapes(config.dtype), model.shapes(config.memory.gradients), batch, 1.0))
+    shapes, gradients = model.shapes(planned_dtype(config)), model.shapes(config.memory.gradients)
+    return _temporaries(accumulate.lower(shapes, gradients, batch, 1.0))
 
 
 def _temporaries(lowered: jax.stages.Lowered) -> int:

@@ -13,6 +13,7 @@ import huggingface_hub
 
 from rlt_jax.batching import bucket_length
 from rlt_jax.configs import TrainConfig
+from rlt_jax.configs.dtype import dtype_on
 from rlt_jax.hub import fetch, local_folder
 from rlt_jax.models import ModelConfig, read_config, resolve_folder
 from rlt_jax.models.attention import flash_supports
@@ -96,12 +97,12 @@ def run_shape(
       gpu_bytes: GPU memory, of which vLLM takes its share when the run has no budget. None: not known; the share is
         then the smallest that vLLM can work with.
     """
-    shape = model_shape(teacher)
+    shape, dtype = model_shape(teacher), planned_dtype(config)
     tokens = min(config.max_prompt_length + config.max_completion_length, teacher.max_positions)
     prompt = min(config.max_prompt_length, tokens)
     run = RunShape(
         student=model_shape(student),
-        weight_bytes=_bytes_of(config.dtype),
+        weight_bytes=_bytes_of(dtype),
         gradient_bytes=_bytes_of(config.memory.gradients),
         moments=config.memory.moments,
         optimizer_on_host=config.memory.optimizer == "host",
@@ -121,7 +122,7 @@ def run_shape(
         vllm_bytes=0,
         native_batch=config.sampler.max_batch,
         # As models.attention.attend chooses on a GPU.
-        fused_attention=config.dtype == "bfloat16" and flash_supports(teacher.head_dim, student.head_dim),
+        fused_attention=dtype == "bfloat16" and flash_supports(teacher.head_dim, student.head_dim),
     )
     if config.sampler.kind != "native":
         total = config.budget_gb * GB if config.budget_gb is not None else gpu_bytes
@@ -165,6 +166,11 @@ def at_batch_sizes(ledger: Ledger, *, generate: int, score: int, update: int, sa
     """The ledger of the same run with other batch sizes (those of `device.backoff.BatchSizes`)."""
     run = replace(ledger.run, native_batch=generate, score_batch=score, micro_batch=update)
     return make_ledger(ledger.shape, run if save_activations else replace(run, saved_attention=0, saved_mlp=0))
+
+
+def planned_dtype(config: TrainConfig) -> Dtype:
+    """The dtype of a run's weights, if the run does not fix it that of a GPU: that is what a plan is for."""
+    return dtype_on("gpu", config.dtype)
 
 
 def planned_bytes(config: TrainConfig) -> float | None:

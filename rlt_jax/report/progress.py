@@ -151,6 +151,8 @@ def _numbers(metrics: Mapping[str, float]) -> list[str]:
     for name in ("loss", "eval/loss"):  # of supervised runs; the value of the GRPO loss means little
         if name in metrics and "reward" not in metrics:
             shown.append(f"{name.replace('/', ' ')} {metrics[name]:.4f}")
+    if "check/matched" in metrics:
+        shown.append(f"closed tags {metrics['check/matched']:.0%}")
     if "tokens_per_second/generate" in metrics:
         shown.append(f"{metrics['tokens_per_second/generate']:,.0f} tokens/s")
     peaks = [value for name, value in metrics.items() if name.startswith("memory/peak_gpu_gb/")]

@@ -64,18 +64,21 @@ def run_inputs(
     return inputs
 
 
-def changed_settings(config: TrainConfig | SftConfig, folder: Path) -> list[Change]:
+def changed_settings(config: TrainConfig | SftConfig, folder: Path, *, quiet: bool = False) -> list[Change]:
     """The settings in which a run folder's config.yaml differs; [] without one, which the log says.
 
     Another seed is left out, as the checkpoint refuses it, and so is another spelling of a path. A setting that
     config.yaml lacks counts as its default, one that this version lacks is named in the log.
 
+    Args:
+      quiet: log nothing.
     Raises:
       UserError: config.yaml cannot be read.
     """
     file = folder / CONFIG_FILE
     if not file.exists():
-        log.warning("%s: there is none, so settings are not compared with those of the run so far", file)
+        if not quiet:
+            log.warning("%s: there is none, so settings are not compared with those of the run so far", file)
         return []
     try:
         values, unknown = without_unknown(type(config), read_yaml(file))
@@ -88,7 +91,7 @@ def changed_settings(config: TrainConfig | SftConfig, folder: Path) -> list[Chan
             f"{error}\nit holds the settings of the run so far, which are compared: restore it, or delete it to resume "
             "without a comparison"
         ) from None
-    if unknown:
+    if unknown and not quiet:
         log.warning("%s: this version has no %s: not compared", file, ", ".join(unknown))
     found = changes(replace(config, seed=saved.seed), saved)
     return [change for change in found if not _same_path(change.before, change.now)]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlt_jax.configs import TrainConfig
+from rlt_jax.configs.dtype import decided_dtype
 from rlt_jax.data import ChatFormat, eos_ids
 from rlt_jax.device.backoff import BatchSizes, MemoryBackoff, explain_out_of_memory
 from rlt_jax.device.budget import BudgetWatch, plan_and_measured
@@ -251,8 +252,9 @@ def open_rlt(
         explain_out_of_memory(advice),
         running_engine(train_settings(config), log_file=run_dir / ENGINE_LOG_FILE) as engine,
     ):
-        model, params = load_checked_model(config.teacher, chat.tokenizer, dtype=config.dtype)
-        student, student_params = load_checked_model(config.student, chat.student, dtype=config.dtype)
+        dtype = decided_dtype(config.dtype)
+        model, params = load_checked_model(config.teacher, chat.tokenizer, dtype=dtype)
+        student, student_params = load_checked_model(config.student, chat.student, dtype=dtype)
         yield Rlt(
             config=config,
             chat=chat,

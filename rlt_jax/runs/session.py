@@ -103,6 +103,14 @@ class Session:
     def _refuse(self, found: Sequence[Change]) -> None:
         refuse(found, self.folder, accept=self._config.accept_changes)
 
+    def settle(self, config: TrainConfig | SftConfig) -> None:
+        """Compare and record the values that follow rows and model, too; before `resume`."""
+        self._config = config
+        if self._resumes:
+            decided = [change for change in changed_settings(config, self.folder, quiet=True) if change.steers]
+            kept = [change for change in self._changes if not change.steers or change.name in PLACES]
+            self._changes = [*kept, *(change for change in decided if change.name not in PLACES)]
+
     def resume(self, params: Params, *, like: Arrays, fresh: Callable[[Params], Arrays], max_steps: int) -> Arrays:
         """Restore the arrays of the newest checkpoint, or make them with `fresh` if there is none.
 

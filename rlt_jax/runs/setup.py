@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 
 from rlt_jax.configs import DataConfig, GenerateConfig, TrainConfig
+from rlt_jax.configs.dtype import decided_dtype
 from rlt_jax.data import (
     ChatFormat,
     Room,
@@ -106,7 +107,7 @@ def load_reference(config: TrainConfig, teacher: Model, params: Params) -> Param
     """
     if config.reference_model == config.teacher:
         return place_frozen(config, params, copy=True)
-    model, reference_params = load_model(config.reference_model, dtype=config.dtype)
+    model, reference_params = load_model(config.reference_model, dtype=decided_dtype(config.dtype))
     expected, found = asdict(teacher.config), asdict(model.config)
     # Neither shapes nor computation depend on these.
     ignored = {"max_position_embeddings", "initializer_range", "source"}

@@ -5,16 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from rlt_jax.configs import SftConfig
+from rlt_jax.configs import Schedule, SftConfig, describe_schedule, schedule_of
+from rlt_jax.configs.dtype import decided_dtype
 from rlt_jax.data import ChatFormat, SftExample, build_sft_examples, eos_ids, questions_of_step
 from rlt_jax.device.backoff import BatchSizes, MemoryBackoff
 from rlt_jax.device.jax_setup import prepare_memory
 from rlt_jax.device.pinned import host_bytes
-from rlt_jax.errors import UserError
 from rlt_jax.learner.objective import sft_objective
 from rlt_jax.learner.optimizer import Optimizer, open_optimizer
 from rlt_jax.learner.step import SumGradients, make_sum_gradients, sft_batches
@@ -26,6 +27,8 @@ from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.exported import files_of_sft
 from rlt_jax.runs.resume import Inputs, run_inputs
 from rlt_jax.runs.setup import CompareRows, load_checked_model, load_split_rows, model_positions, warn_of_skipped
+from rlt_jax.runs.sft_check import BATCH as CHECK_BATCH
+from rlt_jax.runs.sft_check import Question, TextCheck, check_texts, questions_to_check
 from rlt_jax.types import Row
 
 log = logging.getLogger("rlt_jax")
@@ -35,12 +38,14 @@ log = logging.getLogger("rlt_jax")
 class Sft:
     """The parts of a supervised run. Made by `load_sft`. The state is an argument: the loop in `sft.py` owns it."""
 
-    config: SftConfig
+    config: SftConfig  # with the values that were open
+    schedule: Schedule
+    chat: ChatFormat
     examples: Sequence[SftExample]  # to train on
     held_out: Sequence[SftExample]
+    questions: Sequence[Question]  # to check the trained model with
     eos_ids: tuple[int, ...]  # that end what the model is taught to write
     about: Mapping[str, str]  # name -> text of the files that say what the exported model is
-    max_steps: int
     model: Model
     params: Params  # as loaded
     optimizer: Optimizer
@@ -54,7 +59,7 @@ class Sft:
 
     def batch(self, step: int) -> list[SftExample]:
         """The examples of a step."""
-        size, seed = self.config.train_batch_size, self.config.seed
+        size, seed = self.schedule.batch, self.config.seed
         chosen = questions_of_step(step - 1, num_rows=len(self.examples), questions_per_step=size, seed=seed)
         return [self.examples[i] for i in chosen]
 
@@ -66,6 +71,20 @@ class Sft:
             return self.sum_gradients(params, micro_batches, save_activations=sizes.save_activations)
 
         return self.backoff.run("update", sum_at)
+
+    def check(self, params: Params, *, step: int, on_progress: Callable[[int], None] | None = None) -> TextCheck:
+        """Sample texts from the model of a step, and count those that close their tags."""
+        return check_texts(
+            self.questions,
+            self.model,
+            params,
+            self.chat,
+            eos_ids=self.eos_ids,
+            backoff=self.backoff,
+            seed=self.config.seed,
+            step=step,
+            on_progress=on_progress,
+        )
 
     def held_out_loss(self, params: Params) -> float:
         """Mean of −log π over all trained tokens of the held-out examples, nats per token."""
@@ -86,7 +105,7 @@ class Sft:
 def load_sft(
     config: SftConfig, run_dir: Path, *, exhausted: str, compare_inputs: Callable[[Inputs], None] | None = None
 ) -> Sft:
-    """Read the data and load the model.
+    """Read the data, decide what the configuration leaves open, and load the model.
 
     Args:
       exhausted: advice for a run that does not fit on the device.
@@ -100,33 +119,47 @@ def load_sft(
         if compare_inputs is not None:
             compare_inputs(run_inputs(chat, rows, held_out))
 
-    examples, held_out, rows = load_examples(config, chat, compare=compare)
-    if len(examples) < config.train_batch_size:
-        raise UserError(
-            f"train_batch_size={config.train_batch_size}: expected at most the {len(examples)} usable rows of "
-            f"{config.data.path}: lower it, or give more rows"
-        )
-    max_steps = steps_of(config, len(examples))
+    examples = load_examples(config, chat, compare=compare)
+    parameters = model_shape(model_config_of(config.model)).parameters
+    count = len(examples.training)
+    schedule = schedule_of(config, rows=count, parameters=parameters, source=config.data.path)
+    following = describe_schedule(config, schedule, parameters=parameters)
+    config, dtype = schedule.apply(config), decided_dtype(config.dtype)
+    lines = sft_lines(
+        config,
+        chat,
+        trained=count,
+        skipped=examples.skipped,
+        held_out=len(examples.held_out),
+        steps=schedule.max_steps,
+        rows=examples.rows,
+    )
+    for line in [*lines, *following]:
+        log.info(line)
     pinned = 0
     if config.memory.optimizer == "host":
-        parameters = model_shape(model_config_of(config.model)).parameters
-        pinned = host_bytes(parameters, config.memory.moments, master_in_weights=config.dtype == "float32")
+        pinned = host_bytes(parameters, config.memory.moments, master_in_weights=dtype == "float32")
     prepare_memory(shared=False, pinned_bytes=pinned)
-    model, params = load_checked_model(config.model, chat.tokenizer, dtype=config.dtype)
+    model, params = load_checked_model(config.model, chat.tokenizer, dtype=dtype)
     layers = model.config.num_hidden_layers
     saved = min(config.saved_attention, layers), min(config.saved_mlp, layers)
-    size = config.per_device_train_batch_size
+    size = min(config.per_device_train_batch_size, schedule.batch)
     return Sft(
         config=config,
-        examples=examples,
-        held_out=held_out,
+        schedule=schedule,
+        chat=chat,
+        examples=examples.training,
+        held_out=examples.held_out,
+        questions=examples.questions,
         eos_ids=eos_ids(chat.tokenizer, config.model),
-        about=files_of_sft(config, chat, rows, steps=max_steps),
-        max_steps=max_steps,
+        about=files_of_sft(config, chat, examples.rows, steps=schedule.max_steps),
         model=model,
         params=params,
         optimizer=open_optimizer(
-            config.optimizer, config.memory, learning_rate=config.learning_rate, max_steps=max_steps
+            config.optimizer,
+            config.memory,
+            learning_rate=schedule.learning_rate,
+            max_steps=schedule.max_steps,
         ),
         sum_gradients=make_sum_gradients(
             model,
@@ -136,14 +169,24 @@ def load_sft(
             dtype=config.memory.gradients,
             saved=lambda batch, tokens: saved,
         ),
-        backoff=MemoryBackoff(BatchSizes(generate=1, score=size, update=size), run_dir, exhausted=lambda: exhausted),
+        backoff=MemoryBackoff(
+            BatchSizes(generate=CHECK_BATCH, score=size, update=size), run_dir, exhausted=lambda: exhausted
+        ),
     )
 
 
-def load_examples(
-    config: SftConfig, chat: ChatFormat, *, compare: CompareRows | None = None
-) -> tuple[Sequence[SftExample], Sequence[SftExample], list[Row]]:
-    """(examples to train on, held-out examples, rows of the former); unusable rows are skipped and counted in the log.
+class Examples(NamedTuple):
+    """What a run trains on, measures and checks."""
+
+    training: Sequence[SftExample]
+    held_out: Sequence[SftExample]
+    rows: Sequence[Row]  # of the training examples
+    skipped: int  # rows of the training split that cannot be used
+    questions: Sequence[Question]  # of held-out rows if there are any, else of training rows
+
+
+def load_examples(config: SftConfig, chat: ChatFormat, *, compare: CompareRows | None = None) -> Examples:
+    """The examples of a run; unusable rows are skipped and counted in the log.
 
     Args:
       compare: called with the rows to train on and those held out, before the work; may refuse them.
@@ -151,34 +194,20 @@ def load_examples(
     split = load_split_rows(config.data, evaluates=config.eval_steps > 0, with_traces=True)
     if compare is not None:
         compare(split.train, split.held_out)
-    examples, skipped = build_examples(config, chat, split.train, "training")
-    held_out, _ = build_examples(config, chat, split.held_out, "held-out")
-    lines = sft_lines(
-        config,
-        chat,
-        trained=len(examples),
-        skipped=split.skipped + len(skipped),
-        held_out=len(held_out),
-        steps=steps_of(config, len(examples)),
-        rows=split.train,
-    )
-    for line in lines:
-        log.info(line)
-    return examples, held_out, [row for row in split.train if row.number not in skipped]
+    training, rows = build_examples(config, chat, split.train, "training")
+    held_out, held_out_rows = build_examples(config, chat, split.held_out, "held-out")
+    questions = questions_to_check(held_out_rows or rows, chat, target=config.target, count=config.check_texts)
+    return Examples(training, held_out, rows, split.skipped + len(split.train) - len(rows), questions)
 
 
 def build_examples(
     config: SftConfig, chat: ChatFormat, rows: Sequence[Row], name: str
-) -> tuple[Sequence[SftExample], set[int]]:
-    """(examples of rows, numbers of those that are skipped), which the log counts under `name`."""
+) -> tuple[Sequence[SftExample], Sequence[Row]]:
+    """(examples, their rows); the log counts the other rows under `name`."""
     if not rows:
-        return (), set()
+        return (), ()
     positions = model_positions(config.model)
     built = build_sft_examples(rows, chat, target=config.target, max_length=config.max_length, positions=positions)
     warn_of_skipped(built.skipped, f"{name} rows")
-    return built.examples, {number for number, _ in built.skipped}
-
-
-def steps_of(config: SftConfig, examples: int) -> int:
-    """Gradient steps of a run."""
-    return config.max_steps or config.num_train_epochs * (examples // config.train_batch_size)
+    skipped = {number for number, _ in built.skipped}
+    return built.examples, [row for row in rows if row.number not in skipped]

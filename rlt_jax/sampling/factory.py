@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from rlt_jax.configs import EvaluateConfig, GenerateConfig, SamplerConfig, TrainConfig
+from rlt_jax.configs.dtype import decided_dtype
 from rlt_jax.errors import UserError
 from rlt_jax.models import (
     Model,
@@ -62,7 +63,7 @@ def train_settings(config: TrainConfig) -> SamplerSettings:
     return SamplerSettings(
         model=config.teacher,
         sampler=config.sampler,
-        dtype=config.dtype,
+        dtype=decided_dtype(config.dtype),
         temperature=config.temperature,
         max_length=config.max_prompt_length + config.max_completion_length,
         max_sequences=config.train_batch_size,
@@ -80,7 +81,7 @@ def text_settings(
     return SamplerSettings(
         model=model,
         sampler=config.sampler,
-        dtype=config.dtype,
+        dtype=decided_dtype(config.dtype),
         temperature=config.temperature,
         max_length=max_length,
         max_sequences=max_sequences,

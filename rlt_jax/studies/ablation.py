@@ -12,6 +12,7 @@ from rlt_jax.report.folder import writing_to
 from rlt_jax.report.log import print_plain, shows_tables, table_width
 from rlt_jax.report.whole_file import whole_file
 from rlt_jax.runs.launch import run_logged
+from rlt_jax.runs.machine import on_this_machine
 from rlt_jax.studies.comparison import compare, read_evaluations, read_run
 from rlt_jax.studies.comparison_report import (
     comparison_markdown,
@@ -51,7 +52,7 @@ def check_same_run(run: TrainConfig) -> None:
     saved = Path(run.output_dir) / "config.yaml"
     if saved.exists():
         # more steps extend a run, which stays the same up to there
-        changed = [name for name in changed_fields(run, load_config(saved)) if name != "max_steps"]
+        changed = [name for name in changed_fields(on_this_machine(run), load_config(saved)) if name != "max_steps"]
         if changed:
             raise UserError(
                 f"{run.output_dir} holds a run with other settings ({', '.join(changed)}): "

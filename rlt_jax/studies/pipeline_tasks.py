@@ -150,6 +150,7 @@ def _sft(
         dtype=study.dtype,
         eval_steps=25,
         save_steps=50,
+        check_texts=0,  # the study's own stages sample from these models, and count
         data=_data(study, folder.parent, rows),
         checkpoint=CheckpointConfig(keep=1, at_end=False),
     )

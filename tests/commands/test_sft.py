@@ -61,7 +61,7 @@ def flags(tiny, data) -> tuple:
             3,
         ),
         *("--max-length", 256, "--train-batch-size", 16, "--per-device-train-batch-size", 16),
-        *("--learning-rate", 1e-3, "--optimizer.lr-scheduler", "constant"),
+        *("--learning-rate", 1e-3, "--optimizer.lr-scheduler", "constant", "--check-texts", 0),
     )
 
 
@@ -71,7 +71,7 @@ def run(command, flags, golden, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "teacher"
     command(
         *("sft", *flags, "--model", golden / "teacher", "--target", "teacher", "--dtype", "float32"),
-        *("--num-train-epochs", 3, "--eval-steps", 4, "--output-dir", folder),
+        *("--num-train-epochs", 3, "--check-texts", 3, "--eval-steps", 4, "--output-dir", folder),
     )
     return folder
 
@@ -103,6 +103,38 @@ def test_files_and_the_rows_that_are_not_used(run, data):
     assert load_settings(run / "config.yaml", SftConfig).data.path == str(data)
 
 
+def test_texts_are_drawn_at_the_end(run):
+    """The model is far from done: the log says so, and how long the texts became."""
+    *_, last = lines(run / "metrics.jsonl")
+    check = json.loads((run / "check.json").read_text())
+    assert (last["step"], check["step"], check["drawn"]) == (12, 12, 3)
+    assert last["check/matched"] == check["closed"] / 3 and last["check/finished"] == 1 - check["cut_off"] / 3
+    log = (run / "logs" / "training.log").read_text()
+    assert f"WARNING rlt_jax: {check['closed']} of 3 drawn explanations close their tags (" in log
+    assert "(the same command with --num-train-epochs 6)" in log and "the first drawn text: " in log
+
+
+def test_ten_rows_and_no_other_setting(command, tiny, tmp_path):
+    """What is open follows the rows and the machine, is recorded, and is the same when the command is repeated."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in lines(tiny / "train.jsonl")[:10]))
+    line = ("sft", "--model", tiny / "teacher", "--data.path", rows, "--output-dir", tmp_path / "run")
+    line = (*line, "--data.teacher-prompt-file", tiny / "teacher_prompt.txt", "--max-steps", 2, "--check-texts", 2)
+    printed = command(*line)
+    saved = load_settings(tmp_path / "run" / "config.yaml", SftConfig)
+    assert (saved.dtype, saved.train_batch_size, saved.learning_rate) == ("float32", 10, 1e-3)
+    assert "INFO 10 rows: all of them in each step; --train-batch-size changes that\n" in printed
+    ready = "INFO 2 of 2 drawn explanations close their tags: the teacher is ready for rlt_jax.train; the loss "
+    assert ready in printed and f"INFO the model is in {tmp_path / 'run' / 'final'}\n" in printed
+    assert "INFO next: python -m rlt_jax.train --teacher " in printed
+
+    written = (tmp_path / "run" / "metrics.jsonl").read_text()
+    again = command(*line)
+    assert "the run is finished" in again and ready in again
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == written
+    assert load_settings(tmp_path / "run" / "config.yaml", SftConfig) == saved
+
+
 def test_the_result_opens_in_transformers_with_equal_logits(run):
     model, params = load_model(run / "final")
     ids = np.arange(1, 40, dtype=np.int32)[None]
@@ -113,7 +145,17 @@ def test_the_result_opens_in_transformers_with_equal_logits(run):
 
 def test_two_steps_and_two_more_are_four_in_bfloat16(flags, tiny, tmp_path):
     """A student; the second half starts from the checkpoint and the configuration that the whole run left at step 2."""
-    flags = (*flags, "--target", "student", "--model", tiny / "student", "--student-gap", "blank-line")
+    flags = (
+        *flags,
+        "--target",
+        "student",
+        "--model",
+        tiny / "student",
+        "--student-gap",
+        "blank-line",
+        "--dtype",
+        "bfloat16",
+    )
     flags = (*flags, "--optimizer.lr-scheduler", "cosine", "--log.no-tensorboard", "--save-steps", 2)
     whole = sft(parse((*flags, "--max-steps", 4, "--output-dir", tmp_path / "whole")))
     halves = shutil.copytree(whole, tmp_path / "halves")
@@ -226,7 +268,7 @@ def test_packing_leaves_little_padding_and_only_real_tokens_are_counted(flags, t
     """Over an epoch of 16 rows a step. Speed counts the rows' own tokens, with and without packing."""
     data = repeated_traces(tiny, tmp_path / "rows.jsonl")
     config = parse((*flags, "--data.path", data, "--output-dir", tmp_path / "run", "--max-steps", 1, "--packing"))
-    examples, _ = load_examples(config, chat_format_of(config))
+    examples = load_examples(config, chat_format_of(config)).training
     chosen = [
         [examples[i] for i in questions_of_step(step, num_rows=64, questions_per_step=16, seed=config.seed)]
         for step in range(4)
@@ -282,8 +324,8 @@ def test_packing_that_cannot_be_is_refused(main, flags, tmp_path, capsys, change
 )
 def test_what_teacher_and_student_are_trained_on(flags, tiny, target, gap, expected):
     config = parse((*flags, "--target", target, "--student-gap", gap, "--output-dir", "unused"))
-    examples, held_out = load_examples(config, chat_format_of(config))
-    assert (len(examples), len(held_out)) == (64, 16)
+    examples, held_out, questions = load_examples(config, chat_format_of(config))
+    assert (len(examples), len(held_out), len(questions)) == (64, 16, 0)
     chat = load_chat_format(
         str(tiny / "teacher"), str(tiny / "teacher"), tags="bespoke", teacher_prompt_file=None, student_prompt_file=None
     )

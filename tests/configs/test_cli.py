@@ -106,7 +106,7 @@ REFUSED_BY_TYRO = [
     ("--learning-rate fast", ["Error parsing --learning-rate", "'fast'", "--learning-rate FLOAT"]),
     ("--reward.answer-log-prob-coeff a b", ["Error parsing --reward.answer-log-prob-coeff", "[FLOAT [FLOAT ...]]"]),
     ("--reward.reduction-kl mean avg", ["invalid choice 'avg'", "'first_quartile'"]),
-    ("--dtype float16", ["invalid choice 'float16'", "('bfloat16', 'float32')"]),
+    ("--dtype float16", ["invalid choice 'float16'", "('auto', 'bfloat16', 'float32')"]),
     ("--resume yes", ["invalid choice 'yes'", "('auto', 'never', 'must')"]),
     ("--data.on-bad-row ignore", ["invalid choice 'ignore'", "('skip', 'stop')"]),
     ("--budget-gb lots", ["--budget-gb", "'lots'"]),

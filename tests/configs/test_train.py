@@ -66,7 +66,7 @@ TOP = [
     # values that a dataclass takes without a word
     ({"max_steps": "300"}, "max_steps='300': expected a whole number"),
     ({"max_steps": True}, "max_steps=True: expected a whole number"),
-    ({"dtype": "float16"}, "dtype='float16': expected 'bfloat16' or 'float32'"),
+    ({"dtype": "float16"}, "dtype='float16': expected 'auto', 'bfloat16' or 'float32'"),
     (
         {"teacher": Path("folder")},
         f"teacher={[repr(Path('folder'))]}: expected text",
