@@ -31,7 +31,7 @@ class TrainedModel:
     @property
     def source(self) -> str:
         """Where its record is."""
-        return f"{self.path}/{RECORD_FILE}"
+        return f"{self.path.rstrip('/')}/{RECORD_FILE}"
 
     def __str__(self) -> str:
         return f"{self.flag} {self.path}"
@@ -122,7 +122,7 @@ def tag_contradictions(
         if tags.source == flag:
             yield Contradiction(
                 f"{flag} {tags.value}, but {was}",
-                f"leave out {flag}, or give a model that was trained with {tags.value}",
+                f"leave out {flag} (or give None), or give a model that was trained with {tags.value}",
             )
         else:
             yield Contradiction(

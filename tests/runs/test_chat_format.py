@@ -102,7 +102,7 @@ def test_other_tags(model):
     message = refusal(generate(teacher, tags="r1"))
     assert message.splitlines() == [
         f"--data.tags r1, but --teacher {teacher} was trained with tags bespoke ({teacher}/rlt_jax.json): leave out "
-        "--data.tags, or give a model that was trained with r1",
+        "--data.tags (or give None), or give a model that was trained with r1",
         "or go on all the same with --data.on-contradiction warn",
     ]
 
