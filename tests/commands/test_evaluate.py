@@ -153,7 +153,7 @@ REFUSED = {
     "one column twice": (("--data.choice-columns", "answer"), "the columns problem, answer, answer name one twice"),
     "no such column": (
         ("--data.answer-column", "Answer"),
-        "no Answer (columns: problem, answer, system): give rows with",
+        "no Answer (columns: problem, answer, system): add --data.answer-column answer, which looks right",
     ),
     "no model": (("--model", "/no/such/model"), "expected a model folder or a hub name, but /no/such/model"),
     "no room": (("--max-completion-length", 5000), "max_completion_length=5000 after prompts of"),
