@@ -13,7 +13,7 @@ import jax
 from rlt_jax.configs import SftConfig, check_sft_config, parse_command, run_or_print
 from rlt_jax.device.backoff import explain_out_of_memory
 from rlt_jax.device.placement import free
-from rlt_jax.errors import command
+from rlt_jax.errors import UserError, command
 from rlt_jax.learner.state import TrainState
 from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.machine import on_this_machine
@@ -88,8 +88,12 @@ def check_model(session: Session, run: Sft, state: TrainState) -> TextCheck | No
     if check is not None:
         return check
     free((state.low, state.opt_state))
-    with session.phase("generate"):
-        check = run.check(state.params, step=session.max_steps, on_progress=session.show_tokens)
+    try:
+        with session.phase("generate"):
+            check = run.check(state.params, step=session.max_steps, on_progress=session.show_tokens)
+    except UserError as error:  # too little memory: the model is still to be exported
+        log.warning("no texts were drawn to check the model: %s", error)
+        return None
     session.write(session.max_steps, check.metrics())
     save_check(session.folder, check)
     return check

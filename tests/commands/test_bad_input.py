@@ -683,8 +683,8 @@ SFTS = {
         ["expected rows with a reasoning trace and at most 9 tokens, but none of 30 can be used", "raise max_length"],
     ),
     "fewer rows than a batch": (
-        lambda p: ["--data.path", p.rows(*ROWS[:3])],
-        ["train_batch_size=16: expected at most the 3 usable rows of", "lower it, or give more rows"],
+        lambda p: ["--data.path", p.rows(*ROWS[:3]), "--train-batch-size", "16"],
+        ["train_batch_size=16: expected at most the 3 usable rows of", "lower it, leave it out, or give more rows"],
     ),
     "no such target": (lambda p: ["--target", "both"], ["invalid choice 'both' for argument '--target'"]),
     "a rate that is none": (lambda p: ["--learning-rate", "nan"], ["learning_rate=nan: expected a finite number"]),

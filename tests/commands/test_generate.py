@@ -96,7 +96,8 @@ def test_a_student_is_trained_on_the_explanation_and_not_on_the_rows_own_trace(t
 
 def test_sft_runs_on_it_as_it_is(taught, command, tiny, tmp_path):
     out, _ = taught
-    flags = ("--max-steps", 1, "--train-batch-size", 4, "--per-device-train-batch-size", 4, "--checkpoint.no-export")
+    flags = ("--max-steps", 1, "--train-batch-size", 4, "--per-device-train-batch-size", 4, "--check-texts", 0)
+    flags += ("--checkpoint.no-export",)
     flags += ("--target", "student", "--model", tiny / "student", "--data.path", out, "--output-dir", tmp_path / "run")
     command("sft", *flags)
     (metrics,) = read(tmp_path / "run" / "metrics.jsonl")

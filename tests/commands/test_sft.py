@@ -135,6 +135,17 @@ def test_ten_rows_and_no_other_setting(command, tiny, tmp_path):
     assert load_settings(tmp_path / "run" / "config.yaml", SftConfig) == saved
 
 
+def test_a_check_that_does_not_fit_loses_nothing(flags, tmp_path, monkeypatch):
+    def exhausted(*args, **kwargs):
+        raise UserError("the GPU's memory is too small: generate does not fit even with one sequence at a time")
+
+    monkeypatch.setattr("rlt_jax.runs.sft.check_texts", exhausted)
+    run = sft(parse((*flags, "--check-texts", 2, "--max-steps", 1, "--output-dir", tmp_path / "run")))
+    assert (run / "final" / "model.safetensors").exists() and not (run / "check.json").exists()
+    log = (run / "logs" / "training.log").read_text()
+    assert "WARNING rlt_jax: no texts were drawn to check the model: the GPU's memory is too small" in log
+
+
 def test_the_result_opens_in_transformers_with_equal_logits(run):
     model, params = load_model(run / "final")
     ids = np.arange(1, 40, dtype=np.int32)[None]

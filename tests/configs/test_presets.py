@@ -46,7 +46,7 @@ def test_values_that_the_7b_presets_share(name):
     assert (c.teacher, c.student, c.reference) == ("Qwen/Qwen2.5-7B-Instruct", "bespokelabs/Bespoke-Stratos-7B", None)
     assert c.data.path == "bespokelabs/Bespoke-Stratos-17k"
     assert (c.temperature, c.sampler.top_p, c.sampler.top_k, c.sampler.min_p) == (0.7, 1.0, 0, 0.0)
-    assert (c.learning_rate, c.loss.beta, c.dtype) == (1e-6, 0.04, "bfloat16")
+    assert (c.learning_rate, c.loss.beta, c.dtype) == (1e-6, 0.04, "auto")
     assert (c.max_steps, c.save_steps) == (125, 25)
 
 
