@@ -36,7 +36,7 @@ MAY_IMPORT = {  # room (a folder, or a module of the ground) -> the rooms below 
         *("learner", "rewards"),
     },
     "runs": {
-        *("errors", "terminal", "types", "losses", "report", "configs", "data", "models", "device"),
+        *("errors", "terminal", "hub", "types", "losses", "report", "configs", "data", "models", "device"),
         *("learner", "rewards", "planner", "sampling"),
     },
     "studies": {"errors", "paths", "types", "report", "configs", "data", "rewards", "evals", "planner", "runs"},

@@ -187,7 +187,7 @@ FOLLOWED = {
     "held-out rows": (train, ("--preset", "paper", "--eval-steps", 5), {"data.eval_rows": None}),
     "rows of another file": (train, ("--data.eval-path", "e.jsonl"), {"data.eval_rows": None}),
     "moments": (train, ("--memory.moments", "bfloat16"), {"memory.optimizer": "host"}),
-    "a supervised micro-batch": (sft, ("--per-device-train-batch-size", 1), {"train_batch_size": 16}),
+    "a supervised micro-batch": (sft, ("--per-device-train-batch-size", 1), {"train_batch_size": None}),
     "packing": (sft, ("--packed-length", 512), {"packing": True}),
     "supervised moments": (sft, ("--memory.moments", "bfloat16"), {"memory.optimizer": "host"}),
     "supervised evaluation": (sft, ("--eval-steps", 5), {"data.eval_rows": None}),

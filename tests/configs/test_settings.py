@@ -36,7 +36,7 @@ def configurations() -> list[type]:
         for name, value in vars(importlib.import_module(module.name)).items():
             if dataclasses.is_dataclass(value) and isinstance(value, type) and not name.startswith("_"):
                 found[name] = value
-    return list(found.values())
+    return [config for config in found.values() if all(field.kw_only for field in dataclasses.fields(config))]
 
 
 def texts(config_class: type) -> list[str]:
@@ -87,14 +87,16 @@ def test_a_text_is_a_path_by_its_help_too():
 
 
 def test_flags(home):
-    line = ["--output-dir", "~/run", "--data.path", "~/rows.jsonl", "--sampler.kind", "vllm"]
+    line = ["--preset", "tiny", "--output-dir", "~/run", "--data.path", "~/rows.jsonl", "--sampler.kind", "vllm"]
     config, _ = parse_train_args([*line, "--sampler.python=~/bin/python", "--teacher=~/m", "--reference", "~/r"])
     assert (config.output_dir, config.data.path) == (f"{home}/run", f"{home}/rows.jsonl")
     assert (config.sampler.python, config.teacher, config.reference) == (f"{home}/bin/python", f"{home}/m", f"{home}/r")
 
 
 def test_a_file_named_with_a_tilde_and_its_paths(home):
-    (home / "run.yaml").write_text("output_dir: ~/run\nteacher: Qwen/Qwen2.5-7B-Instruct\ndata: {path: ~/rows}\n")
+    (home / "run.yaml").write_text(
+        "preset: tiny\noutput_dir: ~/run\nteacher: Qwen/Qwen2.5-7B-Instruct\ndata: {path: ~/rows}\n"
+    )
     config, _ = parse_train_args(["--config=~/run.yaml"])
     assert (config.output_dir, config.data.path) == (f"{home}/run", f"{home}/rows")
     assert config.teacher == "Qwen/Qwen2.5-7B-Instruct"

@@ -174,7 +174,10 @@ def test_unreadable_sources(tmp_path):
         (tmp_path / "rows.txt", "expected a file that ends in .jsonl, .json, .parquet"),
         (tmp_path / "bad.parquet", "expected a parquet file"),
         (tmp_path / "bad.json", r"expected a JSON list of rows in .*not JSON \(Expecting value, column 4\)"),
-        ("nobody/no-such-data", "or a data set of the hub with the split 'train'.*download it and give the folder"),
+        (
+            "nobody/no-such-data",
+            "there is no nobody/no-such-data here and HF_HUB_OFFLINE is set.*give the folder of a downloaded data set",
+        ),
     ]:
         with pytest.raises(UserError, match=message):
             load_rows(str(source))

@@ -128,6 +128,7 @@ def test_subsets_on_the_hub(tmp_path, monkeypatch, subset, message):
         return load(str(tmp_path), *args, cache_dir=str(tmp_path / ".cache"), **kwargs)
 
     monkeypatch.setattr(datasets, "load_dataset", from_folder)
+    monkeypatch.setattr("rlt_jax.data.sources.check_dataset", lambda name: None)  # the hub would have it
     with pytest.raises(UserError, match=message) as refused:
         load_rows("team/units", subset=subset)
     assert "\n" not in str(refused.value)

@@ -107,7 +107,9 @@ def test_paths_below_the_working_folder_are_short(tmp_path, monkeypatch):
     ],
 )
 def test_fine_tuning(target, first, prompt):
-    config = SftConfig(model=TINY.teacher, output_dir="o", data=DataConfig(path="a"), target=target)
+    config = SftConfig(
+        model=TINY.teacher, output_dir="o", data=DataConfig(path="a"), target=target, train_batch_size=16
+    )
     chat = chat_format_of(config)
     named = replace(config, model="M")
     assert sft_lines(named, chat, trained=64, skipped=2, held_out=0, steps=40, rows=PLAIN) == [

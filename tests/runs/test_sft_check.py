@@ -165,12 +165,13 @@ def test_a_check_is_of_the_model_of_its_step(tmp_path):
 
 def test_the_next_command():
     assert next_command(SETTLED, Path("run/final")) == (
-        "python -m rlt_jax.train --teacher run/final --student STUDENT --data.path 'my rows.jsonl' --output-dir FOLDER"
+        "python -m rlt_jax.train --preset PRESET --teacher run/final --student STUDENT --data.path 'my rows.jsonl' "
+        "--output-dir FOLDER"
     )
-    other = replace(SETTLED, data=replace(SETTLED.data, tags="r1", teacher_prompt_file="prompt.txt"))
-    assert "--data.tags r1 --data.teacher-prompt-file prompt.txt" in next_command(other, Path("run/final"))
+    other = replace(SETTLED, data=replace(SETTLED.data, solution_column="right answer", tags="r1"))
+    assert "'my rows.jsonl' --data.solution-column 'right answer' --out" in next_command(other, Path("run/final"))
     assert next_command(replace(other, target="student"), Path("run/final")) == (
-        "python -m rlt_jax.evaluate --model run/final --data.path QUESTIONS --tags r1 --out FILE"
+        "python -m rlt_jax.evaluate --model run/final --data.path QUESTIONS --out FILE"
     )
 
 

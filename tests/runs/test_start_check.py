@@ -14,7 +14,7 @@ from rlt_jax.runs.start_check import start_checks
 
 TINY = PRESETS["tiny"]
 GOOD = {"question": "What is 2+3?", "solution": "5"}
-LONG = {"question": "What is " + " + ".join("12345678" * 9) + "?", "solution": "1"}
+LONG = {"question": "What is " + " + ".join("12345678" * 30) + "?", "solution": "1"}
 
 
 @pytest.fixture
