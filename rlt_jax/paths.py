@@ -39,7 +39,7 @@ def did_you_mean(path: str | Path) -> str:
 
 
 def nearest(path: str | Path) -> Path | None:
-    """The existing path that is most like one that does not exist; None if there is none like it.
+    """The existing path that is most like one that does not exist; None if there is none like it, or it exists.
 
     Part by part, from the front: a part that does not exist is replaced by the likest name in that folder.
     """
@@ -56,4 +56,4 @@ def nearest(path: str | Path) -> Path | None:
                 return None
             part = near[0]
         found = found / part
-    return found
+    return None if found == wanted else found

@@ -49,7 +49,7 @@ def test_the_nearest_path_that_exists(tmp_path, monkeypatch):
         str(tmp_path / "rnus"): str(tmp_path / "runs"),
     }.items():
         assert nearest(wrong) == Path(meant)
-    for far in ("models/other", "runs/evaluation", "rows.jsonl/x", "x"):
-        assert nearest(far) is None
+    for far_or_there in ("models/other", "runs/evaluation", "rows.jsonl/x", "x", "rows.jsonl", "runs/warmup"):
+        assert nearest(far_or_there) is None
     assert did_you_mean("row.jsonl") == "did you mean rows.jsonl? "
     assert did_you_mean("x") == ""

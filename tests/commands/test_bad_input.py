@@ -345,7 +345,7 @@ DATA = {
     "no such file": (lambda p: ["--data.path", "/no/such/rows.jsonl"], ["but there is no such file or folder: check"]),
     "no such data set": (
         lambda p: ["--data.path", "nobody/nothing"],
-        ["check name, split and network, or download it"],
+        ["check the name, or give the folder of a downloaded data set"],
     ),
     "another kind of file": (
         lambda p: ["--data.path", p.file("x.txt", "a,b")],

@@ -176,7 +176,7 @@ def test_unreadable_sources(tmp_path):
         (tmp_path / "bad.json", r"expected a JSON list of rows in .*not JSON \(Expecting value, column 4\)"),
         (
             "nobody/no-such-data",
-            "there is no nobody/no-such-data here and HF_HUB_OFFLINE is set.*give the folder of a downloaded data set",
+            "no nobody/no-such-data here and HF_HUB_OFFLINE is set.* folder of a downloaded data set",
         ),
     ]:
         with pytest.raises(UserError, match=message):

@@ -41,3 +41,12 @@ def test_a_late_command_is_ended(module, tmp_path):
 def test_a_command_that_ends_in_time_is_not_late(module, tmp_path):
     assert run_logged(module("print(1)"), [], "me", tmp_path / "log", seconds=60.0) is None
     assert "exit code 3" in str(run_logged(module("exit(3)"), [], "me", tmp_path / "log", seconds=60.0))
+
+
+def test_the_log_is_utf_8_and_the_terminal_gets_no_control_characters(module, tmp_path, capfd, monkeypatch):
+    """Whatever the encoding that this process was started with."""
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    code = r"print('\xb1 \u2192 \x1b[31mred')"
+    assert run_logged(module(code), [], "me", tmp_path / "log") is None
+    assert (tmp_path / "log").read_text(encoding="utf-8") == "± → \x1b[31mred\n"
+    assert capfd.readouterr().out == "me: ± → \\x1b[31mred\n"
