@@ -13,11 +13,13 @@ from rlt_jax.data import (
     build_prompts,
     eos_ids,
     student_system,
+    teacher_texts,
 )
 from rlt_jax.data.model_record import tag_format_of
 from rlt_jax.device.jax_setup import prepare_memory, use_compilation_cache
 from rlt_jax.errors import UserError, command
 from rlt_jax.models import Model
+from rlt_jax.report.counting import counting
 from rlt_jax.report.partial_file import Chunk, PartialFile, fingerprint, open_partial
 from rlt_jax.report.progress import track
 from rlt_jax.rewards.rlt import reward_columns
@@ -60,8 +62,16 @@ def generate(config: GenerateConfig) -> Path:
     use_compilation_cache()
     prepare_memory(shared=config.sampler.kind == "vllm", pinned_bytes=0)
     chat = chat_format_of(config)
-    loaded = load_data_rows(config.data, say=print)
-    built = build_prompts(loaded.rows, chat, max_prompt_length=config.max_prompt_length, room=room_of(config))
+    with counting("reading rows") as on_progress:
+        loaded = load_data_rows(config.data, say=print, on_progress=on_progress)
+    with counting("preparing rows", total=len(loaded.rows)) as on_progress:
+        built = build_prompts(
+            loaded.rows,
+            chat,
+            max_prompt_length=config.max_prompt_length,
+            room=room_of(config),
+            on_progress=on_progress,
+        )
     warn_of_skipped(built.skipped, "rows")
     warn_of_row_prompts(chat, (row.system for row in loaded.rows))
     skipped_rows = len(loaded.skipped) + len(built.skipped)
@@ -70,8 +80,8 @@ def generate(config: GenerateConfig) -> Path:
     settings = decided | {
         "data": decided["data"] | {"tags": tag_format_of(chat.tags)},  # as the models' folders say it, if at all
         "rows": fingerprint(
-            (prompt.row, prompt.teacher_text, student_system(chat, row_system=prompt.row.system))
-            for prompt in built.prompts
+            (row, text, student_system(chat, row_system=row.system))
+            for row, text in zip(built.rows, teacher_texts(built.rows, chat))
         ),
         "teacher_files": weight_files(config.teacher),
         "student_files": weight_files(config.student) if config.student else None,
@@ -121,7 +131,7 @@ def write_chunks(
     scorer = load_scorer(config, model, chat)
     todo = chunks[partial.done :]
     for chunk in track(todo, "explaining"):
-        explanations, counts = sample_explanations(config, chunk, sampler, chat, end_ids)
+        explanations, counts = sample_explanations(config, list(chunk), sampler, chat, end_ids)
         if partial.done == 0:
             check_usable(config, len(chunk) * config.samples, len(explanations), counts)
         if scorer is None or not explanations:

@@ -13,6 +13,7 @@ from rlt_jax.data import ExplainedRow, Room, describe_skipped, explained_score_r
 from rlt_jax.device.jax_setup import prepare_memory, use_compilation_cache
 from rlt_jax.errors import UserError, command
 from rlt_jax.models import Params
+from rlt_jax.report.counting import counting
 from rlt_jax.report.histogram import draw_histogram, histogram_text
 from rlt_jax.report.json_text import json_line, json_text
 from rlt_jax.report.owner import sole_writer
@@ -62,7 +63,8 @@ def write_scores(config: ScoreConfig, outputs: Mapping[str, Path]) -> None:
     use_compilation_cache()
     prepare_memory(shared=False, pinned_bytes=0)
     chat = chat_format_of(config)
-    rows, skipped = load_rows_to_score(config, chat.tags, say=print)
+    with counting("reading rows") as on_progress:
+        rows, skipped = load_rows_to_score(config, chat.tags, say=print, on_progress=on_progress)
     warn_of_row_prompts(chat, (explained.row.system for explained in rows))
     print("\n".join(score_lines(config, chat, rows=[explained.row for explained in rows], skipped=len(skipped))))
     if config.selected_out is not None:

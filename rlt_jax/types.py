@@ -37,7 +37,7 @@ class WrittenFloat(float):
         return type(self), (self.text,)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One usable row of a data set, its texts exactly as they appear between their tags."""
 

@@ -21,9 +21,11 @@ from rlt_jax.data.distillation import distillation_row
 from rlt_jax.data.encoding import encode, encode_batch, encode_with_offsets, ids_to_bytes
 from rlt_jax.data.explained import ExplainedRow, explained_score_rows, load_explained_rows
 from rlt_jax.data.forged import judged, special_token, text_problem
+from rlt_jax.data.lazily import Lazily
+from rlt_jax.data.lengths import Length, TokenCounter, counter_of
 from rlt_jax.data.order import chunked_order, questions_of_step
 from rlt_jax.data.prompt_file import read_prompt_file
-from rlt_jax.data.prompts import BuiltPrompts, Room, build_prompts
+from rlt_jax.data.prompts import BuiltPrompts, Room, build_prompts, teacher_texts
 from rlt_jax.data.questions import Question, load_questions
 from rlt_jax.data.rows import LoadedRows, describe_skipped, load_rows
 from rlt_jax.data.sft_text import BuiltSftExamples, SftExample, build_sft_examples
@@ -49,6 +51,8 @@ __all__ = [
     "ChatSources",
     "Columns",
     "ExplainedRow",
+    "Lazily",
+    "Length",
     "LoadedRows",
     "Question",
     "Room",
@@ -56,11 +60,13 @@ __all__ = [
     "Spelling",
     "TagFormat",
     "Tags",
+    "TokenCounter",
     "build_prompts",
     "build_sft_examples",
     "check_same_tokenizer",
     "chunked_order",
     "copy_rate",
+    "counter_of",
     "describe_skipped",
     "distillation_row",
     "encode",
@@ -94,6 +100,7 @@ __all__ = [
     "tags_of",
     "teacher_prompt_text",
     "teacher_sft_parts",
+    "teacher_texts",
     "template_notes",
     "text_problem",
     "trace_completion",

@@ -64,7 +64,7 @@ def ids_to_bytes(tokenizer: "PreTrainedTokenizerFast", ids: Iterable[int]) -> li
 @lru_cache(maxsize=8)
 def _token_bytes(tokenizer: "PreTrainedTokenizerFast") -> tuple[bytes, ...]:
     """Bytes of every id in the vocabulary. Added tokens are plain text, all others are byte-level."""
-    byte_of = _byte_of_char()
+    byte_of = byte_of_char()
     added = {i: token.content.encode() for i, token in tokenizer.added_tokens_decoder.items()}
     vocab = tokenizer.get_vocab()
     table = [b""] * (max(vocab.values()) + 1)
@@ -82,7 +82,7 @@ def _token_bytes(tokenizer: "PreTrainedTokenizerFast") -> tuple[bytes, ...]:
     return tuple(table)
 
 
-def _byte_of_char() -> dict[str, int]:
+def byte_of_char() -> dict[str, int]:
     """Inverse of GPT-2's alphabet for bytes: printable bytes as they are, the 68 others as U+0100 and up, in order."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     unprintable = [byte for byte in range(256) if byte not in printable]

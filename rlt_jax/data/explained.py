@@ -10,9 +10,16 @@ from rlt_jax.data.cells import BadRow, text_of
 from rlt_jax.data.chat_format import ChatFormat, padded_thought, teacher_prompt_text
 from rlt_jax.data.columns import AS_USUAL, Columns
 from rlt_jax.data.forged import forged_problem, judged, text_problem
+from rlt_jax.data.lengths import Length, counter_of
 from rlt_jax.data.prompts import Room
 from rlt_jax.data.rows import columns_of, read_rows, row_from
-from rlt_jax.data.spans import NO_SOLUTION_TOKEN, explanation_to_completion, score_row_from_text
+from rlt_jax.data.spans import (
+    NO_SOLUTION_TOKEN,
+    ExplanationChats,
+    explanation_chats,
+    explanation_to_completion,
+    score_chats,
+)
 from rlt_jax.data.tags import Tags
 from rlt_jax.errors import UserError
 from rlt_jax.types import Row, ScoreRow
@@ -39,6 +46,7 @@ def load_explained_rows(
     columns: Columns = AS_USUAL,
     on_bad_row: Literal["skip", "stop"] = "skip",
     say: Callable[[str], None] = _log.info,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[tuple[ExplainedRow, ...], tuple[tuple[int, str], ...]]:
     """Read rows with `completion` (raw output) or `explanation` (bare text, to which tags are added).
 
@@ -59,6 +67,7 @@ def load_explained_rows(
         parts=("question", "solution", "explanation"),
         on_bad_row=on_bad_row,
         say=say,
+        on_progress=on_progress,
         flag="--subset",
         needed="rows with question, solution and either explanation or completion",
     )
@@ -78,7 +87,7 @@ def explained_score_rows(
     usable, skipped = [], []
     for explanation in explained:
         row = explanation.row
-        scored = score_row_from_text(
+        chats = explanation_chats(
             teacher_prompt_text(row.question, row.solution, chat),
             explanation.completion,
             question=row.question,
@@ -86,10 +95,20 @@ def explained_score_rows(
             chat=chat,
             row_system=row.system,
         )
-        if problem := _forged(explanation, chat) or _problem(row, scored, room):
-            skipped.append((row.number, problem))
-        else:
+        problem = _forged(explanation, chat)
+        problem = problem or _surely_too_long(chats, chat, room)  # before a text of megabytes is tokenised
+        if problem is None:
+            scored = score_chats(chats, chat)
+            if not len(scored.solution):
+                problem = f"{NO_SOLUTION_TOKEN} ({row.solution!r})"
+            else:
+                teacher, student = len(scored.teacher_ids), len(scored.student_ids)
+                problem = _too_long("teacher", Length.exact(teacher), room.teacher)
+                problem = problem or _too_long("student", Length.exact(student), room.student)
+        if problem is None:
             usable.append((explanation, judged(scored, chat)))
+        else:
+            skipped.append((row.number, problem))
     return usable, skipped
 
 
@@ -101,17 +120,19 @@ def _forged(explained: ExplainedRow, chat: ChatFormat) -> str | None:
     return problem
 
 
-def _problem(row: Row, scored: ScoreRow, room: Room) -> str | None:
-    """Why a row cannot be scored; None if it can."""
-    if not len(scored.solution):
-        return f"{NO_SOLUTION_TOKEN} ({row.solution!r})"
-    for name, ids, positions in (
-        ("teacher", scored.teacher_ids, room.teacher),
-        ("student", scored.student_ids, room.student),
-    ):
-        if positions is not None and len(ids) > positions:
-            return f"chat exceeds the {name}'s positions ({len(ids)} tokens, at most {positions})"
-    return None
+def _surely_too_long(chats: ExplanationChats, chat: ChatFormat, room: Room) -> str | None:
+    """What `_too_long` says of chats that need not be tokenised for it."""
+    teacher = counter_of(chat.tokenizer).bounds(chats.teacher)
+    if problem := _too_long("teacher", teacher, room.teacher):
+        return problem
+    return _too_long("student", counter_of(chat.student).bounds(chats.student), room.student)
+
+
+def _too_long(model: str, length: Length, positions: int | None) -> str | None:
+    """Why a chat cannot be scored; None if it can, as far as is known of its length."""
+    if positions is None or length.low <= positions:
+        return None
+    return f"chat exceeds the {model}'s positions ({length} tokens, at most {positions})"
 
 
 def _explained(number: int, raw: object, *, tags: Tags, columns: Columns) -> ExplainedRow:

@@ -41,6 +41,7 @@ def load_questions(
     spelled: Spelling = as_arguments,
     on_bad_row: Literal["skip", "stop"] = "skip",
     say: Callable[[str], None] = _log.info,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[tuple[Question, ...], tuple[tuple[int, str], ...]]:
     """Read a test set (see `load_rows` for what `source` may be).
 
@@ -68,6 +69,7 @@ def load_questions(
         named={} if system_column is None else {"system": system_column},
         on_bad_row=on_bad_row,
         say=say,
+        on_progress=on_progress,
         needed=f"rows with the columns {', '.join([question_column, answer_column, *choice_columns])}, or name the "
         f"columns ({flags})",
     )

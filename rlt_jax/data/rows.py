@@ -24,6 +24,7 @@ from rlt_jax.types import Row
 _log = logging.getLogger("rlt_jax")
 Parsed = TypeVar("Parsed")
 
+_READ_AT_ONCE = 1024  # rows between two reports of progress
 _MAX_SHOWN = 5  # row numbers or reasons in one message
 
 
@@ -57,13 +58,15 @@ def load_rows(
     log: Callable[[str], None] = _log.warning,
     say: Callable[[str], None] = _log.info,
     flag: str = "--data.subset",
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> LoadedRows:
     """Read a data set: hub name, folder (saved by `datasets`, or with jsonl, json, parquet, csv files), or such a file.
 
     Rows are {"conversations" (or "messages"): [user, assistant]} with tagged thought and solution, or {"question" (or
     "prompt"), "solution", "reasoning_trace" (optional)}; both may have "system", the student's system prompt. Texts are
     not changed; a number that is a question or a solution becomes its text. `say` gets one line with the files and the
-    number of rows, `log` one if rows were skipped; `flag` is what names the subset, for messages.
+    number of rows, `log` one if rows were skipped, `on_progress` the number of
+    rows read, now and then; `flag` is what names the subset, for messages.
 
     Args:
       columns: other names of these columns; a named question or solution is read instead of the conversation.
@@ -81,6 +84,7 @@ def load_rows(
         log=log,
         say=say,
         flag=flag,
+        on_progress=on_progress,
     )
     traced = any(row.reasoning_trace is not None for row in read.rows)
     return LoadedRows(read.rows, read.skipped, read.taken, "" if traced else columns.hint(read.example, ["trace"]))
@@ -99,6 +103,7 @@ def read_rows(
     log: Callable[[str], None] = _log.warning,
     say: Callable[[str], None] = _log.info,
     flag: str = "--data.subset",
+    on_progress: Callable[[int], None] = lambda done: None,
     needed: str = "rows with question and solution, or conversations with tagged thought and solution",
 ) -> ReadRows[Parsed]:
     """`load_rows` for rows of any kind: `parse` turns a row number and a raw row into a row, or raises BadRow.
@@ -129,6 +134,8 @@ def read_rows(
             if not hint and len(skipped) < _MAX_SHOWN:
                 hint = hint_for(raw, columns, parts)
             skipped.append((number, str(bad)))
+        if not (len(rows) + len(skipped)) % _READ_AT_ONCE:
+            on_progress(len(rows) + len(skipped))
     if unseen and example:
         raise UserError(f"{source} (split {split}): {unseen_problem(unseen, example, columns)}")
     if not rows:

@@ -84,40 +84,83 @@ def score_row_from_text(
     end tag is appended and, if that is not enough, the start tag put before the completion; the row then counts as not
     matched.
     """
+    return score_chats(
+        explanation_chats(
+            teacher_prompt_text,
+            completion_text,
+            question=question,
+            solution=solution,
+            chat=chat,
+            row_system=row_system,
+        ),
+        chat,
+    )
+
+
+class ExplanationChats(NamedTuple):
+    """Both chats of an explanation as text, not tokenised yet. Made by `explanation_chats`."""
+
+    teacher: str
+    student: str
+    teacher_thought: tuple[int, int]  # characters [start, end) in `teacher`
+    student_thought: tuple[int, int]  # the same in `student`
+    explanation: str  # the thought without what the prompt begins it with
+    closed: bool  # whether its tags were
+    solution: str
+
+
+def explanation_chats(
+    teacher_prompt_text: str,
+    completion_text: str,
+    *,
+    question: str,
+    solution: str,
+    chat: ChatFormat,
+    row_system: str | None = None,
+) -> ExplanationChats:
+    """The chats that `score_row_from_text` tokenises; arguments as there."""
     tags = chat.tags
     head, padding, written = _split_prompt(teacher_prompt_text, tags)
     written += _without_end(completion_text, end_texts(chat.tokenizer))
     written, begin, end, closed = _close_tags(written, tags)
     thought = written[begin:end]
-    explanation = thought.removeprefix(padding)
-
-    teacher_ids, teacher_offsets = encode_with_offsets(chat.tokenizer, head + written)
     opening = student_header_text(question, chat, row_system=row_system) + tags.thought_start
-    student_text = opening + thought + student_closing_text(solution, chat)
-    student_ids, student_offsets = encode_with_offsets(chat.student, student_text)
+    return ExplanationChats(
+        teacher=head + written,
+        student=opening + thought + student_closing_text(solution, chat),
+        teacher_thought=(len(head) + begin, len(head) + end),
+        student_thought=(len(opening), len(opening) + len(thought)),
+        explanation=thought.removeprefix(padding),
+        closed=closed,
+        solution=solution,
+    )
 
+
+def score_chats(chats: ExplanationChats, chat: ChatFormat) -> ScoreRow:
+    """Tokenise both chats, and find the spans in them."""
+    teacher_ids, teacher_offsets = encode_with_offsets(chat.tokenizer, chats.teacher)
+    student_ids, student_offsets = encode_with_offsets(chat.student, chats.student)
     teacher_thought, student_thought = np.empty((2, 0), np.int32)
-    if explanation:
-        thought_of_teacher = len(head) + begin, len(head) + end
-        thought_of_student = len(opening), len(opening) + len(thought)
+    if chats.explanation:
         if chat.student_tokens == "ids":
             teacher_thought, student_thought = _shared_tokens(
-                _tokens_in_range(teacher_ids, teacher_offsets, *thought_of_teacher),
-                _tokens_in_range(student_ids, student_offsets, *thought_of_student),
+                _tokens_in_range(teacher_ids, teacher_offsets, *chats.teacher_thought),
+                _tokens_in_range(student_ids, student_offsets, *chats.student_thought),
             )
         else:
             teacher_thought, student_thought = _shared_tokens(
-                _whole_tokens(teacher_offsets, *thought_of_teacher), _whole_tokens(student_offsets, *thought_of_student)
+                _whole_tokens(teacher_offsets, *chats.teacher_thought),
+                _whole_tokens(student_offsets, *chats.student_thought),
             )
     return ScoreRow(
         teacher_ids=teacher_ids,
         teacher_thought=teacher_thought,
         student_ids=student_ids,
         student_thought=student_thought,
-        solution=_positions(_inside(student_offsets, *_solution_range(student_text, solution, chat))),
-        matched=closed and len(teacher_thought) > 0,
-        explanation=explanation,
-        copy_rate=copy_rate(teacher_ids[teacher_thought], encode(chat.tokenizer, solution)),
+        solution=_positions(_inside(student_offsets, *_solution_range(chats.student, chats.solution, chat))),
+        matched=chats.closed and len(teacher_thought) > 0,
+        explanation=chats.explanation,
+        copy_rate=copy_rate(teacher_ids[teacher_thought], encode(chat.tokenizer, chats.solution)),
         repeat_rate=repeat_rate(teacher_ids[teacher_thought]),
     )
 

@@ -9,7 +9,9 @@ import numpy as np
 from rlt_jax.configs import EvaluateConfig, QuestionsConfig
 from rlt_jax.data import (
     ChatFormat,
+    Length,
     Question,
+    counter_of,
     describe_skipped,
     encode_batch,
     load_questions,
@@ -20,6 +22,7 @@ from rlt_jax.data import (
 )
 from rlt_jax.data.columns import as_flags
 from rlt_jax.errors import UserError
+from rlt_jax.report.counting import counting
 from rlt_jax.runs.setup import model_positions, warn_of_skipped
 
 _log = logging.getLogger("rlt_jax")
@@ -29,18 +32,20 @@ def load_test_set(
     data: QuestionsConfig, *, say: Callable[[str], None] = _log.info
 ) -> tuple[tuple[Question, ...], tuple[tuple[int, str], ...]]:
     """The questions that can be read, and (row number, reason) for each other row; raises as `load_questions`."""
-    return load_questions(
-        data.path,
-        split=data.split,
-        subset=data.subset,
-        question_column=data.question_column,
-        answer_column=data.answer_column,
-        choice_columns=data.choice_columns,
-        system_column=data.system_column,
-        spelled=partial(as_flags, prefix="data."),
-        on_bad_row=data.on_bad_row,
-        say=say,
-    )
+    with counting("reading questions") as on_progress:
+        return load_questions(
+            data.path,
+            split=data.split,
+            subset=data.subset,
+            question_column=data.question_column,
+            answer_column=data.answer_column,
+            choice_columns=data.choice_columns,
+            system_column=data.system_column,
+            spelled=partial(as_flags, prefix="data."),
+            on_bad_row=data.on_bad_row,
+            say=say,
+            on_progress=on_progress,
+        )
 
 
 def fitting_questions(
@@ -56,20 +61,24 @@ def fitting_questions(
     """
     questions, forged = _unforged(questions, config, chat)
     texts = [prompt_text(question, config, chat) for question in questions]
-    prompts = encode_batch(chat.tokenizer, texts)
     positions, answer = model_positions(config.model), config.max_completion_length
-    fitting = [i for i, ids in enumerate(prompts) if len(ids) + answer <= positions]
+    lengths = [counter_of(chat.tokenizer).bounds(text) for text in texts]
+    tokenised = [i for i, length in enumerate(lengths) if length.low + answer <= positions]
+    prompts = dict(zip(tokenised, encode_batch(chat.tokenizer, [texts[i] for i in tokenised])))
+    for i, ids in prompts.items():
+        lengths[i] = Length.exact(len(ids))
+    fitting = [i for i, length in enumerate(lengths) if length.low + answer <= positions]
     skipped = [
         (
-            questions[i].number,
-            f"prompt and answer exceed the model's positions ({len(ids)} + {answer}, at most {positions})",
+            question.number,
+            f"prompt and answer exceed the model's positions ({length} + {answer}, at most {positions})",
         )
-        for i, ids in enumerate(prompts)
-        if len(ids) + answer > positions
+        for question, length in zip(questions, lengths)
+        if length.low + answer > positions
     ]
     if not fitting:
         raise UserError(
-            f"max_completion_length={answer} after prompts of {min(map(len, prompts))} tokens and more: expected at "
+            f"max_completion_length={answer} after prompts of {min(lengths).low} tokens and more: expected at "
             f"most the {positions} positions that {config.model} was made for: lower max_completion_length"
         )
     skipped = sorted([*forged, *skipped])

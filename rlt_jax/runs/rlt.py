@@ -16,7 +16,7 @@ import numpy as np
 
 from rlt_jax.configs import TrainConfig
 from rlt_jax.configs.dtype import decided_dtype
-from rlt_jax.data import ChatFormat, eos_ids
+from rlt_jax.data import ChatFormat, Lazily, eos_ids
 from rlt_jax.device.backoff import BatchSizes, MemoryBackoff, explain_out_of_memory
 from rlt_jax.device.budget import BudgetWatch, plan_and_measured
 from rlt_jax.device.gpu import read_gpu
@@ -66,7 +66,7 @@ class Rlt:
     chat: ChatFormat
     eos_ids: tuple[int, ...]
     about: Mapping[str, str]  # name -> text of the files that say what the exported teacher is
-    prompts: Sequence[Prompt]  # to train on
+    prompts: Lazily[Row, Prompt]  # to train on
     eval_prompts: Sequence[Prompt]  # held out
     questions: Callable[[int], np.ndarray]  # step, from 0 -> indices into `prompts`
     model: Model  # of policy and reference
@@ -109,7 +109,7 @@ class Rlt:
     def requests(self, step: int) -> tuple[list[Prompt], list[Request]]:
         """The prompts of a step, and a request for each prompt's group of completions; seeds depend on the step."""
         group = self.config.num_generations
-        prompts = [self.prompts[i] for i in self.questions(step - 1)]
+        prompts = self.prompts.take(self.questions(step - 1))
         seeds = np.random.SeedSequence((self.config.seed, step)).generate_state(self.config.train_batch_size)
         group_seeds = [tuple(map(int, seeds[i * group : (i + 1) * group])) for i in range(len(prompts))]
         return prompts, [Request(prompt.teacher_ids, seeds) for prompt, seeds in zip(prompts, group_seeds)]

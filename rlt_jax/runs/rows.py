@@ -19,7 +19,11 @@ def as_settings(columns: Mapping[str, str]) -> str:
 
 
 def load_data_rows(
-    data: DataConfig | RowsConfig, *, say: Callable[[str], None] = log.info, flag: str = "--data.subset"
+    data: DataConfig | RowsConfig,
+    *,
+    say: Callable[[str], None] = log.info,
+    flag: str = "--data.subset",
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> LoadedRows:
     """The rows of data.path, data.split and data.subset; arguments and errors as `load_rows`."""
     columns = columns_named_by(data, spelled=partial(as_flags, prefix="data."))
@@ -31,11 +35,16 @@ def load_data_rows(
         on_bad_row=data.on_bad_row,
         say=say,
         flag=flag,
+        on_progress=on_progress,
     )
 
 
 def load_rows_to_score(
-    config: ScoreConfig, tags: Tags, *, say: Callable[[str], None] = log.info
+    config: ScoreConfig,
+    tags: Tags,
+    *,
+    say: Callable[[str], None] = log.info,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[tuple[ExplainedRow, ...], tuple[tuple[int, str], ...]]:
     """The rows of config.data with their explanations, and (row number, reason) for each other row.
 
@@ -58,6 +67,7 @@ def load_rows_to_score(
         columns=columns,
         on_bad_row=config.on_bad_row,
         say=say,
+        on_progress=on_progress,
     )
 
 

@@ -15,6 +15,7 @@ from rlt_jax.configs import DataConfig, GenerateConfig, TrainConfig
 from rlt_jax.configs.dtype import decided_dtype
 from rlt_jax.data import (
     ChatFormat,
+    Lazily,
     Room,
     build_prompts,
     describe_skipped,
@@ -28,6 +29,7 @@ from rlt_jax.errors import UserError
 from rlt_jax.models import Model, Params, load_model, read_config, resolve_folder
 from rlt_jax.planner.ledger import Ledger
 from rlt_jax.planner.run_plan import ledger_lines, shortfalls
+from rlt_jax.report.counting import counting
 from rlt_jax.runs.announce import train_lines
 from rlt_jax.runs.rows import check_traces, load_data_rows
 from rlt_jax.sampling.base import Sampler
@@ -179,7 +181,8 @@ def load_split_rows(data: DataConfig, *, evaluates: bool, with_traces: bool = Fa
     Raises:
       UserError: the sources cannot be read, or hold fewer held-out rows than asked for.
     """
-    loaded = load_data_rows(data)
+    with counting("reading rows") as on_progress:
+        loaded = load_data_rows(data, on_progress=on_progress)
     if with_traces:
         check_traces(loaded, data.path)
     rows, skipped = loaded.rows, len(loaded.skipped)
@@ -221,7 +224,7 @@ def warn_of_skipped(skipped: Sequence[tuple[int, str]], what: str) -> None:
 
 def load_prompts(
     config: TrainConfig, chat: ChatFormat, *, compare: CompareRows | None = None
-) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+) -> tuple[Lazily[Row, Prompt], tuple[Prompt, ...]]:
     """(prompts to train on, held-out prompts); rows that cannot be used are skipped and counted in the log.
 
     Args:
@@ -234,20 +237,22 @@ def load_prompts(
         compare(split.train, split.held_out)
     room = room_of(config)
 
-    def build(part: tuple[Row, ...], name: str) -> tuple[Prompt, ...]:
-        if not part:
-            return ()
-        built = build_prompts(
-            part,
-            chat,
-            max_prompt_length=config.max_prompt_length,
-            truncate=config.data.truncate_prompts,
-            room=room,
-        )
+    def build(part: tuple[Row, ...], name: str) -> Lazily[Row, Prompt]:
+        with counting(f"preparing {name} rows", total=len(part)) as on_progress:
+            built = build_prompts(
+                part,
+                chat,
+                max_prompt_length=config.max_prompt_length,
+                truncate=config.data.truncate_prompts,
+                room=room,
+                on_progress=on_progress,
+            )
         warn_of_skipped(built.skipped, f"{name} rows")
         return built.prompts
 
-    prompts, held_out = build(split.train, "training"), build(split.held_out, "held-out")
+    prompts = build(split.train, "training")
+    # The held-out prompts are used in every evaluation: they stay tokenised.
+    held_out = tuple(build(split.held_out, "held-out")) if split.held_out else ()
     lines = train_lines(
         config,
         chat,

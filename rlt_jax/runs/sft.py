@@ -12,7 +12,7 @@ import numpy as np
 
 from rlt_jax.configs import Schedule, SftConfig, describe_schedule, schedule_of
 from rlt_jax.configs.dtype import decided_dtype
-from rlt_jax.data import ChatFormat, SftExample, build_sft_examples, eos_ids, questions_of_step
+from rlt_jax.data import ChatFormat, Lazily, SftExample, build_sft_examples, eos_ids, questions_of_step
 from rlt_jax.device.backoff import BatchSizes, MemoryBackoff
 from rlt_jax.device.jax_setup import prepare_memory
 from rlt_jax.device.pinned import host_bytes
@@ -21,6 +21,7 @@ from rlt_jax.learner.optimizer import Optimizer, open_optimizer
 from rlt_jax.learner.step import SumGradients, make_sum_gradients, sft_batches
 from rlt_jax.models import Model, Params
 from rlt_jax.planner.run_plan import model_config_of, model_shape
+from rlt_jax.report.counting import counting
 from rlt_jax.rewards.logprobs import row_logprobs
 from rlt_jax.runs.announce import sft_lines
 from rlt_jax.runs.chat_format import chat_format_of
@@ -41,7 +42,7 @@ class Sft:
     config: SftConfig  # with the values that were open
     schedule: Schedule
     chat: ChatFormat
-    examples: Sequence[SftExample]  # to train on
+    examples: Lazily[Row, SftExample]  # to train on
     held_out: Sequence[SftExample]
     questions: Sequence[Question]  # to check the trained model with
     eos_ids: tuple[int, ...]  # that end what the model is taught to write
@@ -61,7 +62,7 @@ class Sft:
         """The examples of a step."""
         size, seed = self.schedule.batch, self.config.seed
         chosen = questions_of_step(step - 1, num_rows=len(self.examples), questions_per_step=size, seed=seed)
-        return [self.examples[i] for i in chosen]
+        return self.examples.take(chosen)
 
     def gradients(self, params: Params, batch: Sequence[SftExample]) -> tuple[Params, dict[str, jax.Array]]:
         """Gradients of the step's loss, and its diagnostics by name; both still on the device."""
@@ -178,7 +179,7 @@ def load_sft(
 class Examples(NamedTuple):
     """What a run trains on, measures and checks."""
 
-    training: Sequence[SftExample]
+    training: Lazily[Row, SftExample]
     held_out: Sequence[SftExample]
     rows: Sequence[Row]  # of the training examples
     skipped: int  # rows of the training split that cannot be used
@@ -195,19 +196,28 @@ def load_examples(config: SftConfig, chat: ChatFormat, *, compare: CompareRows |
     if compare is not None:
         compare(split.train, split.held_out)
     training, rows = build_examples(config, chat, split.train, "training")
-    held_out, held_out_rows = build_examples(config, chat, split.held_out, "held-out")
-    questions = questions_to_check(held_out_rows or rows, chat, target=config.target, count=config.check_texts)
+    held_out: Sequence[SftExample] = ()
+    checked = rows
+    if split.held_out:
+        examples, checked = build_examples(config, chat, split.held_out, "held-out")
+        held_out = tuple(examples)  # they are used in every evaluation: they stay tokenised
+    questions = questions_to_check(checked, chat, target=config.target, count=config.check_texts)
     return Examples(training, held_out, rows, split.skipped + len(split.train) - len(rows), questions)
 
 
 def build_examples(
     config: SftConfig, chat: ChatFormat, rows: Sequence[Row], name: str
-) -> tuple[Sequence[SftExample], Sequence[Row]]:
+) -> tuple[Lazily[Row, SftExample], Sequence[Row]]:
     """(examples, their rows); the log counts the other rows under `name`."""
-    if not rows:
-        return (), ()
-    positions = model_positions(config.model)
-    built = build_sft_examples(rows, chat, target=config.target, max_length=config.max_length, positions=positions)
+    with counting(f"preparing {name} rows", total=len(rows)) as on_progress:
+        built = build_sft_examples(
+            rows,
+            chat,
+            target=config.target,
+            max_length=config.max_length,
+            positions=model_positions(config.model),
+            on_progress=on_progress,
+        )
     warn_of_skipped(built.skipped, f"{name} rows")
     skipped = {number for number, _ in built.skipped}
     return built.examples, [row for row in rows if row.number not in skipped]

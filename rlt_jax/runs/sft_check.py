@@ -87,7 +87,7 @@ def questions_to_check(rows: Sequence[Row], chat: ChatFormat, *, target: Target,
             log.warning("no texts will be drawn to check the model: %s", error)
             return ()
         chosen = [(prompt.row, prompt) for prompt in prompts]
-    parts = [(teacher_sft_parts if target == "teacher" else student_sft_parts)(row, chat) for row, _ in chosen]
+    parts = (teacher_sft_parts if target == "teacher" else student_sft_parts)([row for row, _ in chosen], chat)
     tokenizer = chat.tokenizer if target == "teacher" else chat.student
     prompt_ids = encode_batch(tokenizer, [prompt for prompt, _ in parts])
     answers = encode_batch(tokenizer, [answer for _, answer in parts])

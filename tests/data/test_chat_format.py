@@ -27,12 +27,12 @@ from rlt_jax.errors import UserError
 
 def teacher_sft(row, chat):
     """The whole chat that a teacher is fine-tuned on."""
-    return "".join(teacher_sft_parts(row, chat))
+    return "".join(*teacher_sft_parts([row], chat))
 
 
 def student_sft(row, chat):
     """The whole chat that a student is fine-tuned on."""
-    return "".join(student_sft_parts(row, chat))
+    return "".join(*student_sft_parts([row], chat))
 
 
 def student_chat(question, thought, solution, chat, *, row_system=None):

@@ -40,7 +40,7 @@ def test_training_on_it_teaches_the_very_chat_that_was_scored(chat, tmp_path):
     row = read(columns, tmp_path / "rows.jsonl")
     thought = chat.tags.thought_start + "\n\nTwo and three.\n\n"
     scored = student_header_text("What is 2+3?", chat) + thought + student_closing_text("5", chat)
-    assert "".join(student_sft_parts(row, replace(chat, student_sft_gap="\n\n"))) == scored
+    assert "".join(*student_sft_parts([row], replace(chat, student_sft_gap="\n\n"))) == scored
     assert columns["conversations"][1]["value"] in scored
 
 

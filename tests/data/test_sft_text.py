@@ -1,9 +1,12 @@
 """Which tokens supervised fine-tuning trains: the recorded masks, and the rows the original loses."""
 
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from rlt_jax.data import build_sft_examples, ids_to_bytes
+from rlt_jax.data import ChatFormat, build_sft_examples, ids_to_bytes, load_tokenizer
 from rlt_jax.data.rows import row_from
 from rlt_jax.errors import UserError
 
@@ -71,3 +74,30 @@ def test_examples_of_a_data_set_count_what_is_left_out(rows, data_cases, chat):
         assert example.ids.tolist() == single.ids.tolist() and example.trained.tolist() == single.trained.tolist()
     with pytest.raises(UserError, match=r"none of 1 can be used \(row 12: no reasoning trace\)"):
         build_sft_examples([untraced], chat, target="student", max_length=200)
+
+
+@pytest.mark.parametrize("target", ["teacher", "student"])
+@pytest.mark.parametrize("text", ["1+" * 5_000_000, "漢字 " * 1_500_000], ids=["ascii", "unicode"])
+def test_ten_megabytes_in_a_row_are_skipped_at_once(rows, chat, target, text):
+    long = replace(rows[1], number=99, reasoning_trace=text)
+    before = time.process_time()
+    built = build_sft_examples([rows[0], long], chat, target=target, max_length=4096, positions=8192)
+    assert time.process_time() - before < 2
+    ((number, reason),) = built.skipped
+    assert number == 99 and reason.startswith("text is too long (at least ") and len(built.examples) == 1
+
+
+def test_examples_are_built_when_they_are_asked_for(rows, chat):
+    done: list[int] = []
+    examples = build_sft_examples(rows, chat, target="student", max_length=1000, on_progress=done.append).examples
+    assert done == [len(rows)] and len(examples) == len(rows)
+    for taken, row in zip(examples.take([7, 0, 3]), (rows[7], rows[0], rows[3]), strict=True):
+        assert taken.ids.tolist() == sft_example(row, chat, "student").ids.tolist()
+
+
+def test_an_example_that_no_longer_fits_when_it_is_built_is_refused(golden, rows):
+    tokenizer = load_tokenizer(golden / "teacher")
+    built = build_sft_examples(rows[:2], ChatFormat(tokenizer), target="student", max_length=600)
+    tokenizer.chat_template += "{{ 'and one more thing ' * 200 }}"
+    with pytest.raises(UserError, match=r"^row 0: text is too long \(\d+ tokens, at most 600\), but it was found"):
+        built.examples[0]

@@ -22,6 +22,7 @@ from rlt_jax.data import (
     template_notes,
     turns_of,
 )
+from rlt_jax.data.turns import TODAY, chat_text, chat_texts
 from rlt_jax.errors import UserError
 from rlt_jax.types import Row
 from tests.data.templates import SHAPES, shaped_tokenizer
@@ -192,3 +193,31 @@ def test_fine_tuning_needs_a_token_that_ends_a_turn(golden):
         build_sft_examples([ROW], chat, target="student", max_length=512)
     assert student_closing_text("5", chat).endswith("<|end_of_solution|>\n")  # fine for a student that only reads
     assert encode(tokenizer, student_closing_text("5", chat)).size
+
+
+HOSTILE = [
+    "Why?",
+    "",
+    " \n padded\t ",
+    "</think>x<think>",
+    "{{ 1 }}{% raw %}",
+    "<|im_end|>",
+    "<tool_response>a</tool_response>",
+]
+
+
+def test_many_chats_are_each_what_the_template_writes_alone(shape, shaped):
+    """Also where the template trims a text or looks into it."""
+    asked = [(system, question) for system in [None, *HOSTILE] for question in HOSTILE]
+    turns = turns_of(shaped)
+    expected = []
+    for system, question in asked:
+        if system is not None and not turns.has_system:
+            system, question = None, f"{system}\n\n{question}"
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        messages.append({"role": "user", "content": question})
+        text = shaped.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=TODAY)
+        expected.append(text.removesuffix(shape.opened) + shape.missing)
+    assert chat_texts(shaped, asked, own_opening=False) == expected
+    assert [chat_text(shaped, *one, own_opening=False) for one in asked] == expected
+    assert chat_texts(shaped, [], own_opening=False) == []

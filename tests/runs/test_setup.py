@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,6 +144,29 @@ def test_too_long_prompts_may_be_cut_on_their_left(tmp_path, chat):
     whole, _ = load_prompts(replace(config, max_prompt_length=200), chat)
     assert len(whole[1].teacher_ids) > 64
     assert prompts[1].teacher_ids.tolist() == whole[1].teacher_ids[-64:].tolist()
+
+
+def test_ten_megabytes_in_a_row_are_read_and_skipped_at_once(tmp_path, chat, logged):
+    rows = numbered(3)
+    rows[1]["question"] = "What is 1" + "+1" * 5_000_000 + "?"
+    config = replace(TINY, data=DataConfig(path=write_rows(tmp_path / "rows.jsonl", rows)))
+    before = time.process_time()
+    prompts, _ = load_prompts(config, chat)
+    assert time.process_time() - before < 2
+    assert [prompt.row.number for prompt in prompts] == [0, 2]
+    assert "1 training rows skipped: 1 x prompt is too long (row 1)" in logged.messages
+
+
+def test_many_rows_show_how_far_they_are(tmp_path, chat, monkeypatch, capsys):
+    monkeypatch.setattr("rlt_jax.report.counting.QUIET", 0.0)  # as if the seconds had passed
+    monkeypatch.setattr("rlt_jax.report.counting.EVERY", 0.0)
+    data = DataConfig(path=write_rows(tmp_path / "rows.jsonl", numbered(2048)), eval_rows=8)
+    load_prompts(replace(TINY, data=data), chat)
+    assert capsys.readouterr().out.splitlines() == [
+        *("reading rows ... 1,024", "reading rows ... 2,048"),
+        *("preparing training rows ... 1,024 of 2,040", "preparing training rows ... 2,040 of 2,040"),
+        "preparing held-out rows ... 8 of 8",
+    ]
 
 
 # chat format and models
