@@ -26,7 +26,7 @@ from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.contradictions import warn_of_row_prompts
 from rlt_jax.runs.machine import on_this_machine
 from rlt_jax.runs.questions import fitting_questions, load_test_set
-from rlt_jax.runs.setup import chat_sampler, load_checked_model
+from rlt_jax.runs.setup import chat_sampler, load_checked_model, with_room
 from rlt_jax.sampling.engine import Engine
 from rlt_jax.sampling.factory import (
     SamplerSettings,
@@ -58,6 +58,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     prepare_memory(shared=config.sampler.kind == "vllm", pinned_bytes=0)
     chat = chat_format_of(config)
     readable, skipped = load_test_set(data, say=print)
+    config = with_room(config, say=print)
     if config.prompt == "student":
         warn_of_row_prompts(chat, (question.system for question in readable))
     questions, texts, prompts, too_long = fitting_questions(readable, config, chat)

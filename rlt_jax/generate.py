@@ -31,7 +31,7 @@ from rlt_jax.runs.contradictions import warn_of_row_prompts
 from rlt_jax.runs.explanations import count_unusable, describe_problems, explanation_record, sample_explanations
 from rlt_jax.runs.machine import on_this_machine
 from rlt_jax.runs.rows import load_data_rows
-from rlt_jax.runs.setup import chat_sampler, load_checked_model, room_of, warn_of_skipped
+from rlt_jax.runs.setup import chat_sampler, load_checked_model, room_of, warn_of_skipped, with_room
 from rlt_jax.sampling.engine import Engine
 from rlt_jax.sampling.factory import (
     SamplerSettings,
@@ -64,6 +64,7 @@ def generate(config: GenerateConfig) -> Path:
     chat = chat_format_of(config)
     with counting("reading rows") as on_progress:
         loaded = load_data_rows(config.data, say=print, on_progress=on_progress)
+    config = with_room(config, say=print)
     with counting("preparing rows", total=len(loaded.rows)) as on_progress:
         built = build_prompts(
             loaded.rows,

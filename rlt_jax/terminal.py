@@ -13,6 +13,7 @@ import os
 import re
 import select
 import sys
+import threading
 from typing import IO, TextIO
 
 REPLACE = "rlt_jax.replace"  # name of the error handler for signs that an encoding lacks
@@ -123,6 +124,7 @@ class _Output(io.FileIO):
     """Bytes to a file number of the process; at the first error it falls silent."""
 
     failure: OSError | None = None
+    interruption: BaseException | None = None  # raised by a signal's handler after the bytes were written
 
     def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override]  # any buffer
         """Write, or drop what cannot be written.
@@ -130,17 +132,44 @@ class _Output(io.FileIO):
         Raises:
           BrokenPipeError: the first time that the reader of stdout is gone.
         """
+        written: list[int | None] = []
         try:
             while self.failure is None:
-                written = super().write(data)
-                if written is not None:
-                    return written
+                written.extend(map(super().write, (data,)))  # one call: no signal's handler between write and result
+                if written[-1] is not None:
+                    return written[-1]
                 select.select([], [self], [])  # somebody has made the terminal non-blocking
         except OSError as error:
             self.failure = error
             if error.errno == errno.EPIPE and self.fileno() == 1:
                 raise
+        except BaseException as error:  # by a signal's handler (Ctrl-C)
+            if not written or written[-1] is None:
+                raise
+            self.interruption = error  # raised here, the buffer would keep what is written and write it again
+            return written[-1]
         return len(data)
+
+
+class _Text(io.TextIOWrapper):
+    """Text to an `_Output`, whose interruptions it raises."""
+
+    def write(self, text: str) -> int:
+        count = super().write(text)
+        self._raise_interruption()
+        return count
+
+    def flush(self) -> None:
+        super().flush()
+        self._raise_interruption()
+
+    def _raise_interruption(self) -> None:
+        raw = getattr(self.buffer, "raw", None)
+        if not isinstance(raw, _Output) or threading.current_thread() is not threading.main_thread():
+            return
+        error, raw.interruption = raw.interruption, None
+        if error is not None:
+            raise error
 
 
 def _opened(stream: TextIO | None, number: int) -> TextIO:
@@ -161,7 +190,7 @@ def _opened(stream: TextIO | None, number: int) -> TextIO:
 
 def _text(raw: _Output, encoding: str, *, line_buffering: bool) -> io.TextIOWrapper:
     # typeshed wants methods of a raw stream that io.FileIO has under other types
-    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, REPLACE, line_buffering=line_buffering)  # type: ignore[type-var]
+    return _Text(io.BufferedWriter(raw), encoding, REPLACE, line_buffering=line_buffering)  # type: ignore[type-var]
 
 
 def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:

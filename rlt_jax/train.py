@@ -83,6 +83,7 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
 
             rlt.watch_memory(session.peaks(), compare=step == session.start_step + 1)
             rlt.watch_matches(scored, completions, step=step)
+            rlt.watch_spread(scored, step=step)
             if session.logs(step):
                 log_step(session, rlt, sampler, scored, completions, losses, step=step)
             session.end_step(step, rlt.samples(step, scored, completions))

@@ -104,3 +104,34 @@ def test_a_pipe_of_our_own_that_breaks_is_a_bug():
 def test_warnings_without_a_log_are_made_visible():
     code, error = run(r"logging.getLogger('rlt_jax').warning('row \x1b[31m → ' + chr(0xd83d))", "")
     assert (code, error) == (0, "row \\x1b[31m -> ?\n")
+
+
+INTERRUPTED = """
+import signal, sys
+from rlt_jax.terminal import open_terminal
+class Interruption(BaseException):
+    pass
+def interrupt(*_):
+    raise Interruption
+open_terminal()
+signal.signal(signal.SIGALRM, interrupt)
+interruptions = i = 0
+while interruptions < 300:
+    i += 1
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.00003 + i % 50 * 0.000002)
+        while True:
+            i += 1
+            sys.stdout.write(f"{i}\\n")
+            sys.stdout.flush()
+    except Interruption:
+        interruptions += 1
+"""
+
+
+def test_an_interruption_while_writing_ends_the_command_and_repeats_no_line():
+    """What is written must not be written again by the next line or at the end: readers act on lines."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, check=True, timeout=60)
+    numbers = [int(line) for line in done.stdout.splitlines()]
+    assert len(numbers) > 300 and done.stderr == ""
+    assert numbers == sorted(set(numbers))

@@ -73,7 +73,8 @@ class EvaluateConfig(Settings):
     dtype: RunDtype = "auto"
     """Dtype of weights and activations. auto: float32 on a CPU, bfloat16 on a GPU."""
     max_completion_length: int = 16384
-    """Maximum length of an answer, tokens; longer ones are cut off."""
+    """Maximum length of an answer, tokens; longer ones are cut off. The default takes at most half of the model's
+    positions."""
     temperature: float = 0.7
     """Sampling temperature, no unit. 0: greedy."""
     sampler: SamplerConfig = SamplerConfig()

@@ -79,7 +79,8 @@ class GenerateConfig(Settings):
     """Maximum length of the teacher's prompt, which includes question and solution, tokens; longer ones are skipped and
     counted."""
     max_completion_length: int = 16384
-    """Maximum length of an explanation, tokens; longer ones are cut off."""
+    """Maximum length of an explanation, tokens; longer ones are cut off. The default takes at most half of the model's
+    positions."""
     temperature: float = 0.7
     """Sampling temperature, no unit. 0: greedy."""
     sampler: SamplerConfig = SamplerConfig()

@@ -58,7 +58,7 @@ class SftConfig(Settings):
     max_steps: Steers[int | None] = None
     """Gradient steps. None: as many as num_train_epochs take."""
     num_train_epochs: Steers[int | None] = None
-    """Passes over the data if max_steps is None. None: 10, or as many more as make 200 steps."""
+    """Passes over the data if max_steps is None. None: 10, or more if these are few steps for a small model."""
     train_batch_size: Steers[int | None] = None
     """Rows per gradient step. None: 16, or all rows if there are fewer."""
     per_device_train_batch_size: MayChange[int] = 1

@@ -1,7 +1,7 @@
 """What a supervised run takes where its settings are open: values that follow the rows and the model.
 
     batch          16 rows, or all of them if there are fewer
-    epochs         10, or as many more as make 200 steps
+    epochs         10, or as many more as make 200 steps for up to 1e7 parameters, 200 · 1e7 / N for N of them above
     learning rate  1e-5 · sqrt(7e9 / N) for a model of N parameters, at least 1e-5 and at most 1e-3
 
 With the paper's 17,000 rows and 7B parameters these are the paper's values (RLT, arXiv 2506.08388): batch 16,
@@ -15,7 +15,7 @@ from rlt_jax.configs.sft import BATCH, SftConfig
 from rlt_jax.errors import UserError
 
 EPOCHS = 10
-LEAST_STEPS = 200  # below, even small models have not learned the tags and the end of an explanation
+LEAST_STEPS, SMALL = 200, 1e7  # steps in which a model of so many parameters learns tags and end of an explanation
 LEARNING_RATE, ITS_PARAMETERS = 1e-5, 7e9  # the paper's, and the size of the paper's models
 HIGHEST_RATE = 1e-3
 
@@ -59,8 +59,13 @@ def schedule_of(config: SftConfig, *, rows: int, parameters: int, source: str) -
         return Schedule(rows, batch, config.num_train_epochs, config.max_steps, rate)
     epochs = config.num_train_epochs
     if epochs is None:
-        epochs = max(EPOCHS, math.ceil(LEAST_STEPS / steps_per_epoch))
+        epochs = max(EPOCHS, math.ceil(least_steps(parameters) / steps_per_epoch))
     return Schedule(rows, batch, epochs, epochs * steps_per_epoch, rate)
+
+
+def least_steps(parameters: int) -> int:
+    """Gradient steps below which a model has not learned its format; a larger one brings more with it."""
+    return math.ceil(LEAST_STEPS * min(SMALL / parameters, 1))
 
 
 def learning_rate_for(parameters: int) -> float:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from rlt_jax.report.log import is_live, print_plain
+from rlt_jax.terminal import takes
 
 QUIET = 2.0  # seconds in which nothing is shown: most data sets take less
 EVERY = 5.0  # seconds between plain lines
@@ -37,7 +38,10 @@ def counting(
     live = None
     if is_live(console):
         live = Progress(
-            SpinnerColumn(), TextColumn("{task.description}", markup=False), console=console, transient=True
+            SpinnerColumn("dots" if takes(console.file, "⠋") else "line"),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            transient=True,
         )
         task = live.add_task(what, total=None)
     due = now() + QUIET

@@ -13,6 +13,7 @@ from rlt_jax.data import (
     Question,
     counter_of,
     describe_skipped,
+    encode,
     encode_batch,
     load_questions,
     plain_chat_text,
@@ -77,8 +78,9 @@ def fitting_questions(
         if length.low + answer > positions
     ]
     if not fitting:
+        shortest = len(encode(chat.tokenizer, min(texts, key=len)))
         raise UserError(
-            f"max_completion_length={answer} after prompts of {min(lengths).low} tokens and more: expected at "
+            f"max_completion_length={answer} after prompts of {shortest} tokens and more: expected at "
             f"most the {positions} positions that {config.model} was made for: lower max_completion_length"
         )
     skipped = sorted([*forged, *skipped])

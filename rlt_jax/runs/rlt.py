@@ -38,7 +38,7 @@ from rlt_jax.rewards.scorer import Scored, Scorer, completion_rows, make_scorer
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.contradictions import warn_of_row_prompts
 from rlt_jax.runs.exported import files_of_training
-from rlt_jax.runs.match_rate import MatchWatch
+from rlt_jax.runs.match_rate import MatchWatch, SpreadWatch
 from rlt_jax.runs.resume import Inputs, run_inputs
 from rlt_jax.runs.setup import (
     chat_sampler,
@@ -80,6 +80,7 @@ class Rlt:
     backoff: MemoryBackoff
     budget: BudgetWatch
     matches: MatchWatch
+    spread: SpreadWatch
 
     # The state of a run: (policy with optimizer, reference).
 
@@ -201,6 +202,12 @@ class Rlt:
         if warning := self.matches(matched, [completion.finished for completion in completions], step=step):
             log.warning(warning)
 
+    def watch_spread(self, scored: Scored, *, step: int) -> None:
+        """Warn, once, if no group of the first steps has completions of different rewards."""
+        groups = scored.rewards.reward.reshape(-1, self.config.num_generations)
+        if warning := self.spread(float(np.mean(np.ptp(groups, axis=1) == 0)), step=step):
+            log.warning(warning)
+
     # Memory.
 
     def watch_memory(self, peaks: dict[str, float], *, compare: bool) -> None:
@@ -302,6 +309,7 @@ def open_rlt(
             ),
             budget=BudgetWatch(config.budget_gb),
             matches=MatchWatch(max_completion_length=config.max_completion_length),
+            spread=SpreadWatch(),
         )
 
 

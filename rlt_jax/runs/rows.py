@@ -23,15 +23,21 @@ def load_data_rows(
     *,
     say: Callable[[str], None] = log.info,
     flag: str = "--data.subset",
+    with_traces: bool = False,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> LoadedRows:
-    """The rows of data.path, data.split and data.subset; arguments and errors as `load_rows`."""
+    """The rows of data.path, data.split and data.subset; arguments and errors as `load_rows`.
+
+    Args:
+      with_traces: a message about columns names the trace's, too.
+    """
     columns = columns_named_by(data, spelled=partial(as_flags, prefix="data."))
     return load_rows(
         data.path,
         split=data.split,
         subset=data.subset,
         columns=columns,
+        parts=("question", "solution", "trace") if with_traces else ("question", "solution"),
         on_bad_row=data.on_bad_row,
         say=say,
         flag=flag,

@@ -109,7 +109,7 @@ class Session:
         if self._resumes:
             decided = [change for change in changed_settings(config, self.folder, quiet=True) if change.steers]
             kept = [change for change in self._changes if not change.steers or change.name in PLACES]
-            self._changes = [*kept, *(change for change in decided if change.name not in PLACES)]
+            self._changes = [*(change for change in decided if change.name not in PLACES), *kept]
 
     def resume(self, params: Params, *, like: Arrays, fresh: Callable[[Params], Arrays], max_steps: int) -> Arrays:
         """Restore the arrays of the newest checkpoint, or make them with `fresh` if there is none.

@@ -4,14 +4,14 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import psutil
 
-from rlt_jax.configs import DataConfig, GenerateConfig, TrainConfig
+from rlt_jax.configs import DataConfig, EvaluateConfig, GenerateConfig, TrainConfig
 from rlt_jax.configs.dtype import decided_dtype
 from rlt_jax.data import (
     ChatFormat,
@@ -40,6 +40,7 @@ from rlt_jax.types import GB, Prompt, Row, StoredDtype
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+Texts = TypeVar("Texts", GenerateConfig, EvaluateConfig)
 CompareRows = Callable[[Sequence[Row], Sequence[Row]], None]
 
 log = logging.getLogger("rlt_jax")
@@ -160,6 +161,23 @@ def room_of(config: TrainConfig | GenerateConfig) -> Room:
     )
 
 
+def with_room(config: Texts, *, say: Callable[[str], None]) -> Texts:
+    """The configuration, whose completions take half of the models' positions where nobody gave a length for them.
+
+    Args:
+      say: gets a line if the length is another one.
+    """
+    if isinstance(config, EvaluateConfig):
+        models = [config.model]
+    else:
+        models = [config.teacher, *([] if config.student is None else [config.student])]
+    half = min(map(model_positions, models)) // 2
+    if config.max_completion_length != type(config).max_completion_length or config.max_completion_length <= half:
+        return config
+    say(f"note: max_completion_length={half}: half of the positions of {' and '.join(models)}")
+    return replace(config, max_completion_length=half)
+
+
 @dataclass(frozen=True)
 class SplitRows:
     """The rows of a run."""
@@ -182,7 +200,7 @@ def load_split_rows(data: DataConfig, *, evaluates: bool, with_traces: bool = Fa
       UserError: the sources cannot be read, or hold fewer held-out rows than asked for.
     """
     with counting("reading rows") as on_progress:
-        loaded = load_data_rows(data, on_progress=on_progress)
+        loaded = load_data_rows(data, with_traces=with_traces, on_progress=on_progress)
     if with_traces:
         check_traces(loaded, data.path)
     rows, skipped = loaded.rows, len(loaded.skipped)
@@ -198,7 +216,9 @@ def load_split_rows(data: DataConfig, *, evaluates: bool, with_traces: bool = Fa
             )
         return SplitRows(rows[:-count], rows[-count:], skipped)
     source, split, subset = data.held_out_source
-    loaded = load_data_rows(replace(data, path=source, split=split, subset=subset), flag=data.eval_subset_flag)
+    loaded = load_data_rows(
+        replace(data, path=source, split=split, subset=subset), flag=data.eval_subset_flag, with_traces=with_traces
+    )
     if with_traces:
         check_traces(loaded, source, "held-out rows")
     held_out = loaded.rows

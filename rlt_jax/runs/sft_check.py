@@ -44,6 +44,7 @@ TEMPERATURE = 0.7  # that of training and of `generate`
 READY = 7 / 8  # share of closed texts from which on the model can be used
 SHOWN = 160  # characters of the example
 LAST_LOSSES = 5  # steps over which the last loss is a mean
+BY_HEART = 0.01  # nats per token: the rows are known by heart
 
 
 class Question(NamedTuple):
@@ -204,6 +205,11 @@ def describe_check(check: TextCheck, config: SftConfig, folder: Path) -> tuple[s
     if losses:
         first, last = losses[0], float(np.mean(losses[-LAST_LOSSES:]))
         text += f"; the loss {'fell' if last < first else 'went'} from {first:.3g} to {last:.3g}"
+        if last < BY_HEART and config.target == "teacher":
+            text += (
+                ": it knows the rows by heart and will explain each the same way every time, which leaves RLT "
+                f"nothing to choose from: train less ({_half_as_long(config, check.step)} and another --output-dir)"
+            )
     return text, ready
 
 
@@ -230,6 +236,13 @@ def _twice_as_long(config: SftConfig, steps: int) -> str:
         return f"--max-steps {2 * steps}"
     assert config.num_train_epochs is not None  # filled in by `Schedule.apply`
     return f"--num-train-epochs {2 * config.num_train_epochs}"
+
+
+def _half_as_long(config: SftConfig, steps: int) -> str:
+    """Flags that halve a run."""
+    if config.num_train_epochs is not None and config.num_train_epochs > 1:
+        return f"--num-train-epochs {config.num_train_epochs // 2}"
+    return f"--max-steps {max(steps // 2, 1)}"
 
 
 def _text_of(text: Completion, chat: ChatFormat, eos_ids: tuple[int, ...]) -> str:

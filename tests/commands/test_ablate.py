@@ -179,7 +179,10 @@ def test_a_failing_arm_is_reported_and_does_not_stop_the_others(done, study, tmp
     ended = subprocess.run(line, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr and ended.stderr.startswith("error: 1 of 2 runs failed:\n  broken, seed 2: ")
-    assert "exit code 2 (error: expected a model folder or a hub name, but /no/such/model" in ended.stderr
+    assert (
+        "exit code 2 (error: expected a model's folder or its name on the Hugging Face hub, but /no/such/model"
+        in ended.stderr
+    )
     assert f"see {tmp_path}/out/broken/seed-2.log" in ended.stderr
     assert "[2/2] paper, seed 2: already finished" in ended.stdout
     assert "| paper | 2/2 | " in ended.stdout and "| broken | 0/2 | – |" in ended.stdout

@@ -362,10 +362,10 @@ DATA = {
         ["expected split 'train' of the single file", "leave it out"],
     ),
     "no usable row": (
-        lambda p: ["--data.path", p.rows({"q": 1}, {"question": "a", "solution": " "}, {"question": 3}, "{", "[]")],
+        lambda p: ["--data.path", p.rows({"q": 1}, {"question": "a", "solution": " "}, {"question": True}, "{", "[]")],
         [
             "none of 5 can be used: row 0: no question (columns: q); row 1: solution is empty; ",
-            "row 2: question is not text (came int); row 3: not JSON",
+            "row 2: question is neither text nor a number (came bool); row 3: not JSON",
             "row 4: not an object with columns (came list)",
         ],
     ),
@@ -537,10 +537,15 @@ def held(folder: Path) -> dict[str, bytes | None]:
 
 
 CHANGED = {
-    "other tags and temperature": (
-        ["--data.tags", "r1", "--temperature", "1"],
+    "another temperature": (
+        ["--temperature", "1"],
         lambda p: None,
-        ["measure something else: temperature 0.7 -> 1.0, data.tags bespoke -> r1: resume with what the run was"],
+        ["measure something else: temperature 0.7 -> 1.0: resume with what the run was"],
+    ),
+    "other tags": (
+        ["--data.tags", "r1", "--data.on-contradiction", "warn"],  # the student was trained with the first ones
+        lambda p: None,
+        ["measure something else: data.tags None -> r1, the tags bespoke -> r1: resume with what the run was"],
     ),
     "another student": (
         ["--student", "/no/such/model"],
@@ -595,11 +600,12 @@ def test_resumes_that_would_measure_something_else(refused, train_flags, place, 
     """They are refused by name before a model is loaded, and leave everything as it was."""
     place.file("held-out.jsonl", "".join(json.dumps(row) + "\n" for row in ROWS))
     files = ("--data.eval-path", place.folder / "held-out.jsonl", "--data.teacher-prompt-file")
-    train_flags = (*train_flags, *files, place.file("prompt.txt", "Explain it."))
+    teacher = place.model("rlt_jax.json", None)  # which was trained with no other prompt
+    train_flags = (*train_flags, "--teacher", teacher, *files, place.file("prompt.txt", "Explain it."))
     run = shutil.copytree(stopped_run, place.folder / "run")
     config, _ = parse_train_args(list(map(str, train_flags)))
-    rows, held_out = load_split_rows(config.data)
-    record_start(config, run_inputs(chat_format_of(config), rows, held_out), [], run, step=2)
+    split = load_split_rows(config.data, evaluates=config.eval_steps > 0)
+    record_start(config, run_inputs(chat_format_of(config), split.train, split.held_out), [], run, step=2)
     change(place)
     before = held(run)
     message = refused(train_command, *train_flags, *(flag.format(folder=place.folder) for flag in flags))
@@ -638,7 +644,7 @@ SCORES = {
     ),
     "rows with both": (
         lambda p: ["--data", p.rows({**ROWS[0], "completion": "x"}), "--on-bad-row", "stop"],
-        ["row 0: both completion and explanation: keep one: fix the row"],
+        ["row 0: both completion and explanation: keep one, or name the column to read: fix the row"],
     ),
     "an explanation with its end tag": (
         lambda p: ["--data", p.rows({**ROWS[0], "explanation": "a<|end_of_explanation|>b"})],

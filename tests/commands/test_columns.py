@@ -133,7 +133,7 @@ def test_plan_finds_the_column_too(flags, main, tmp_path, capsys):
             main(plan_command, *flags("plan", data), *more, "--json")
             raise SystemExit(0)
         report = json.loads(capsys.readouterr().out)
-        check = next(check for check in report["checks"] if check["name"] == "training data")
+        check = next(check for check in report["checks"] if check["name"] == "data")
         statuses.append(check["status"])
         if not more:
             assert "add --data.solution-column answer, which looks right" in check["advice"]

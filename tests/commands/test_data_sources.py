@@ -57,8 +57,8 @@ def test_training_takes_one_split_of_one_subset_and_says_so(main, units, tiny, t
     others = "main/test/part-0.csv, socratic/test/part-0.csv, socratic/train/part-0.jsonl"
     assert f"{units}: 6 rows of main/train/part-0.jsonl (subset main); not read: {others}" in log
     assert f"{units}: 2 rows of main/test/part-0.csv (subset main); not read: " in log
-    assert "6 training examples" in log
-    assert "2 held-out examples" in log
+    assert f" on 6 rows of {units} (0 skipped), 1 steps of 2 rows" in log
+    assert f"evaluating every 1 steps on 2 rows of {units} (split test)" in log
 
 
 def refused(main, capsys, command, *flags) -> str:
@@ -88,10 +88,12 @@ def test_two_subsets_are_refused_by_every_command_with_its_own_flag(main, units,
 
 
 def test_the_plan_refuses_what_the_run_would(main, units, small, tmp_path, capsys):
-    main(plan_command, *small, "--data.path", units, "--output-dir", tmp_path / "run")
-    assert "but it holds the subsets main, socratic: choose with --data.subset main" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    with pytest.raises(SystemExit) as end:
+        main(plan_command, *small, "--data.path", units, "--output-dir", tmp_path / "run")
+    assert end.value.code == 1
+    printed = capsys.readouterr().out
+    assert "but it holds the subsets main, socratic: choose with --data.subset main" in " ".join(printed.split())
+    assert printed.splitlines()[-1] == "Cannot start: data (see above)"
 
 
 def test_tables_go_through_every_command(main, tiny, tmp_path, rows, capsys):

@@ -155,7 +155,10 @@ REFUSED = {
         ("--data.answer-column", "Answer"),
         "no Answer (columns: problem, answer, system): add --data.answer-column answer, which looks right",
     ),
-    "no model": (("--model", "/no/such/model"), "expected a model folder or a hub name, but /no/such/model"),
+    "no model": (
+        ("--model", "/no/such/model"),
+        "Hugging Face hub, but /no/such/model does not exist: check the path\n",
+    ),
     "no room": (("--max-completion-length", 5000), "max_completion_length=5000 after prompts of"),
     "no prompt file": (("--system-prompt-file", "/no/file"), "expected a prompt file at /no/file"),
 }

@@ -66,7 +66,8 @@ def test_every_row_is_explained(taught, data):
         assert record["explanation"] == record["explanation"].strip("\n") != ""
     assert len({record["explanation"] for record in records}) > ROWS  # the samples of a row differ
     mean = np.mean([record["reward"] for record in records])
-    start, prompts, *_, end = printed.splitlines()
+    loaded, start, prompts, *_, end = printed.splitlines()
+    assert loaded == f"{data}: 24 rows"
     assert " explains 24 rows of " in start and " (0 skipped), 2 explanations each; the frozen student " in start
     assert prompts.startswith("prompts: teacher's from ") and prompts.endswith("(<|begin_of_explanation|> ...)")
     assert end == f"24 rows, 48 explanations, mean reward {mean:.4f}, 0 resampled, 0 dropped: {out}"
@@ -80,7 +81,7 @@ def test_a_student_is_trained_on_the_explanation_and_not_on_the_rows_own_trace(t
         SftConfig, [*map(str, line), "--student-gap", "blank-line"], command="sft", description=""
     )
     chat = chat_format_of(config)
-    examples, _ = load_examples(config, chat)
+    examples = load_examples(config, chat).training
     records = read(out)
     assert len(examples) == len(records)
     own = 0
@@ -221,7 +222,10 @@ REFUSED = {
     "server": (("--sampler.kind", "vllm-server"), "sampler.kind=vllm-server without sampler.url"),
     "share": (("--vllm-gpu-memory-utilization", 2), "vllm_gpu_memory_utilization=2: expected a share of the GPU"),
     "reward": (("--reward.not-matched-penalty", 1), "reward.not_matched_penalty=1 would reward unclosed tags"),
-    "no model": (("--teacher", "/no/such/model"), "expected a model folder or a hub name, but /no/such/model"),
+    "no model": (
+        ("--teacher", "/no/such/model"),
+        "Hugging Face hub, but /no/such/model does not exist: check the path\n",
+    ),
     "no rows": (("--data.path", "/no/rows.jsonl"), "expected rows at '/no/rows.jsonl'"),
     "no room": (("--max-completion-length", 5000), "+ 5000 tokens, at most 1024): raise max_prompt_length, lower"),
     "nothing usable": (

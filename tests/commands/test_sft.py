@@ -126,7 +126,8 @@ def test_ten_rows_and_no_other_setting(command, tiny, tmp_path):
     assert "INFO 10 rows: all of them in each step; --train-batch-size changes that\n" in printed
     ready = "INFO 2 of 2 drawn explanations close their tags: the teacher is ready for rlt_jax.train; the loss "
     assert ready in printed and f"INFO the model is in {tmp_path / 'run' / 'final'}\n" in printed
-    assert "INFO next: python -m rlt_jax.train --teacher " in printed
+    words = f"--teacher {tmp_path / 'run' / 'final'} --student STUDENT --data.path {rows} --output-dir FOLDER"
+    assert f"INFO next: python -m rlt_jax.train --preset PRESET {words}\n" in printed
 
     written = (tmp_path / "run" / "metrics.jsonl").read_text()
     again = command(*line)
@@ -335,16 +336,18 @@ def test_packing_that_cannot_be_is_refused(main, flags, tmp_path, capsys, change
 )
 def test_what_teacher_and_student_are_trained_on(flags, tiny, target, gap, expected):
     config = parse((*flags, "--target", target, "--student-gap", gap, "--output-dir", "unused"))
-    examples, held_out, questions = load_examples(config, chat_format_of(config))
-    assert (len(examples), len(held_out), len(questions)) == (64, 16, 0)
+    loaded = load_examples(config, chat_format_of(config))
+    assert (len(loaded.training), len(loaded.held_out), len(loaded.questions)) == (64, 16, 0)
+    assert (len(loaded.rows), loaded.skipped) == (64, 2)
+    example = loaded.training[0]
     chat = load_chat_format(
         str(tiny / "teacher"), str(tiny / "teacher"), tags="bespoke", teacher_prompt_file=None, student_prompt_file=None
     )
     row = lines(tiny / "train.jsonl")[0]
-    trained = chat.tokenizer.decode(examples[0].ids[examples[0].trained])
+    trained = chat.tokenizer.decode(example.ids[example.trained])
     assert trained == expected.format(trace=row["reasoning_trace"], solution=row["solution"])
-    untrained = chat.tokenizer.decode(examples[0].ids[~examples[0].trained])
+    untrained = chat.tokenizer.decode(example.ids[~example.trained])
     assert row["question"] in untrained and row["reasoning_trace"] not in untrained
     assert (row["solution"] in untrained.split("assistant")[-1]) is (target == "teacher")
-    assert not examples[0].trained[: np.argmax(examples[0].trained)].any()  # one run, to the end
-    assert examples[0].trained[np.argmax(examples[0].trained) :].all()
+    first = np.argmax(example.trained)
+    assert not example.trained[:first].any() and example.trained[first:].all()  # one run, to the end

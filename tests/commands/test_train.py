@@ -385,9 +385,10 @@ def test_rows_of_one_s_own_are_trained_and_evaluated_on(command, tmp_path):
     )
     config = load_config(tmp_path / "run" / "config.yaml")
     assert config.data == DataConfig(path=str(rows)) and config.per_device_train_batch_size == 8
-    start = [line for line in printed.splitlines() if line.startswith("INFO ")][:3]
-    assert f" on 16 rows of {rows} (0 skipped), 1 steps of 2 questions x 4 completions; " in start[0]
-    assert start[1] == f"INFO evaluating every 1 steps on 4 rows at the end of {rows}, which are not trained on"
-    assert start[2].startswith("INFO prompts: teacher's default \"You teach by explaining.")
+    start = [line for line in printed.splitlines() if line.startswith("INFO ")][:4]
+    assert start[0] == f"INFO {rows}: 20 rows"
+    assert f" on 16 rows of {rows} (0 skipped), 1 steps of 2 questions x 4 completions; " in start[1]
+    assert start[2] == f"INFO evaluating every 1 steps on 4 rows at the end of {rows}, which are not trained on"
+    assert start[3].startswith("INFO prompts: teacher's from its folder \"You see a question")
     assert f"Held-out prompts, before and after (4 prompts at the end of {rows}, paired; " in printed
     assert {record["row"] for record in lines(tmp_path / "run" / "eval.jsonl")} == {16, 17, 18, 19}

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from rlt_jax.configs import DataConfig, SftConfig, check_sft_config, describe_schedule, schedule_of
-from rlt_jax.configs.sft_defaults import learning_rate_for
+from rlt_jax.configs.sft_defaults import learning_rate_for, least_steps
 from rlt_jax.errors import UserError
 
 OPEN = SftConfig(model="model", output_dir="run", data=DataConfig(path="rows.jsonl"))
-QWEN_7B, SMOL = 7_615_616_512, 134_515_008
+QWEN_7B, SMOL, TINY = 7_615_616_512, 134_515_008, 600_000
 
 
 def schedule(config=OPEN, *, rows=60, parameters=SMOL):
@@ -34,8 +34,14 @@ def test_the_papers_rows_and_model_get_the_papers_values():
     ],
 )
 def test_few_rows_get_more_epochs(rows, batch, epochs, steps):
-    found = schedule(rows=rows)
+    found = schedule(rows=rows, parameters=TINY)
     assert (found.batch, found.epochs, found.max_steps) == (batch, epochs, steps)
+
+
+@pytest.mark.parametrize(("parameters", "steps"), [(TINY, 200), (10_000_000, 200), (SMOL, 15), (QWEN_7B, 1)])
+def test_a_larger_model_needs_fewer_steps(parameters, steps):
+    assert least_steps(parameters) == steps
+    assert schedule(rows=60, parameters=parameters).epochs == max(10, -(-steps // 3))
 
 
 @pytest.mark.parametrize(
@@ -58,16 +64,16 @@ def test_given_values_stay():
 def test_the_recorded_values_give_the_same_schedule():
     found = schedule(rows=10)
     settled = found.apply(OPEN)
-    assert (settled.train_batch_size, settled.num_train_epochs, settled.learning_rate) == (10, 200, 7.2e-5)
+    assert (settled.train_batch_size, settled.num_train_epochs, settled.learning_rate) == (10, 15, 7.2e-5)
     assert schedule(settled, rows=10) == found
     assert found.apply(settled) == settled
 
 
 def test_the_log_says_what_follows_from_what():
-    assert describe_schedule(OPEN, schedule(), parameters=SMOL) == [
+    assert describe_schedule(OPEN, schedule(parameters=TINY), parameters=TINY) == [
         "60 rows: 67 epochs of 3 steps of 16 rows = 201 steps (10 would be only 30 steps); --num-train-epochs or "
         "--max-steps changes that",
-        "134.5M parameters: learning rate 7.2e-05 (1e-05 from 7B parameters on, more for smaller models); "
+        "0.6M parameters: learning rate 0.001 (1e-05 from 7B parameters on, more for smaller models); "
         "--learning-rate changes that",
     ]
     few = replace(OPEN, max_steps=5, learning_rate=1e-5)

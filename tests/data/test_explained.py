@@ -9,7 +9,7 @@ from rlt_jax.data import ExplainedRow, Room, explained_score_rows, score_row_fro
 from rlt_jax.types import Row
 
 ROW = Row(0, "What is 2+3?", "5", None, None)
-SHORT = ExplainedRow(ROW, "Two and three make five.\n\n<|end_of_explanation|>", {})
+SHORT = ExplainedRow(ROW, "Two and three make five.\n\n<|end_of_explanation|>", None, {})
 
 
 def scored_alone(explained, chat):
@@ -36,7 +36,7 @@ def test_rows_that_exceed_the_positions_of_a_model_are_skipped_with_their_length
 @pytest.mark.parametrize("column", ["question", "solution", "system", "completion"])
 def test_ten_megabytes_in_a_row_are_skipped_at_once(chat, text, column):
     row = replace(ROW, number=1, **({column: text} if column != "completion" else {}))
-    long = ExplainedRow(row, text if column == "completion" else SHORT.completion, {})
+    long = ExplainedRow(row, text if column == "completion" else SHORT.completion, None, {})
     before = time.process_time()
     usable, ((number, reason),) = explained_score_rows([SHORT, long], chat, room=Room(0, 4096, 8192))
     assert time.process_time() - before < 2

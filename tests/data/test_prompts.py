@@ -23,6 +23,7 @@ from rlt_jax.data import (
     teacher_prompt_text,
     teacher_texts,
 )
+from rlt_jax.data.forged import forged_problem
 from rlt_jax.data.rows import row_from
 from rlt_jax.data.spans import closing_tokens
 from rlt_jax.errors import UserError
@@ -92,7 +93,9 @@ def decided_one_by_one(rows, chat, *, max_prompt_length, truncate, room):
         ((_, own),) = closing_tokens([row.solution], chat)
         if truncate:
             length = min(length, max_prompt_length)
-        if length > max_prompt_length:
+        if forged := forged_problem(row, chat):
+            skipped.append((row.number, forged))
+        elif length > max_prompt_length:
             skipped.append((row.number, f"prompt is too long ({length} tokens, at most {max_prompt_length})"))
         elif not len(own):
             reason = "solution has no token of its own, as all of them hold a piece of a tag"

@@ -1,6 +1,10 @@
 """How far the rows are: nothing for a few, then a line now and then, or one that is redrawn."""
 
+import io
+import re
+
 import pytest
+from rich.console import Console
 
 from rlt_jax.report.counting import EVERY, QUIET, counting
 
@@ -40,6 +44,25 @@ def test_a_terminal_gets_one_line_that_is_gone_at_the_end(terminal, written):
         assert "reading rows ... 50,000" in written(terminal)
         raise KeyboardInterrupt
     assert written(terminal).endswith(("\x1b[2K", "\x1b[?25h")) and "\x1b[2K" in written(terminal)
+
+
+class AsciiTerminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_line_in_an_ascii_terminal():
+    written = AsciiTerminal(io.BytesIO(), encoding="ascii", errors="replace")
+    console, clock = Console(file=written, force_terminal=True, width=80, _environ={"TERM": "xterm"}), Seconds()
+    with counting("preparing rows", total=200_000, console=console, now=clock) as show:
+        clock.now += QUIET
+        show(50_000)
+    written.seek(0)
+    shown = re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.read()))
+    drawn = [line for line in shown if line.strip()]
+    assert drawn and all(re.fullmatch(r"[-\\|/] preparing rows \.\.\. 50,000 of 200,000 *", line) for line in drawn), (
+        shown
+    )
 
 
 def test_a_few_rows_show_nothing(terminal, dumb_terminal, written):
