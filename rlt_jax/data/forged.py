@@ -6,7 +6,7 @@ write a solution of its own, a trace with its end tag teaches to stop there. One
 - a row whose question, solution, trace or given explanation holds a tag of the run's format or a special token of a
   model is skipped and counted; system prompts may name tags, but hold no special token;
 - an explanation that a teacher wrote (sampled, or `completion` in `rlt_jax.score`) and that holds one before its end
-  tag counts as not matched.
+  tag, other than its start tag once more, counts as not matched.
 
 Departures from the original: it has no such rule, so that a teacher is rewarded for a forged end of the thought.
 """
@@ -60,8 +60,12 @@ def text_problem(texts: Mapping[str, str], chat: ChatFormat, *, system: str | No
 
 
 def judged(row: ScoreRow, chat: ChatFormat) -> ScoreRow:
-    """A teacher's explanation, which counts as not matched if it forges a tag."""
-    return replace(row, matched=False) if row.matched and forged_tag(row.explanation, chat) else row
+    """A teacher's explanation, which counts as not matched if it forges a tag.
+
+    Its own start tag said again forges nothing: the student's chat has no such tag.
+    """
+    written = row.explanation.replace(chat.tags.explanation_start, "")
+    return replace(row, matched=False) if row.matched and forged_tag(written, chat) else row
 
 
 @lru_cache(maxsize=8)

@@ -19,8 +19,8 @@ MENDED = {
     *("thought_occurs_in_question", "trailing_merge_mismatch", "leading_merge_mismatch"),
     *("missing_end_tag_empty_completion", "empty_thought_after_padding", "empty_thought_no_padding"),
 }
-# Cases whose explanation holds a tag of the chat, for which the original has no penalty: see rlt_jax/data/forged.py
-FORGED = {"start_tag_twice", "contains_solution_tags"}
+# A case whose explanation holds a tag of the chat, for which the original has no penalty: see rlt_jax/data/forged.py
+FORGED = {"contains_solution_tags"}
 WITH_PENALTY = {"match_reward", "total_with_kl", "total_with_surprisal"}  # components that include the penalty
 FLAGS = {  # the original's argument -> our flag, where another name or another spelling is needed
     "normalize_log_prob_fn": "normalize-log-prob",

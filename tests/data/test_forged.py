@@ -77,12 +77,16 @@ def test_a_system_prompt_may_name_tags_but_holds_no_special_token(chat):
     )
 
 
-@pytest.mark.parametrize("tag", FORGED[:-1])
+@pytest.mark.parametrize("tag", FORGED[:-2])
 def test_an_explanation_that_forges_a_tag_is_not_matched(tag, chat):
     scored = written(f"One {tag} two.\n\n{chat.tags.explanation_end}", chat)
     assert not scored.matched
     assert written(f"One {tag[2:-2]} two.\n\n{chat.tags.explanation_end}", chat).matched
     assert tag in scored.explanation
+
+
+def test_a_start_tag_said_again_forges_nothing(chat):
+    assert written(f"One {chat.tags.explanation_start} two.\n\n{chat.tags.explanation_end}", chat).matched
 
 
 def test_what_follows_the_end_tag_is_not_read(chat):
