@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 FEW = 0.05  # share of the explanations that close their tags
 FIRST_STEPS = 3  # steps of a run that are watched
+EQUAL_REWARDS = 1e-3  # rewards of one text differ by less: rounding depends on the batch that it is scored in
 
 
 class MatchWatch:
@@ -33,14 +34,14 @@ class SpreadWatch:
     def __init__(self) -> None:
         self._equal = True
 
-    def __call__(self, zero_spread_share: float, *, step: int) -> str | None:
+    def __call__(self, equal_share: float, *, step: int) -> str | None:
         """The warning, if there is one.
 
         Args:
-          zero_spread_share: share of the step's groups whose completions all earned the same.
+          equal_share: share of the step's groups whose completions all earned the same, but for rounding.
           step: of the run, from 1.
         """
-        self._equal = self._equal and zero_spread_share == 1
+        self._equal = self._equal and equal_share == 1
         if step != FIRST_STEPS or not self._equal:
             return None
         return (

@@ -38,7 +38,7 @@ from rlt_jax.rewards.scorer import Scored, Scorer, completion_rows, make_scorer
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.contradictions import warn_of_row_prompts
 from rlt_jax.runs.exported import files_of_training
-from rlt_jax.runs.match_rate import MatchWatch, SpreadWatch
+from rlt_jax.runs.match_rate import EQUAL_REWARDS, MatchWatch, SpreadWatch
 from rlt_jax.runs.resume import Inputs, run_inputs
 from rlt_jax.runs.setup import (
     chat_sampler,
@@ -205,7 +205,8 @@ class Rlt:
     def watch_spread(self, scored: Scored, *, step: int) -> None:
         """Warn, once, if no group of the first steps has completions of different rewards."""
         groups = scored.rewards.reward.reshape(-1, self.config.num_generations)
-        if warning := self.spread(float(np.mean(np.ptp(groups, axis=1) == 0)), step=step):
+        equal = np.ptp(groups, axis=1) < EQUAL_REWARDS
+        if warning := self.spread(float(np.mean(equal)), step=step):
             log.warning(warning)
 
     # Memory.
