@@ -59,7 +59,7 @@ def sft_lines(
     if config.target == "student":
         target, prompt = "thoughts and solutions, given the question", student_words(config.data, chat, rows)
     return [
-        f"fine-tuning the {config.target} {_short(config.model)} to write {target}, on {trained} rows of "
+        f"fine-tuning the {config.target} {_short(config.model)} to write {target}, on {trained} training examples of "
         f"{rows_of(config.data)} ({skipped} skipped), {steps} steps of {config.train_batch_size} rows",
         evaluation_line(config.data, config.eval_steps, held_out),
         f"prompts: {prompt}; {tags_words(chat)}",

@@ -98,7 +98,7 @@ def test_files_and_the_rows_that_are_not_used(run, data):
     log = (run / "logs" / "training.log").read_text()
     skipped = "1 x no reasoning trace (row 5); 1 x text is too long (row 9)"
     assert f"WARNING rlt_jax: 2 training rows skipped: {skipped}\n" in log
-    assert f" on 64 rows of {data} (2 skipped), 12 steps of 16 rows\n" in log
+    assert f" on 64 training examples of {data} (2 skipped), 12 steps of 16 rows\n" in log
     assert "no evaluation" not in log and " steps on 16 rows of " in log
     assert load_settings(run / "config.yaml", SftConfig).data.path == str(data)
 

@@ -113,7 +113,7 @@ def test_fine_tuning(target, first, prompt):
     chat = chat_format_of(config)
     named = replace(config, model="M")
     assert sft_lines(named, chat, trained=64, skipped=2, held_out=0, steps=40, rows=PLAIN) == [
-        f"fine-tuning the {first}, on 64 rows of a (2 skipped), 40 steps of 16 rows",
+        f"fine-tuning the {first}, on 64 training examples of a (2 skipped), 40 steps of 16 rows",
         "no evaluation",
         f"prompts: {prompt}; {BESPOKE}",
     ]
