@@ -57,7 +57,7 @@ def test_training_takes_one_split_of_one_subset_and_says_so(main, units, tiny, t
     others = "main/test/part-0.csv, socratic/test/part-0.csv, socratic/train/part-0.jsonl"
     assert f"{units}: 6 rows of main/train/part-0.jsonl (subset main); not read: {others}" in log
     assert f"{units}: 2 rows of main/test/part-0.csv (subset main); not read: " in log
-    assert f" on 6 rows of {units} (0 skipped), 1 steps of 2 rows" in log
+    assert f" on 6 training examples of {units} (0 skipped), 1 steps of 2 rows" in log
     assert f"evaluating every 1 steps on 2 rows of {units} (split test)" in log
 
 
