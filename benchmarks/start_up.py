@@ -75,7 +75,7 @@ def measure(command: str, flags: list[str]) -> tuple[float, float, float, float]
         for line in process.stdout:
             seconds = time.perf_counter() - started
             print(f"{seconds:7.1f} {line}", end="", file=sys.stderr, flush=True)
-            if " training prompts" in line or " training examples" in line:
+            if "training the teacher" in line or " training examples" in line:
                 ready = seconds
             if re.match(r"step +1/", line):
                 times = psutil.Process(process.pid).cpu_times()
