@@ -56,6 +56,18 @@ def logged(caplog):
     logger.propagate = before
 
 
+@pytest.fixture
+def restored_log():
+    """Leaves the project's log as it was: a run in this process takes it over."""
+    logger = logging.getLogger("rlt_jax")
+    level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
+    yield
+    for handler in logger.handlers:
+        if handler not in handlers:
+            handler.close()
+    logger.level, logger.propagate, logger.handlers = level, propagate, handlers
+
+
 class Terminal(io.StringIO):
     """A stream that says it is a terminal."""
 

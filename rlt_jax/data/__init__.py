@@ -20,7 +20,7 @@ from rlt_jax.data.copying import copy_rate, repeat_rate
 from rlt_jax.data.distillation import distillation_row
 from rlt_jax.data.encoding import encode, encode_batch, encode_with_offsets, ids_to_bytes
 from rlt_jax.data.explained import ExplainedRow, explained_score_rows, load_explained_rows
-from rlt_jax.data.forged import judged, special_token, text_problem
+from rlt_jax.data.forged import judged, text_problem
 from rlt_jax.data.lazily import Lazily
 from rlt_jax.data.lengths import Length, TokenCounter, counter_of
 from rlt_jax.data.order import chunked_order, questions_of_step
@@ -91,7 +91,6 @@ __all__ = [
     "score_row_from_ids",
     "score_row_from_text",
     "score_row_from_trace",
-    "special_token",
     "student_closing_text",
     "student_header_text",
     "student_prefix_text",

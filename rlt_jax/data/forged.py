@@ -49,10 +49,17 @@ def forged_problem(row: Row, chat: ChatFormat, *, trace: bool = False) -> str | 
     return text_problem(texts, chat, system=row.system)
 
 
-def text_problem(texts: Mapping[str, str], chat: ChatFormat, *, system: str | None = None) -> str | None:
-    """Why texts (name -> text) and a system prompt cannot stand in a chat; None if they forge nothing."""
+def text_problem(
+    texts: Mapping[str, str], chat: ChatFormat, *, system: str | None = None, plain: bool = False
+) -> str | None:
+    """Why texts (name -> text) and a system prompt cannot stand in a chat; None if they forge nothing.
+
+    Args:
+      plain: the chat is the model's own, in which the tags of our formats are words like any other.
+    """
+    find = special_token if plain else forged_tag
     for name, text in texts.items():
-        if tag := forged_tag(text, chat):
+        if tag := find(text, chat):
             return f"{name} holds a tag of the chat ({tag!r})"
     if system is not None and (token := special_token(system, chat)):
         return f"system holds a tag of the chat ({token!r})"

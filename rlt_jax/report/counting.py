@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 from rich import get_console
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.progress import Progress, TextColumn
 
 from rlt_jax.report.log import is_live, print_plain
-from rlt_jax.terminal import takes
+from rlt_jax.report.progress import spinner
 
 QUIET = 2.0  # seconds in which nothing is shown: most data sets take less
 EVERY = 5.0  # seconds between plain lines
@@ -38,7 +38,7 @@ def counting(
     live = None
     if is_live(console):
         live = Progress(
-            SpinnerColumn("dots" if takes(console.file, "⠋") else "line"),
+            spinner(console),
             TextColumn("{task.description}", markup=False),
             console=console,
             transient=True,

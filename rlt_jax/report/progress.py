@@ -109,7 +109,7 @@ def open_progress(
     bar = None
     if show and is_live(console):
         bar = Progress(
-            SpinnerColumn("dots" if takes(console.file, "⠋") else "line"),
+            spinner(console),
             _text("{task.fields[phase]:<16}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(table_column=_cut()),
@@ -130,6 +130,11 @@ def track(items: Sequence[Item], description: str, *, console: Console | None = 
     columns = (_text("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), left)
     with Progress(*columns, console=console, transient=True) as bar:
         yield from bar.track(items, description=description)
+
+
+def spinner(console: Console) -> SpinnerColumn:
+    """A sign that turns, made of what the console can show."""
+    return SpinnerColumn("dots" if takes(console.file, "⠋") else "line")
 
 
 def _text(template: str) -> TextColumn:

@@ -23,7 +23,7 @@ from rlt_jax.data.marked import Span, marked_chat, token_text
 from rlt_jax.errors import UserError
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.questions import load_test_set, prompt_text
-from rlt_jax.runs.rows import check_traces, load_data_rows, load_rows_to_score
+from rlt_jax.runs.rows import load_data_rows, load_rows_to_score
 from rlt_jax.terminal import visible
 from rlt_jax.types import Row, ScoreRow
 
@@ -68,8 +68,7 @@ def _(config: ScoreConfig) -> list[str]:
 @chats_of.register
 def _(config: SftConfig) -> list[str]:
     chat = chat_format_of(config)
-    loaded = load_data_rows(config.data)
-    check_traces(loaded, config.data.path)
+    loaded = load_data_rows(config.data, with_traces=True)
     first = [row for row in loaded.rows if row.reasoning_trace is not None][:1]
     (example,) = build_sft_examples(first, chat, target=config.target, max_length=ANY_LENGTH).examples
     trained = Span(np.flatnonzero(example.trained), "trained: the loss is over these tokens")

@@ -17,7 +17,6 @@ from rlt_jax.data import (
     encode_batch,
     load_questions,
     plain_chat_text,
-    special_token,
     student_prefix_text,
     text_problem,
 )
@@ -26,11 +25,11 @@ from rlt_jax.errors import UserError
 from rlt_jax.report.counting import counting
 from rlt_jax.runs.setup import model_positions, warn_of_skipped
 
-_log = logging.getLogger("rlt_jax")
+log = logging.getLogger("rlt_jax")
 
 
 def load_test_set(
-    data: QuestionsConfig, *, say: Callable[[str], None] = _log.info
+    data: QuestionsConfig, *, say: Callable[[str], None] = log.info
 ) -> tuple[tuple[Question, ...], tuple[tuple[int, str], ...]]:
     """The questions that can be read, and (row number, reason) for each other row; raises as `load_questions`."""
     with counting("reading questions") as on_progress:
@@ -92,13 +91,10 @@ def _unforged(
     questions: Sequence[Question], config: EvaluateConfig, chat: ChatFormat
 ) -> tuple[list[Question], list[tuple[int, str]]]:
     """(questions that can stand in the chat, (row number, reason) of the others)."""
-    usable, skipped = [], []
+    usable, skipped, plain = [], [], config.prompt == "chat"
     for question in questions:
-        if config.prompt == "student":
-            problem = text_problem({"question": question.text}, chat, system=question.system)
-        else:  # in the model's own chat, the tags of ours are words like any other
-            token = special_token(question.text, chat)
-            problem = f"question holds a tag of the chat ({token!r})" if token else None
+        system = None if plain else question.system  # which the model's own chat does not have
+        problem = text_problem({"question": question.text}, chat, system=system, plain=plain)
         if problem is None:
             usable.append(question)
         else:

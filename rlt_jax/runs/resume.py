@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlt_jax.configs import SftConfig, TrainConfig, save_config
+from rlt_jax.configs.checks import same_path
 from rlt_jax.configs.files import build, read_yaml, without_unknown
 from rlt_jax.configs.presets import train_config
 from rlt_jax.configs.resume import Change, changes
@@ -223,10 +224,7 @@ def _rows_fingerprint(rows: Sequence[Row]) -> str:
 
 def _same_path(before: object, now: object) -> bool:
     """Whether two settings are one file or folder, written differently."""
-    if not (isinstance(before, str) and isinstance(now, str)):
-        return False
-    ours, theirs = Path(before).expanduser(), Path(now).expanduser()
-    return ours.exists() and theirs.exists() and ours.samefile(theirs)
+    return isinstance(before, str) and isinstance(now, str) and Path(before).exists() and same_path(before, now)
 
 
 def _difference(before: str, now: str, *, around: int = 20, most: int = 60) -> tuple[str, str]:

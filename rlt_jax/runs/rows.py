@@ -24,15 +24,17 @@ def load_data_rows(
     say: Callable[[str], None] = log.info,
     flag: str = "--data.subset",
     with_traces: bool = False,
+    what: Literal["rows", "held-out rows"] = "rows",
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> LoadedRows:
     """The rows of data.path, data.split and data.subset; arguments and errors as `load_rows`.
 
     Args:
-      with_traces: a message about columns names the trace's, too.
+      with_traces: refuse rows none of which has a reasoning trace; messages about columns name the trace's, too.
+      what: the rows are, for the message.
     """
     columns = columns_named_by(data, spelled=partial(as_flags, prefix="data."))
-    return load_rows(
+    loaded = load_rows(
         data.path,
         split=data.split,
         subset=data.subset,
@@ -43,6 +45,9 @@ def load_data_rows(
         flag=flag,
         on_progress=on_progress,
     )
+    if with_traces:
+        _check_traces(loaded, data.path, what)
+    return loaded
 
 
 def load_rows_to_score(
@@ -77,7 +82,7 @@ def load_rows_to_score(
     )
 
 
-def check_traces(loaded: LoadedRows, source: str, what: Literal["rows", "held-out rows"] = "rows") -> None:
+def _check_traces(loaded: LoadedRows, source: str, what: str) -> None:
     """Refuse rows none of which has a reasoning trace, and name the column that looks like it."""
     if all(row.reasoning_trace is None for row in loaded.rows):
         hint = f"add {loaded.trace_hint}, which looks right, or " if loaded.trace_hint else ""

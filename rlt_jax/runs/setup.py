@@ -31,7 +31,7 @@ from rlt_jax.planner.ledger import Ledger
 from rlt_jax.planner.run_plan import ledger_lines, shortfalls
 from rlt_jax.report.counting import counting
 from rlt_jax.runs.announce import train_lines
-from rlt_jax.runs.rows import check_traces, load_data_rows
+from rlt_jax.runs.rows import load_data_rows
 from rlt_jax.sampling.base import Sampler
 from rlt_jax.sampling.engine import Engine
 from rlt_jax.sampling.factory import SamplerSettings, make_sampler
@@ -201,8 +201,6 @@ def load_split_rows(data: DataConfig, *, evaluates: bool, with_traces: bool = Fa
     """
     with counting("reading rows") as on_progress:
         loaded = load_data_rows(data, with_traces=with_traces, on_progress=on_progress)
-    if with_traces:
-        check_traces(loaded, data.path)
     rows, skipped = loaded.rows, len(loaded.skipped)
     if data.eval_rows == 0 or (data.eval_rows is None and not evaluates):
         return SplitRows(rows, (), skipped)
@@ -216,12 +214,12 @@ def load_split_rows(data: DataConfig, *, evaluates: bool, with_traces: bool = Fa
             )
         return SplitRows(rows[:-count], rows[-count:], skipped)
     source, split, subset = data.held_out_source
-    loaded = load_data_rows(
-        replace(data, path=source, split=split, subset=subset), flag=data.eval_subset_flag, with_traces=with_traces
-    )
-    if with_traces:
-        check_traces(loaded, source, "held-out rows")
-    held_out = loaded.rows
+    held_out = load_data_rows(
+        replace(data, path=source, split=split, subset=subset),
+        flag=data.eval_subset_flag,
+        with_traces=with_traces,
+        what="held-out rows",
+    ).rows
     count = min(len(held_out), MOST_HELD_OUT) if data.eval_rows is None else data.eval_rows
     if count > len(held_out):
         raise UserError(

@@ -1,6 +1,5 @@
 """The commands as a user runs them, with the tiny models that come with the package and sizes that take seconds."""
 
-import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -33,15 +32,8 @@ def small() -> tuple:
 
 
 @pytest.fixture(autouse=True)
-def leave_the_log_as_it_was():
+def leave_the_log_as_it_was(restored_log):
     """A run in this process takes the project's log over."""
-    logger = logging.getLogger("rlt_jax")
-    level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
-    yield
-    for handler in logger.handlers:
-        if handler not in handlers:
-            handler.close()
-    logger.level, logger.propagate, logger.handlers = level, propagate, handlers
 
 
 @pytest.fixture(scope="session")

@@ -14,18 +14,9 @@ from rlt_jax.errors import UserError
 from rlt_jax.report.owner import sole_user
 from rlt_jax.runs.session import check_run_folder, open_session
 
+pytestmark = pytest.mark.usefixtures("restored_log")
+
 TINY = PRESETS["tiny"]
-
-
-@pytest.fixture(autouse=True)
-def leave_the_log_as_it_was():
-    logger = logging.getLogger("rlt_jax")
-    level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
-    yield
-    for handler in logger.handlers:
-        if handler not in handlers:
-            handler.close()
-    logger.level, logger.propagate, logger.handlers = level, propagate, handlers
 
 
 def contents(folder: Path) -> dict[str, str]:
