@@ -60,7 +60,7 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
         for step in session.steps():
             prompts, requests = rlt.requests(step)
             with session.phase("generate"):
-                groups = rlt.generate(sampler, requests, on_progress=session.show_tokens)
+                groups = rlt.generate(sampler, requests, state.params, name=str(step), on_progress=session.show_tokens)
                 sampler.sleep()  # without weights, so that the models have the device
                 completions = [completion for group in groups for completion in group]
                 prompts = [prompt for prompt in prompts for _ in range(config.num_generations)]
@@ -91,6 +91,7 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
                 evaluate(session, rlt, sampler, state.params, reference, step=step)
             if session.saves(step):
                 session.save(step, (state, reference), questions_drawn=step * config.questions_per_step)
+                rlt.rollouts.drop(until=session.oldest_checkpoint())
 
         summarise(session, rlt, state.params)
     return session.folder
@@ -100,7 +101,8 @@ def evaluate(session: Session, rlt: Rlt, sampler: Sampler, policy: Params, refer
     """Sample explanations of the held-out questions, with the same seeds in every evaluation, and score them."""
     requests = evaluation_requests(rlt.eval_prompts, seed=rlt.config.seed)
     with session.phase("generate"):
-        completions = [completion for (completion,) in rlt.generate(sampler, requests, on_progress=session.show_tokens)]
+        drawn = rlt.generate(sampler, requests, policy, name=f"{step}-eval", on_progress=session.show_tokens)
+        completions = [completion for (completion,) in drawn]
         sampler.sleep()
     with session.phase("score"):
         scored = rlt.score(policy, reference, rlt.eval_prompts, completions)

@@ -1,8 +1,8 @@
-"""What a resumed run compares: its settings, prompts and rows with those of the run so far.
+"""What a resumed run compares: its settings, prompts, rows and models with those of the run so far.
 
-RUN/config.yaml holds the settings of the run so far, RUN/inputs.json its prompts and fingerprints of its rows: a path
-may stay while the text behind it changes. Both are written when a run begins. RUN/changes.jsonl has a line for each
-start with other ones: the step after which they hold, and each change.
+RUN/config.yaml holds the settings of the run so far, RUN/inputs.json its prompts and fingerprints of its rows, models
+and packages: a path may stay while what is behind it changes. Both are written when a run begins. RUN/changes.jsonl has
+a line for each start with other ones: the step after which they hold, and each change.
 
 What changes how training continues is named in the log (fields marked `Steers`). What decides what is measured is
 refused, unless --accept-changes.
@@ -10,7 +10,7 @@ refused, unless --accept-changes.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +26,7 @@ from rlt_jax.errors import UserError
 from rlt_jax.report.folder import writing_to
 from rlt_jax.report.partial_file import fingerprint
 from rlt_jax.report.writer import keep_until, read_lines
+from rlt_jax.runs.fingerprints import model_fingerprints, version_fingerprints
 from rlt_jax.types import Row
 
 if TYPE_CHECKING:
@@ -35,9 +36,12 @@ CONFIG_FILE = "config.yaml"
 INPUTS_FILE = "inputs.json"
 CHANGES_FILE = "changes.jsonl"
 
-PLACES = ("data.path", "data.eval_path", "data.teacher_prompt_file", "data.student_prompt_file", "data.tags")
-"""Settings that say where texts are. Where the texts themselves are compared, another place is no change."""
+_TEXT_PLACES = ("data.path", "data.eval_path", "data.teacher_prompt_file", "data.student_prompt_file", "data.tags")
+_MODEL_PLACES = ("teacher", "student", "reference", "model")
+PLACES = (*_TEXT_PLACES, *_MODEL_PLACES)
+"""Settings that say where texts and models are. Where these are themselves compared, another place is no change."""
 
+_WEIGHTS = "'s weights"  # ends the names of models' fingerprints
 _OWN_KEYS = {"train": ("teacher", "num_generations"), "sft": ("model", "target")}  # of a command's config.yaml
 
 Inputs = dict[str, str]  # what it is, such as "the training rows" -> text or fingerprint
@@ -46,11 +50,17 @@ log = logging.getLogger("rlt_jax")
 
 
 def run_inputs(
-    chat: ChatFormat, rows: Sequence[Row], held_out: Sequence[Row], *, reward_fn: "RewardFn | None" = None
+    chat: ChatFormat,
+    rows: Sequence[Row],
+    held_out: Sequence[Row],
+    *,
+    models: Mapping[str, str] | None = None,
+    reward_fn: "RewardFn | None" = None,
 ) -> Inputs:
-    """What a run reads from files, for later comparison: texts as they are, rows as their number and a fingerprint.
+    """What a run reads, for later comparison: texts as they are, rows, models and versions as fingerprints.
 
-    Fingerprints of the models' weights belong here, too, once there are some.
+    Args:
+      models: what each is for, such as "teacher" -> folder or hub name.
     """
     inputs = {
         "the tags": tag_format_of(chat.tags),
@@ -59,10 +69,20 @@ def run_inputs(
         "the rows' own prompts for the student": "not used" if chat.student_prompt_overrides_rows else "used",
         "the training rows": _rows_fingerprint(rows),
         "the held-out rows": _rows_fingerprint(held_out),
+        **model_fingerprints(models or {}),
+        **version_fingerprints(),
     }
     if reward_fn is not None:
         inputs["the reward function"] = getattr(reward_fn, "__qualname__", type(reward_fn).__name__)
     return inputs
+
+
+def models_of(config: TrainConfig | SftConfig) -> dict[str, str]:
+    """What each model of a run is for -> its folder or hub name. A reference that is the teacher is left out."""
+    if isinstance(config, SftConfig):
+        return {"model": config.model}
+    models = {"teacher": config.teacher, "student": config.student}
+    return models if config.reference is None else {**models, "reference": config.reference}
 
 
 def changed_settings(config: TrainConfig | SftConfig, folder: Path, *, quiet: bool = False) -> list[Change]:
@@ -116,15 +136,18 @@ def check_command(config: TrainConfig | SftConfig, folder: Path) -> None:
         )
 
 
-def read_inputs(folder: Path) -> Inputs | None:
+def read_inputs(folder: Path, *, quiet: bool = False) -> Inputs | None:
     """The inputs of the run so far; None if they are not recorded, which the log says.
 
+    Args:
+      quiet: log nothing.
     Raises:
       UserError: the file is damaged.
     """
     file = folder / INPUTS_FILE
     if not file.exists():
-        log.warning("%s: there is none, so prompts and rows are not compared with those of the run so far", file)
+        if not quiet:
+            log.warning("%s: there is none, so prompts and rows are not compared with those of the run so far", file)
         return None
     try:
         inputs = json.loads(file.read_text(encoding="utf-8"))
@@ -138,14 +161,38 @@ def read_inputs(folder: Path) -> Inputs | None:
     return inputs
 
 
+def compared_places(saved: Inputs | None) -> tuple[str, ...]:
+    """The settings whose texts or models are themselves recorded in the inputs of the run so far."""
+    if saved is None:
+        return ()
+    return PLACES if any(name.endswith(_WEIGHTS) for name in saved) else _TEXT_PLACES
+
+
 def changed_inputs(inputs: Inputs, saved: Inputs) -> list[Change]:
-    """The inputs that differ; texts are shortened to where they do."""
-    found = []
+    """The inputs that differ; texts are shortened to where they do.
+
+    Older versions recorded neither models nor packages: what they lack is named in the log.
+    """
+    found, unknown = [], []
+    recorded = {kind: any(kind(name) for name in saved) for kind in (_is_model, _is_version)}
     for name in dict.fromkeys([*saved, *inputs]):
+        if name not in saved and any(kind(name) and not known for kind, known in recorded.items()):
+            unknown.append(name)
+            continue
         before, now = saved.get(name, "none"), inputs.get(name, "none")
         if before != now:
             found.append(Change(name, *_difference(before, now), steers=False))
+    if unknown:
+        log.warning("%s does not record %s: not compared", INPUTS_FILE, ", ".join(unknown))
     return found
+
+
+def _is_model(name: str) -> bool:
+    return name.endswith((_WEIGHTS, "'s tokenizer"))
+
+
+def _is_version(name: str) -> bool:
+    return name.startswith("the version of ")
 
 
 def refuse(found: Sequence[Change], folder: Path, *, accept: bool) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from rlt_jax.configs import TrainConfig
 from rlt_jax.configs.dtype import decided_dtype
-from rlt_jax.data import ChatFormat, Lazily, eos_ids
+from rlt_jax.data import ChatFormat, Lazily, eos_ids, known_ids
 from rlt_jax.device.backoff import BatchSizes, MemoryBackoff, explain_out_of_memory
 from rlt_jax.device.budget import BudgetWatch, plan_and_measured
 from rlt_jax.device.gpu import read_gpu
@@ -31,6 +31,7 @@ from rlt_jax.planner.capacity import saved_layers
 from rlt_jax.planner.ledger import Ledger
 from rlt_jax.planner.run_plan import at_batch_sizes, ledger_lines, plan
 from rlt_jax.report.log import ENGINE_LOG_FILE
+from rlt_jax.report.partial_file import fingerprint
 from rlt_jax.rewards.logprobs import row_logprobs
 from rlt_jax.rewards.records import sample_records
 from rlt_jax.rewards.rlt import RewardFn
@@ -39,7 +40,9 @@ from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.contradictions import warn_of_row_prompts
 from rlt_jax.runs.exported import files_of_training
 from rlt_jax.runs.match_rate import EQUAL_REWARDS, MatchWatch, SpreadWatch
-from rlt_jax.runs.resume import Inputs, run_inputs
+from rlt_jax.runs.resume import Inputs, models_of, run_inputs
+from rlt_jax.runs.rollouts import FOLDER as ROLLOUTS_FOLDER
+from rlt_jax.runs.rollouts import Rollouts
 from rlt_jax.runs.setup import (
     chat_sampler,
     frozen_like,
@@ -53,7 +56,7 @@ from rlt_jax.runs.setup import (
 from rlt_jax.sampling.base import Sampler
 from rlt_jax.sampling.engine import Engine
 from rlt_jax.sampling.factory import running_engine, sampling_params, train_settings
-from rlt_jax.types import GB, Completion, Prompt, Request, Row
+from rlt_jax.types import GB, Completion, Prompt, Request, Row, SamplingParams
 
 log = logging.getLogger("rlt_jax")
 
@@ -77,6 +80,7 @@ class Rlt:
     sync_reference: Callable[[Params, Params, float], Params]
     planned: Ledger
     engine: Engine | None
+    rollouts: Rollouts
     backoff: MemoryBackoff
     budget: BudgetWatch
     matches: MatchWatch
@@ -116,17 +120,30 @@ class Rlt:
         return prompts, [Request(prompt.teacher_ids, seeds) for prompt, seeds in zip(prompts, group_seeds)]
 
     def generate(
-        self, sampler: Sampler, requests: Sequence[Request], *, on_progress: Callable[[int], None] | None = None
+        self,
+        sampler: Sampler,
+        requests: Sequence[Request],
+        policy: Params,
+        *,
+        name: str,
+        on_progress: Callable[[int], None] | None = None,
     ) -> list[tuple[Completion, ...]]:
-        """Sample the completions of all requests."""
-        config = self.config
-        sampling = sampling_params(
-            config.sampler, max_tokens=config.max_completion_length, temperature=config.temperature
-        )
-        return self.backoff.run(
-            "generate",
-            lambda sizes: sampler.generate(requests, sampling, max_batch=sizes.generate, on_progress=on_progress),
-        )
+        """Sample the completions of all requests, unless they are on disk; on return they are.
+
+        Args:
+          policy: the weights that the sampler has.
+          name: as in `Rollouts.drawn_once`.
+        """
+
+        def draw() -> list[tuple[Completion, ...]]:
+            return self.backoff.run(
+                "generate",
+                lambda sizes: sampler.generate(
+                    requests, sampling_of(self.config), max_batch=sizes.generate, on_progress=on_progress
+                ),
+            )
+
+        return self.rollouts.drawn_once(name, requests, policy, draw)
 
     # Score.
 
@@ -247,7 +264,7 @@ def open_rlt(
     def compare(rows: Sequence[Row], held_out: Sequence[Row]) -> None:
         warn_of_row_prompts(chat, (row.system for row in rows))
         if compare_inputs is not None:
-            compare_inputs(run_inputs(chat, rows, held_out, reward_fn=reward_fn))
+            compare_inputs(run_inputs(chat, rows, held_out, models=models_of(config), reward_fn=reward_fn))
 
     prompts, eval_prompts = load_prompts(config, chat, compare=compare)
     questions = question_order(config, len(prompts))  # too few rows are refused here, before minutes of loading
@@ -260,13 +277,13 @@ def open_rlt(
         explain_out_of_memory(advice),
         running_engine(train_settings(config), log_file=run_dir / ENGINE_LOG_FILE) as engine,
     ):
-        dtype = decided_dtype(config.dtype)
+        dtype, ends = decided_dtype(config.dtype), eos_ids(chat.tokenizer, config.teacher)
         model, params = load_checked_model(config.teacher, chat.tokenizer, dtype=dtype)
         student, student_params = load_checked_model(config.student, chat.student, dtype=dtype)
         yield Rlt(
             config=config,
             chat=chat,
-            eos_ids=eos_ids(chat.tokenizer, config.teacher),
+            eos_ids=ends,
             about=about,
             prompts=prompts,
             eval_prompts=eval_prompts,
@@ -303,6 +320,10 @@ def open_rlt(
             sync_reference=make_reference_sync(),
             planned=planned,
             engine=engine,
+            rollouts=Rollouts(
+                run_dir / ROLLOUTS_FOLDER,
+                fingerprint([config.sampler.kind, sampling_of(config), ends, known_ids(chat.tokenizer).tolist()]),
+            ),
             backoff=MemoryBackoff(
                 BatchSizes(config.sampler.max_batch, config.score_batch_size, config.per_device_train_batch_size),
                 run_dir,
@@ -312,6 +333,11 @@ def open_rlt(
             matches=MatchWatch(max_completion_length=config.max_completion_length),
             spread=SpreadWatch(),
         )
+
+
+def sampling_of(config: TrainConfig) -> SamplingParams:
+    """The sampling parameters of a run."""
+    return sampling_params(config.sampler, max_tokens=config.max_completion_length, temperature=config.temperature)
 
 
 def out_of_memory_advice(planned: Ledger) -> str:

@@ -41,12 +41,11 @@ from rlt_jax.runs.checkpoint import Arrays, CheckpointManager, open_checkpoints,
 from rlt_jax.runs.evaluation import EVAL_FILE, write_records
 from rlt_jax.runs.resume import (
     CHANGES_FILE,
-    INPUTS_FILE,
-    PLACES,
     Inputs,
     changed_inputs,
     changed_settings,
     check_command,
+    compared_places,
     name_changes,
     read_inputs,
     record_start,
@@ -76,14 +75,15 @@ class Session:
         self._resumes = resumes  # whether the folder has a checkpoint
         self._inputs: Inputs | None = None
         self._changes: list[Change] = []  # from the run so far
+        self._places: tuple[str, ...] = ()  # settings that are no change if the same is found in the other place
         self._clock = PhaseClock()
         self._compiles = CompileCounter()
         self._compiled_before = 0
         if resumes:
             self._changes = changed_settings(config, folder)
             # another place is no change if the same is found there, which `compare_inputs` sees
-            elsewhere = PLACES if (folder / INPUTS_FILE).exists() else ()
-            self._refuse([change for change in self._changes if change.name not in elsewhere])
+            self._places = compared_places(read_inputs(folder, quiet=True))
+            self._refuse([change for change in self._changes if change.name not in self._places])
 
     def compare_inputs(self, inputs: Inputs) -> None:
         """Compare the prompts and rows of a resumed run with those of the run so far, and keep them for the next.
@@ -95,7 +95,7 @@ class Session:
         if not self._resumes or (saved := read_inputs(self.folder)) is None:
             return
         found = changed_inputs(inputs, saved)
-        places = [change for change in self._changes if change.name in PLACES]
+        places = [change for change in self._changes if change.name in self._places]
         self._refuse([*places, *found] if found else [])
         moved = [change._replace(steers=not found) for change in places]  # the same texts in another place
         self._changes = [*(change for change in self._changes if change not in places), *moved, *found]
@@ -108,8 +108,8 @@ class Session:
         self._config = config
         if self._resumes:
             decided = [change for change in changed_settings(config, self.folder, quiet=True) if change.steers]
-            kept = [change for change in self._changes if not change.steers or change.name in PLACES]
-            self._changes = [*(change for change in decided if change.name not in PLACES), *kept]
+            kept = [change for change in self._changes if not change.steers or change.name in self._places]
+            self._changes = [*(change for change in decided if change.name not in self._places), *kept]
 
     def resume(self, params: Params, *, like: Arrays, fresh: Callable[[Params], Arrays], max_steps: int) -> Arrays:
         """Restore the arrays of the newest checkpoint, or make them with `fresh` if there is none.
@@ -152,6 +152,8 @@ class Session:
         if not finished:
             record_start(config, self._inputs, self._changes, self.folder, step=self.start_step)
         self.begun = True
+        if not finished and (accepted := [change for change in self._changes if not change.steers]):
+            writer.write(self.start_step, {"accepted_changes": len(accepted)})
         progress = open_progress(max_steps, start_step=self.start_step, show=config.log.progress)
         self._progress = self._stack.enter_context(progress)
         self._monitor = self._stack.enter_context(PeakMonitor())
@@ -230,6 +232,10 @@ class Session:
     def save(self, step: int, arrays: Arrays, **facts: int) -> None:
         """Write a checkpoint of everything that the next step depends on."""
         save_checkpoint(self._checkpoints, step, arrays, {"step": step, "seed": self._config.seed, **facts})
+
+    def oldest_checkpoint(self) -> int:
+        """Step of the oldest checkpoint from which the run may be resumed."""
+        return min(self._checkpoints.all_steps(), default=0)
 
     def finish(
         self, model: Model, params: Params, *, tokenizer_from: str, eos_ids: Sequence[int], about: Mapping[str, str]

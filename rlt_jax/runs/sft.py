@@ -26,7 +26,7 @@ from rlt_jax.rewards.logprobs import row_logprobs
 from rlt_jax.runs.announce import sft_lines
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.exported import files_of_sft
-from rlt_jax.runs.resume import Inputs, run_inputs
+from rlt_jax.runs.resume import Inputs, models_of, run_inputs
 from rlt_jax.runs.setup import CompareRows, load_checked_model, load_split_rows, model_positions, warn_of_skipped
 from rlt_jax.runs.sft_check import BATCH as CHECK_BATCH
 from rlt_jax.runs.sft_check import Question, TextCheck, check_texts, questions_to_check
@@ -118,7 +118,7 @@ def load_sft(
 
     def compare(rows: Sequence[Row], held_out: Sequence[Row]) -> None:
         if compare_inputs is not None:
-            compare_inputs(run_inputs(chat, rows, held_out))
+            compare_inputs(run_inputs(chat, rows, held_out, models=models_of(config)))
 
     examples = load_examples(config, chat, compare=compare)
     parameters = model_shape(model_config_of(config.model)).parameters

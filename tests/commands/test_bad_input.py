@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -27,7 +28,7 @@ from rlt_jax.models import load_model
 from rlt_jax.report.owner import sole_user, sole_writer
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.checkpoint import open_checkpoints, save_checkpoint
-from rlt_jax.runs.resume import record_start, run_inputs
+from rlt_jax.runs.resume import models_of, record_start, run_inputs
 from rlt_jax.runs.setup import load_split_rows
 
 ROWS = [
@@ -536,6 +537,12 @@ def held(folder: Path) -> dict[str, bytes | None]:
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
+def flip_last_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
 CHANGED = {
     "another temperature": (
         ["--temperature", "1"],
@@ -548,9 +555,27 @@ CHANGED = {
         ["measure something else: data.tags None -> r1, the tags bespoke -> r1: resume with what the run was"],
     ),
     "another student": (
-        ["--student", "/no/such/model"],
+        ["--student", "{folder}/model"],  # the teacher's weights, in another folder
         lambda p: None,
-        ["student", " -> /no/such/model: resume with what", "choose another --output-dir, or add --accept-changes"],
+        [
+            "student ",
+            "/model, ",
+            "the student's weights 2 files ",
+            "choose another --output-dir, or add --accept-changes",
+        ],
+    ),
+    "other weights of the teacher under the same path": (
+        [],
+        lambda p: flip_last_bit(p.folder / "model" / "model.safetensors"),
+        ["measure something else: the teacher's weights 2 files "],
+    ),
+    "another version of a package": (
+        [],
+        lambda p: p.file(
+            "run/inputs.json",
+            (p.folder / "run/inputs.json").read_text().replace(f'"{jax.__version__}"', '"0.0.1"', 1),
+        ),
+        [f"measure something else: the version of jax 0.0.1 -> {jax.__version__}: resume with what"],
     ),
     "another weight of the reward": (
         ["--reward.kl-penalty-reward-coeff", "1"],
@@ -605,7 +630,8 @@ def test_resumes_that_would_measure_something_else(refused, train_flags, place, 
     run = shutil.copytree(stopped_run, place.folder / "run")
     config, _ = parse_train_args(list(map(str, train_flags)))
     split = load_split_rows(config.data, evaluates=config.eval_steps > 0)
-    record_start(config, run_inputs(chat_format_of(config), split.train, split.held_out), [], run, step=2)
+    inputs = run_inputs(chat_format_of(config), split.train, split.held_out, models=models_of(config))
+    record_start(config, inputs, [], run, step=2)
     change(place)
     before = held(run)
     message = refused(train_command, *train_flags, *(flag.format(folder=place.folder) for flag in flags))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -159,11 +160,19 @@ def killed(flags, command, tmp_path_factory) -> Path:
 def test_a_run_leaves_its_files(run):
     expected = {
         *("config.yaml", "inputs.json", "metrics.jsonl", "eval.jsonl", "completions.jsonl", "curves.png"),
-        *("logs", "tensorboard", "checkpoints", "final"),
+        *("logs", "tensorboard", "checkpoints", "rollouts", "final"),
     }
     assert {path.name for path in run.iterdir()} == expected
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG") and (run / "curves.png").stat().st_size > 20_000
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["4", "6"]
+
+
+def test_completions_drawn_before_a_kill_are_not_drawn_again(run, killed):
+    assert "drawn before the interruption" not in (run / "logs" / "training.log").read_text()
+    again = re.findall(r"rollouts/(\S+)\.safetensors: using the", (killed / "logs" / "training.log").read_text())
+    assert "3" in again  # the checkpoint is that of step 2, and step 3 was logged
+    left = sorted(path.name.removesuffix(".safetensors") for path in (run / "rollouts").iterdir())
+    assert left == ["5", "6", "6-eval"]  # those after the oldest checkpoint
 
 
 def test_what_is_printed_says_how_it_went_and_where_the_files_are(run, data):

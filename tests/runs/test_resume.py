@@ -12,9 +12,11 @@ from rlt_jax.errors import UserError
 from rlt_jax.runs.chat_format import load_chat_format
 from rlt_jax.runs.evaluation import read_changes, write_records
 from rlt_jax.runs.resume import (
+    PLACES,
     changed_inputs,
     changed_settings,
     check_command,
+    compared_places,
     last_accepted_change,
     name_changes,
     read_inputs,
@@ -138,6 +140,28 @@ def test_inputs_are_those_of_the_texts_not_of_their_place(tmp_path, chat):
 def test_every_change_of_a_text_is_named(chat, change, name):
     (found,) = changed_inputs(change(chat), run_inputs(chat, ROWS, ROWS[:2]))
     assert str(found).startswith(name) and not found.steers
+
+
+def test_models_and_packages_are_compared_by_name(chat):
+    before = run_inputs(chat, ROWS, [], models={"teacher": TINY.teacher, "student": TINY.student})
+    now = run_inputs(chat, ROWS, [], models={"teacher": TINY.student, "student": TINY.student})
+    assert [change.name for change in changed_inputs(now, before)] == ["the teacher's weights"]
+    assert [str(change) for change in changed_inputs(before | {"the version of jax": "9.9"}, before)] == [
+        f"the version of jax {before['the version of jax']} -> 9.9"
+    ]
+    assert compared_places(before) == PLACES and "student" in PLACES
+
+
+def test_what_older_versions_did_not_record_is_named_and_not_compared(chat, logged):
+    inputs = run_inputs(chat, ROWS, [], models={"teacher": TINY.teacher})
+    older = {name: text for name, text in inputs.items() if "version" not in name and "teacher's" not in name}
+    older["the teacher's prompt"] = inputs["the teacher's prompt"]
+    assert changed_inputs(inputs, older) == []
+    assert logged.messages[-1].startswith(
+        "inputs.json does not record the teacher's weights, the teacher's tokenizer, "
+    )
+    assert "student" not in compared_places(older) and "data.path" in compared_places(older)
+    assert compared_places(None) == ()
 
 
 def test_long_texts_are_shown_where_they_differ(chat):

@@ -1,0 +1,74 @@
+"""Fingerprints of what a run is computed with: models, tokenizers, versions of packages. Paths say nothing of them."""
+
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import xxhash
+
+from rlt_jax.errors import UserError
+from rlt_jax.models import find_weights, resolve_folder
+
+PACKAGES = ("rlt_jax", "jax", "jaxlib", "transformers", "tokenizers")  # whose versions may change what is measured
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *("merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json", "generation_config.json"),
+)
+
+_CHUNK = 16 * 2**20  # bytes read at a time
+_THREADS = 4
+
+
+def file_checksum(path: Path) -> str:
+    """XXH3 of a file's bytes, 128 bits as hexadecimal digits: notices any accident, but no forger."""
+    digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(_CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def model_fingerprints(models: Mapping[str, str]) -> dict[str, str]:
+    """`the NAME's weights` and `the NAME's tokenizer` -> number of files and checksum, for NAME -> folder or hub name.
+
+    Weights are the files that `load_model` reads, with config.json; 15 GB take as long as reading them, and are then
+    loaded from the system's cache.
+
+    Raises:
+      UserError: a model cannot be found or read.
+    """
+    prints, seen = {}, dict[str, tuple[str, str]]()
+    for name, model in models.items():
+        if model not in seen:
+            folder = resolve_folder(model)
+            seen[model] = (
+                _fingerprint([folder / "config.json", *find_weights(folder).files]),
+                _fingerprint(folder / file for file in TOKENIZER_FILES if (folder / file).is_file()),
+            )
+        prints[f"the {name}'s weights"], prints[f"the {name}'s tokenizer"] = seen[model]
+    return prints
+
+
+def version_fingerprints() -> dict[str, str]:
+    """`the version of PACKAGE` -> version."""
+    return {f"the version of {name}": _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from its folder without being installed
+        return "unknown"
+
+
+def _fingerprint(files: Iterable[Path]) -> str:
+    files = list(files)
+    try:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            sums = list(pool.map(file_checksum, files))
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}): copy the model again") from None
+    text = json.dumps([(file.name, checksum) for file, checksum in zip(files, sums)])
+    return f"{len(files)} files {xxhash.xxh3_128_hexdigest(text.encode())[:16]}"

@@ -1,0 +1,137 @@
+"""Completions of a run on disk, before they are used: RUN/rollouts/NAME.safetensors, one file per draw.
+
+A batch of completions is the most expensive part of a step. A run that is killed while it scores or updates reads them
+when it is started again, instead of drawing them again. A completion depends on weights, prompt, seed and sampling
+parameters, and so does the key by which a draw is found again: after a change of any, it is another draw.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from rlt_jax.device.digest import digest
+from rlt_jax.models import Params
+from rlt_jax.report.folder import writing_to
+from rlt_jax.report.owner import remove_empty
+from rlt_jax.report.partial_file import fingerprint
+from rlt_jax.types import Completion, Request
+
+FOLDER = "rollouts"  # in the run folder
+SUFFIX = ".safetensors"
+
+Groups = list[tuple[Completion, ...]]  # one group of completions per request
+
+log = logging.getLogger("rlt_jax")
+
+
+class Rollouts(NamedTuple):
+    """The draws of a run."""
+
+    folder: Path
+    settings: str  # a fingerprint of all that shapes completions besides weights, prompts and seeds
+
+    def drawn_once(self, name: str, requests: Sequence[Request], weights: Params, draw: Callable[[], Groups]) -> Groups:
+        """The completions of some requests: those on disk under this name and key, else `draw()`'s, then on disk.
+
+        Args:
+          name: `STEP`, or `STEP-eval` for the evaluation after a step.
+          weights: that the completions are drawn with.
+        Raises:
+          UserError: they cannot be written.
+        """
+        path = self.folder / f"{name}{SUFFIX}"
+        asked = ((request.prompt_ids.tolist(), request.seeds) for request in requests)
+        key = fingerprint([self.settings, digest(weights), *asked])
+        if (completions := read_rollout(path, key=key)) is not None:
+            log.info("%s: using the %d completions that were drawn before the interruption", path, len(completions))
+        else:
+            completions = [completion for group in draw() for completion in group]
+            with writing_to(self.folder.parent):
+                self.folder.mkdir(exist_ok=True)
+                write_rollout(path, completions, key=key)
+        left = iter(completions)
+        return [tuple(next(left) for _ in request.seeds) for request in requests]
+
+    def drop(self, *, until: int) -> None:
+        """Remove the draws that led to the weights of a step, and what a killed process left half written."""
+        if not self.folder.is_dir():
+            return
+        for file in self.folder.iterdir():
+            number, _, evaluation = file.name.removesuffix(SUFFIX).partition("-")
+            past = number.isdigit() and (int(number) < until or (int(number) == until and not evaluation))
+            if past or file.name.startswith("."):
+                with suppress(OSError):
+                    file.unlink()
+        remove_empty([self.folder])
+
+
+def write_rollout(path: Path, completions: Sequence[Completion], *, key: str) -> None:
+    """Write completions to a safetensors file, which has its name when it is whole and on disk.
+
+    Tensors: token_ids i32[sum N], logps f32[sum N], lengths i32[B], finished u8[B], weight_versions i64[B].
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    arrays: dict[str, np.ndarray] = {
+        "token_ids": np.concatenate([np.empty(0, np.int32), *(one.token_ids for one in completions)]).astype(np.int32),
+        "logps": np.concatenate([np.empty(0, np.float32), *(one.logps for one in completions)]).astype(np.float32),
+        "lengths": np.array([len(one.token_ids) for one in completions], np.int32),
+        "finished": np.array([one.finished for one in completions], np.uint8),
+        "weight_versions": np.array([one.weight_version for one in completions], np.int64),
+    }
+    data = save(arrays, metadata={"key": key, "checksum": _checksum(arrays)})
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def read_rollout(path: Path, *, key: str | None = None) -> list[Completion] | None:
+    """The completions of a file; None if there is none, if its key is another one, or if it is damaged (logged)."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        if metadata.get("checksum") != _checksum(arrays):
+            raise ValueError("its checksum is another one")
+        ends = np.cumsum(arrays["lengths"])[:-1]
+        columns = (np.split(arrays["token_ids"], ends), np.split(arrays["logps"], ends))
+        completions = [
+            Completion(ids, logps, bool(finished), int(version))
+            for ids, logps, finished, version in zip(*columns, arrays["finished"], arrays["weight_versions"])
+        ]
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        log.warning("%s is damaged (%s): drawing its completions again", path, error)
+        return None
+    return completions if key in (None, metadata.get("key")) else None
+
+
+def _checksum(arrays: dict[str, np.ndarray]) -> str:
+    digest = xxhash.xxh3_128()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape} ".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in a folder survive a crash of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
