@@ -19,15 +19,11 @@ from pathlib import Path
 
 import psutil
 import tyro
-from common import QWEN_7B
+from common import make_model, write_rows
 
-from rlt_jax.data import ChatFormat, build_prompts, load_tokenizer
+from rlt_jax.data import ChatFormat, load_tokenizer
 from rlt_jax.device.monitor import gpu_memory_reader
 from rlt_jax.errors import run_command
-from rlt_jax.types import Row
-
-TINY = Path(__file__).resolve().parents[1] / "rlt_jax" / "assets" / "tiny" / "teacher"
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def main(
@@ -99,46 +95,6 @@ def watch(ended: threading.Event, peaks: dict[str, float]) -> None:
     while not ended.wait(0.01):
         peaks["gpu"] = max(peaks["gpu"], read())
         peaks["host"] = max(peaks["host"], (psutil.virtual_memory().used - before) / 1e9)
-
-
-def write_rows(file: Path, chat: ChatFormat, tokens: int, count: int) -> None:
-    """Write distinct questions whose prompts have exactly `tokens` tokens each."""
-
-    def length(question: str) -> int:
-        row = Row(0, question, "57", None, None)
-        (prompt,) = build_prompts([row], chat, max_prompt_length=10**9).prompts
-        return len(prompt.teacher_ids)
-
-    lines = []
-    for i in range(count):
-        question = f"{i}."
-        while (missing := tokens - length(question)) > 0:
-            question += "+" * max(missing // 2, 1)  # each adds at most one token
-        if missing < 0:
-            raise SystemExit(
-                f"--prompt {tokens}: expected at least {tokens - missing} tokens, as the shortest prompt has: raise it"
-            )
-        lines.append(json.dumps({"question": question, "solution": "57"}) + "\n")
-    file.write_text("".join(lines), encoding="utf-8")
-
-
-def make_model(folder: Path) -> None:
-    """Write a folder with random weights of Qwen2.5-7B's shape."""
-    from rlt_jax.models import init_model, save_model
-
-    scratch = folder.with_name(folder.name + "-config")
-    scratch.mkdir(parents=True, exist_ok=True)
-    (scratch / "config.json").write_text(json.dumps(QWEN_7B))
-    save_model(folder, *init_model(scratch, 0, dtype="bfloat16"))
-    for file in TOKENIZER:
-        if (TINY / file).is_file():
-            shutil.copyfile(TINY / file, folder / file)
-    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    vocabulary = tokenizer["model"]["vocab"]
-    known = {*vocabulary.values(), *(token["id"] for token in tokenizer["added_tokens"])}
-    # a token for every row of the embedding: vLLM can exclude few ids
-    vocabulary |= {f"filler{i}": i for i in range(QWEN_7B["vocab_size"]) if i not in known}
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
 
 
 if __name__ == "__main__":
