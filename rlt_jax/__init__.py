@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from rlt_jax.configs import PRESETS, TrainConfig
     from rlt_jax.rewards.rlt import RewardInputs, Rewards
 
+from rlt_jax.stops import install_for_command
+
+install_for_command()
+
 __version__ = "0.1.0"
 
 __all__ = ["PRESETS", "RewardInputs", "Rewards", "TrainConfig", "__version__"]

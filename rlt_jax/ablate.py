@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from rlt_jax import stops
 from rlt_jax.configs import AblateConfig, parse_command, run_or_print
 from rlt_jax.errors import UserError, command
 from rlt_jax.studies.ablation import summarise, train_all
@@ -33,8 +34,9 @@ def ablate(config: AblateConfig) -> Path:
     }
     if (warning := different_rows(runs)) is not None:
         print(f"WARNING {warning}", flush=True)
-    failures = [] if config.summary_only else train_all(chosen)
-    summarise(runs, Path(config.output_dir))
+    with stops.reported(lambda: "the same command leaves finished runs alone and resumes the others"):
+        failures = [] if config.summary_only else train_all(chosen)
+        summarise(runs, Path(config.output_dir))
     if failures:
         raise UserError(
             f"{len(failures)} of {len(chosen)} runs failed:\n"

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 
+from rlt_jax import stops
+from rlt_jax.stops import StopRequested
 from rlt_jax.terminal import open_terminal, output_failure, visible
 
 
@@ -15,8 +17,9 @@ class UserError(Exception):
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Decorate a command's `main`: a UserError ends the process with exit code 2 and its message on stderr.
 
-    Ctrl-C exits with 130, a closed pipe with 141, as shells expect. Output is such that any terminal takes it
-    (`terminal.py`); if it could not be written, a command that has otherwise succeeded says so and exits with 2.
+    SIGTERM exits with 143, Ctrl-C with 130 (`stops.py`), a closed pipe with 141, as shells expect. Output is such that
+    any terminal takes it (`terminal.py`); if it could not be written, a command that has otherwise succeeded says so
+    and exits with 2.
     """
 
     @wraps(main)
@@ -31,7 +34,8 @@ def run_command(main: Callable[[], None]) -> None:
     open_terminal()
     code: object = None
     try:
-        main()
+        with stops.handled():
+            main()
     except UserError as error:
         print(f"error: {visible(str(error))}", file=sys.stderr)
         code = 2
@@ -40,7 +44,10 @@ def run_command(main: Callable[[], None]) -> None:
     except BrokenPipeError:
         if output_failure() is None:  # a pipe of our own: a bug
             raise
-    except KeyboardInterrupt:
+    except StopRequested as stop:
+        print(visible(str(stop)), file=sys.stderr)
+        code = 128 + stop.signal
+    except KeyboardInterrupt:  # where the signal was left to Python
         print("interrupted", file=sys.stderr)
         code = 130
     with suppress(BrokenPipeError):  # flushed here, where a failure is handled, not when the interpreter ends
@@ -55,5 +62,6 @@ def run_command(main: Callable[[], None]) -> None:
             file=sys.stderr,
         )
         code = 2
+    stops.ended(code if isinstance(code, int) else int(code is not None))
     if code is not None:
         raise SystemExit(code)

@@ -9,10 +9,10 @@ the rest. docs/pipeline.md describes each stage and every file of the work folde
 """
 
 import io
-import signal
 import sys
 from pathlib import Path
 
+from rlt_jax import stops
 from rlt_jax.configs import PipelineConfig, check_pipeline_config, load_study, parse_command, run_or_print
 from rlt_jax.errors import command
 from rlt_jax.runs.launch import OutOfTime
@@ -37,7 +37,8 @@ def pipeline(config: PipelineConfig) -> None:
     folders = [Path(folder) for folder in config.summary]
     check_summary_folders(folders, running=None if study is None else work, seed=config.seed)
     if study is not None and work is not None:
-        run_stages(config, study, work)
+        with stops.reported(lambda: "the same call skips what is done and resumes the rest"):
+            run_stages(config, study, work)
     if config.collect is not None and work is not None:
         collect(work, Path(config.collect))
     if folders:
@@ -48,7 +49,6 @@ def pipeline(config: PipelineConfig) -> None:
 
 @command
 def main() -> None:
-    signal.signal(signal.SIGTERM, stop)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # so that a pipe or file shows what is done
     parsed = parse_command(PipelineConfig, sys.argv[1:], command="pipeline", description=__doc__)
@@ -57,11 +57,6 @@ def main() -> None:
     except OutOfTime as error:
         print(error)
         raise SystemExit(OUT_OF_TIME) from None
-
-
-def stop(*_: object) -> None:
-    """Exit on SIGTERM as on Ctrl-C, so that the running command ends too."""
-    raise SystemExit(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rlt_jax import stops
 from rlt_jax.configs import ScoreConfig, check_score_config, parse_command, run_or_print
 from rlt_jax.data import ExplainedRow, Room, describe_skipped, explained_score_rows
 from rlt_jax.device.jax_setup import prepare_memory, use_compilation_cache
@@ -52,10 +53,17 @@ def score(config: ScoreConfig) -> Path:
         if path.exists():
             raise UserError(f"{flag} {path} exists: choose another file, or delete it")
     with ExitStack() as locks:
+        locks.enter_context(stops.reported(lambda: said(outputs)))
         for flag, path in outputs.items():
             locks.enter_context(sole_writer(path, flag))
         write_scores(config, outputs)
     return Path(config.out)
+
+
+def said(outputs: Mapping[str, Path]) -> str:
+    """What a stop leaves."""
+    written = [str(path) for path in outputs.values() if path.exists()]
+    return f"{', '.join(written)} complete" if written else "no file is written, the same command starts again"
 
 
 def write_scores(config: ScoreConfig, outputs: Mapping[str, Path]) -> None:
@@ -113,6 +121,8 @@ def write_scores(config: ScoreConfig, outputs: Mapping[str, Path]) -> None:
                     file.write(json_line({**scored[i].raw, "reward": rewards[i], "rank": int(rank)}))
         if "--histogram" in files:
             draw_histogram(rewards, files["--histogram"], kept=kept)
+        with stops.held():  # all files or none
+            unfinished.close()
     print(f"rewards\n{histogram_text(rewards)}")
     unscored += skipped
     print(f"{len(scored)} rows scored, {len(unscored)} skipped, mean reward {rewards.mean():.4f}: {config.out}")

@@ -20,6 +20,7 @@ from rlt_jax.runs.machine import on_this_machine
 from rlt_jax.runs.session import Session, open_session
 from rlt_jax.runs.sft import Sft, load_sft
 from rlt_jax.runs.sft_check import TextCheck, describe_check, next_command, read_check, save_check, shortened
+from rlt_jax.stops import StopRequested
 
 log = logging.getLogger("rlt_jax")
 
@@ -48,25 +49,29 @@ def sft(config: SftConfig) -> Path:
             fresh=run.optimizer.init,
             max_steps=run.schedule.max_steps,
         )
-        if session.start_step == 0 and session.evaluates(0) and run.held_out:
-            session.write(0, {"eval/loss": run.held_out_loss(state.params)})
+        try:
+            if session.owes_evaluation() and run.held_out:
+                evaluate(session, run, state, step=session.start_step)
 
-        for step in session.steps():
-            batch = run.batch(step)
-            with session.phase("update"):
-                gradients, losses = run.gradients(state.params, batch)
-                state, grad_norm = run.optimizer.apply(state, gradients)
-                free(gradients)
-                losses = jax.device_get({**losses, "grad_norm": grad_norm})
+            for step in session.steps():
+                batch = run.batch(step)
+                with session.phase("update"):
+                    gradients, losses = run.gradients(state.params, batch)
+                    state, grad_norm = run.optimizer.apply(state, gradients)
+                    free(gradients)
+                    losses = jax.device_get({**losses, "grad_norm": grad_norm})
 
-            if session.logs(step):
-                metrics = {**losses, "learning_rate": run.optimizer.learning_rate(step - 1)}
-                session.log(step, metrics, tokens={"update": sum(len(example.ids) for example in batch)})
-            session.end_step(step)
-            if session.evaluates(step) and run.held_out:
-                session.write(step, {"eval/loss": run.held_out_loss(state.params)})
-            if session.saves(step):
-                session.save(step, state)
+                if session.logs(step):
+                    metrics = {**losses, "learning_rate": run.optimizer.learning_rate(step - 1)}
+                    session.log(step, metrics, tokens={"update": sum(len(example.ids) for example in batch)})
+                session.end_step(step)
+                if session.evaluates(step) and run.held_out:
+                    evaluate(session, run, state, step=step)
+                if session.saves(step):
+                    session.save(step, state)
+        except StopRequested:  # before `apply`, or after the end of a step: the state is that of the last whole one
+            session.save_last(state)
+            raise
 
         check = check_model(session, run, state)
         exported = session.finish(
@@ -74,6 +79,13 @@ def sft(config: SftConfig) -> Path:
         )
         summarise(session, run, check, exported)
     return session.folder
+
+
+def evaluate(session: Session, run: Sft, state: TrainState, *, step: int) -> None:
+    """Measure the loss of the held-out rows."""
+    with session.phase("score"):
+        loss = run.held_out_loss(state.params)
+    session.write(step, {"eval/loss": loss})
 
 
 def check_model(session: Session, run: Sft, state: TrainState) -> TextCheck | None:

@@ -16,6 +16,8 @@ import sys
 import threading
 from typing import IO, TextIO
 
+from rlt_jax.stops import requested
+
 REPLACE = "rlt_jax.replace"  # name of the error handler for signs that an encoding lacks
 
 ALIKE = {
@@ -141,8 +143,8 @@ class _Output(io.FileIO):
                 select.select([], [self], [])  # somebody has made the terminal non-blocking
         except OSError as error:
             self.failure = error
-            if error.errno == errno.EPIPE and self.fileno() == 1:
-                raise
+            if error.errno == errno.EPIPE and self.fileno() == 1 and requested() is None:
+                raise  # but a run that is to stop saves what it has: the same Ctrl-C has ended `| tee`
         except BaseException as error:  # by a signal's handler (Ctrl-C)
             if not written or written[-1] is None:
                 raise

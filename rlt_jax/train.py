@@ -31,6 +31,7 @@ from rlt_jax.runs.machine import on_this_machine
 from rlt_jax.runs.rlt import Rlt, open_rlt
 from rlt_jax.runs.session import Session, open_session
 from rlt_jax.sampling.base import Sampler
+from rlt_jax.stops import StopRequested
 from rlt_jax.types import Completion
 
 
@@ -54,44 +55,50 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
             rlt.params, like=rlt.state_like(), fresh=rlt.fresh_state, max_steps=config.max_steps
         )
         sampler = rlt.open_sampler(state.params, version=session.start_step)
-        if session.start_step == 0 and session.evaluates(0):
-            evaluate(session, rlt, sampler, state.params, reference, step=0)
+        try:
+            if session.owes_evaluation():
+                evaluate(session, rlt, sampler, state.params, reference, step=session.start_step)
 
-        for step in session.steps():
-            prompts, requests = rlt.requests(step)
-            with session.phase("generate"):
-                groups = rlt.generate(sampler, requests, state.params, name=str(step), on_progress=session.show_tokens)
-                sampler.sleep()  # without weights, so that the models have the device
-                completions = [completion for group in groups for completion in group]
-                prompts = [prompt for prompt in prompts for _ in range(config.num_generations)]
+            for step in session.steps():
+                prompts, requests = rlt.requests(step)
+                with session.phase("generate"):
+                    groups = rlt.generate(
+                        sampler, requests, state.params, name=str(step), on_progress=session.show_tokens
+                    )
+                    sampler.sleep()  # without weights, so that the models have the device
+                    completions = [completion for group in groups for completion in group]
+                    prompts = [prompt for prompt in prompts for _ in range(config.num_generations)]
 
-            with session.phase("score"):
-                scored = rlt.score(state.params, reference, prompts, completions)
-                ref_logps = rlt.reference_logprobs(reference, scored)
-                advantages = rlt.advantages(scored)
+                with session.phase("score"):
+                    scored = rlt.score(state.params, reference, prompts, completions)
+                    ref_logps = rlt.reference_logprobs(reference, scored)
+                    advantages = rlt.advantages(scored)
 
-            with session.phase("update"):
-                gradients, losses = rlt.gradients(state.params, scored, completions, ref_logps, advantages)
-                state, grad_norm = rlt.optimizer.apply(state, gradients)
-                free(gradients)
-                reference = rlt.move_reference(step, reference, state.params)
-                losses = jax.device_get({**losses, "grad_norm": grad_norm})
+                with session.phase("update"):
+                    gradients, losses = rlt.gradients(state.params, scored, completions, ref_logps, advantages)
+                    state, grad_norm = rlt.optimizer.apply(state, gradients)
+                    free(gradients)
+                    reference = rlt.move_reference(step, reference, state.params)
+                    losses = jax.device_get({**losses, "grad_norm": grad_norm})
 
-            with session.phase("sync"):
-                sampler.wake()
-                sampler.set_weights(state.params, step)
+                with session.phase("sync"):
+                    sampler.wake()
+                    sampler.set_weights(state.params, step)
 
-            rlt.watch_memory(session.peaks(), compare=step == session.start_step + 1)
-            rlt.watch_matches(scored, completions, step=step)
-            rlt.watch_spread(scored, step=step)
-            if session.logs(step):
-                log_step(session, rlt, sampler, scored, completions, losses, step=step)
-            session.end_step(step, rlt.samples(step, scored, completions))
-            if session.evaluates(step):
-                evaluate(session, rlt, sampler, state.params, reference, step=step)
-            if session.saves(step):
-                session.save(step, (state, reference), questions_drawn=step * config.questions_per_step)
-                rlt.rollouts.drop(until=session.oldest_checkpoint())
+                rlt.watch_memory(session.peaks(), compare=step == session.start_step + 1)
+                rlt.watch_matches(scored, completions, step=step)
+                rlt.watch_spread(scored, step=step)
+                if session.logs(step):
+                    log_step(session, rlt, sampler, scored, completions, losses, step=step)
+                session.end_step(step, rlt.samples(step, scored, completions))
+                if session.evaluates(step):
+                    evaluate(session, rlt, sampler, state.params, reference, step=step)
+                if session.saves(step):
+                    session.save(step, (state, reference), questions_drawn=step * config.questions_per_step)
+                    rlt.rollouts.drop(until=session.oldest_checkpoint())
+        except StopRequested:  # before `apply`, or after the end of a step: the state is that of the last whole one
+            session.save_last((state, reference), questions_drawn=session.done * config.questions_per_step)
+            raise
 
         summarise(session, rlt, state.params)
     return session.folder

@@ -15,31 +15,44 @@ REPOSITORY = PACKAGE.parent
 DOORS = {"train", "sft", "generate", "score", "evaluate", "plan", "ablate", "pipeline"}  # nobody imports them
 
 MAY_IMPORT = {  # room (a folder, or a module of the ground) -> the rooms below that it may import, from the ground up
-    "terminal": set(),
-    "errors": {"terminal"},
+    "stops": set(),
+    "terminal": {"stops"},
+    "errors": {"stops", "terminal"},
     "paths": {"errors"},
     "hub": {"errors", "paths"},
     "types": set(),
     "batching": set(),
     "losses": {"types"},
-    "report": {"errors", "terminal", "types"},
+    "report": {"errors", "stops", "terminal", "types"},
     "configs": {"errors", "paths", "types"},
     "data": {"errors", "paths", "hub", "types"},
-    "models": {"errors", "hub"},
+    "models": {"errors", "stops", "hub"},
     "device": {"errors", "types"},
-    "learner": {"types", "batching", "losses", "configs", "models", "device"},
-    "rewards": {"errors", "types", "batching", "losses", "configs", "data", "models", "device"},
+    "learner": {"stops", "types", "batching", "losses", "configs", "models", "device"},
+    "rewards": {"errors", "stops", "types", "batching", "losses", "configs", "data", "models", "device"},
     "evals": {"types", "report", "configs", "data"},
-    "sampling": {"errors", "paths", "types", "batching", "configs", "models", "rewards"},
+    "sampling": {"errors", "stops", "paths", "types", "batching", "configs", "models", "rewards"},
     "planner": {
         *("errors", "terminal", "paths", "hub", "types", "batching", "report", "configs", "data", "models", "device"),
         *("learner", "rewards"),
     },
     "runs": {
-        *("errors", "terminal", "hub", "types", "losses", "report", "configs", "data", "models", "device"),
+        *("errors", "stops", "terminal", "hub", "types", "losses", "report", "configs", "data", "models", "device"),
         *("learner", "rewards", "planner", "sampling"),
     },
-    "studies": {"errors", "paths", "types", "report", "configs", "data", "rewards", "evals", "planner", "runs"},
+    "studies": {
+        "errors",
+        "stops",
+        "paths",
+        "types",
+        "report",
+        "configs",
+        "data",
+        "rewards",
+        "evals",
+        "planner",
+        "runs",
+    },
 }
 
 OUTSIDE = {  # package from outside -> the only places that may import it
@@ -56,7 +69,7 @@ OUTSIDE = {  # package from outside -> the only places that may import it
 }
 
 NO_JAX = {  # quick to import, host only
-    *("terminal", "errors", "paths", "hub", "types", "batching", "configs", "data", "evals", "report"),
+    *("stops", "terminal", "errors", "paths", "hub", "types", "batching", "configs", "data", "evals", "report"),
 }
 
 MOST_LINES = 500  # of a file
@@ -110,7 +123,7 @@ def test_imports(file):
 def test_nothing_at_the_top_is_neither_a_door_nor_ground():
     assert {room_of(place_of(file)) for file in FILES} - {"__init__"} == MAY_IMPORT.keys() | DOORS
     ground = {path.stem for path in PACKAGE.glob("*.py")} - DOORS - {"__init__"}
-    assert ground == {"terminal", "errors", "paths", "hub", "types", "batching"}
+    assert ground == {"stops", "terminal", "errors", "paths", "hub", "types", "batching"}
 
 
 def test_rooms_stand_above_all_that_they_import():

@@ -1,7 +1,14 @@
 """Run configurations: frozen dataclasses, presets, the command line and YAML files. Imports no JAX."""
 
 from rlt_jax.configs.ablate import AblateConfig
-from rlt_jax.configs.cli import PlanOptions, parse_command, parse_plan_args, parse_train_args, run_or_print
+from rlt_jax.configs.cli import (
+    PlanOptions,
+    command_again,
+    parse_command,
+    parse_plan_args,
+    parse_train_args,
+    run_or_print,
+)
 from rlt_jax.configs.evaluate import EvaluateConfig, QuestionsConfig, check_evaluate_config
 from rlt_jax.configs.files import config_yaml, load_settings, save_config
 from rlt_jax.configs.generate import GenerateConfig, RowsConfig, check_generate_config
@@ -66,6 +73,7 @@ __all__ = [
     "check_pipeline_config",
     "check_score_config",
     "check_sft_config",
+    "command_again",
     "config_yaml",
     "describe_schedule",
     "load_config",

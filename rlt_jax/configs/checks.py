@@ -105,6 +105,12 @@ def seed_problems(seed: int) -> Iterator[str]:
         yield f"seed={seed}: expected a whole number from 0 to {2**31 - 1}"
 
 
+def stop_problems(stop_grace: float) -> Iterator[str]:
+    """A time in which nothing can be saved."""
+    if stop_grace <= 0:
+        yield f"stop_grace={stop_grace:g}: expected a positive number of seconds, such as 60"
+
+
 def not_finite_problems(values: dict[str, Any], section: str = "") -> Iterator[str]:
     """NaN and infinite numbers in a configuration given as nested dicts; comparisons would not catch a NaN."""
     for name, value in values.items():

@@ -5,6 +5,7 @@ traceback.
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass, replace
@@ -145,6 +146,24 @@ def parse_command(
         notes = [*(f"{front.file}: {note}" for note in followed), *dropped(given_flags(argv, config_class))]
     line = tyro.cli(line_class, args=list(argv), prog=_program_name(command), description=description, default=default)
     return _settled(line.settings, argv, in_file=in_file, base=base, notes=notes), line.action
+
+
+def command_again(command: str, argv: Sequence[str], *, resume: str) -> str:
+    """The command line that resumes a run: the one that was given, but for `--resume never`, which would refuse it.
+
+    Args:
+      argv: arguments without the program's name.
+      resume: the setting, wherever it comes from.
+    """
+    given = list(argv)
+    if resume == "never":
+        given = [
+            word
+            for before, word in zip(["", *given], given)
+            if "--resume" not in (before, word) and not word.startswith("--resume=")
+        ]
+        given += ["--resume", "auto"]
+    return shlex.join([*_program_name(command).split(), *given])
 
 
 def run_or_print(

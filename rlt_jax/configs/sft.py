@@ -10,6 +10,7 @@ from rlt_jax.configs.checks import (
     micro_batch_problems,
     off_at_zero_problems,
     seed_problems,
+    stop_problems,
     text_problems,
 )
 from rlt_jax.configs.resume import MayChange, Steers
@@ -48,6 +49,8 @@ class SftConfig(Settings):
     resume: MayChange[Resume] = "auto"
     """auto: resume if the run folder has a checkpoint; never: refuse a folder with files; must: refuse to start without
     a checkpoint."""
+    stop_grace: MayChange[float] = 60.0
+    """Seconds in which a run that is asked to stop (SIGTERM, Ctrl-C) saves; after them it ends without."""
     accept_changes: MayChange[bool] = False
     """Resume even if a setting, prompt or row that decides what is measured has changed: it is logged and recorded, and
     no summary compares evaluations before and after it."""
@@ -150,6 +153,7 @@ def _sft_problems(config: SftConfig) -> Iterator[str]:
     if not config.packing and config.packed_length != SftConfig.packed_length:
         yield f"packed_length={config.packed_length} without packing has no effect: add --packing, or leave it out"
     yield from seed_problems(config.seed)
+    yield from stop_problems(config.stop_grace)
     yield from data_problems(config.data, eval_steps=config.eval_steps)
     yield from memory_problems(config.memory)
     yield from optimizer_problems(

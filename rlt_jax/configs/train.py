@@ -17,6 +17,7 @@ from rlt_jax.configs.checks import (
     micro_batch_problems,
     off_at_zero_problems,
     seed_problems,
+    stop_problems,
     text_problems,
     vllm_share_problems,
 )
@@ -61,6 +62,8 @@ class TrainConfig(Settings):
     resume: MayChange[Resume] = "auto"
     """auto: resume if the run folder has a checkpoint; never: refuse a folder with files; must: refuse to start without
     a checkpoint."""
+    stop_grace: MayChange[float] = 60.0
+    """Seconds in which a run that is asked to stop (SIGTERM, Ctrl-C) saves; after them it ends without."""
     accept_changes: MayChange[bool] = False
     """Resume even if a setting, prompt or row that decides what is measured has changed: it is logged and recorded, and
     no summary compares evaluations before and after it."""
@@ -163,6 +166,7 @@ def _train_problems(config: TrainConfig) -> Iterator[str]:
         }
     )
     yield from _number_problems(config)
+    yield from stop_problems(config.stop_grace)
     yield from _batch_problems(config)
     yield from _budget_problems(config)
     yield from data_problems(config.data, eval_steps=config.eval_steps)

@@ -1,5 +1,6 @@
 """Parts of a gradient step: micro-batches, their gradients summed over the step, the sync of the reference."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlt_jax import stops
 from rlt_jax.batching import join_rows, length_batches, pad_rows, segments_of, sequence_batches
 from rlt_jax.device.placement import device_memory, free, move_to_host, on_host
 from rlt_jax.learner.backward import make_planned_accumulate
@@ -15,6 +17,8 @@ from rlt_jax.learner.objective import Diagnostics, SftBatch
 from rlt_jax.losses import mix_reference
 from rlt_jax.models import Model, Params
 from rlt_jax.types import Dtype, TrainBatch
+
+AHEAD = 2  # micro-batches that the device has before it: a stop never waits for more
 
 MicroBatch = Any  # TrainBatch or SftBatch
 Accumulate = Callable[[Params, Params, MicroBatch, float], tuple[Params, Diagnostics]]
@@ -114,16 +118,22 @@ def sum_gradients(
       dtype: of the sums.
     Raises:
       jax.errors.JaxRuntimeError: the device ran out of memory; the sums have been freed.
+      StopRequested: likewise.
     """
     gradients = zero_gradients(params, dtype=dtype)
     totals: dict[str, jax.Array] = {}
+    dispatched: deque[Any] = deque()
     try:
         for batch, weight in batches:
+            stops.check()
             gradients, (means, maxima) = accumulate(params, gradients, batch, weight)
+            dispatched.append((means, maxima))
+            if len(dispatched) > AHEAD:
+                jax.block_until_ready(dispatched.popleft())
             totals |= {name: totals.get(name, jnp.zeros(())) + weight * value for name, value in means.items()}
             totals |= {name: jnp.maximum(totals.get(name, value), value) for name, value in maxima.items()}
         jax.block_until_ready(gradients)  # running out of memory shows here, where the step can still be retried
-    except jax.errors.JaxRuntimeError:
+    except (jax.errors.JaxRuntimeError, stops.StopRequested):
         free(gradients)
         raise
     return gradients, totals

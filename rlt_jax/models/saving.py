@@ -11,6 +11,7 @@ import chex
 import jax
 import numpy as np
 
+from rlt_jax import stops
 from rlt_jax.errors import UserError
 from rlt_jax.models.base import Model, Params
 from rlt_jax.models.config import read_json
@@ -46,7 +47,8 @@ def save_model(
 ) -> None:
     """Write a folder that `load_model` and transformers read, completely or not at all.
 
-    It is written next to `path` and then renamed; an older model at `path` is replaced.
+    It is written next to `path` and then renamed; an older model at `path` is replaced. A stop gives up what is
+    written.
 
     Args:
       params: any tree of the parameters' shapes (also gradients) in bfloat16, float16 or float32, jax or numpy.
@@ -182,4 +184,5 @@ def _write_safetensors(
         out.write(len(text).to_bytes(8, "little"))
         out.write(text)
         for _, (_, array) in zip(header, tensors):  # header first: zip must not take the next shard's tensor
+            stops.check()
             out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

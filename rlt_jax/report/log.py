@@ -73,6 +73,15 @@ def start_log_file(run_dir: Path) -> None:
             file_handler.handle(record)
 
 
+def log_to_file(text: str) -> None:
+    """Add a line to training.log, if it is open, and not to the console."""
+    logger = logging.getLogger("rlt_jax")
+    record = logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
 def _file_handler(run_dir: Path) -> logging.Handler:
     path = Path(run_dir) / LOG_FILE
     with writing_to(run_dir):

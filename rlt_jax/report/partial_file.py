@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from rlt_jax import stops
 from rlt_jax.errors import UserError
 from rlt_jax.report.json_text import json_line, json_text, parsed_json
 from rlt_jax.report.owner import sole_writer
@@ -45,10 +46,11 @@ class PartialFile:
 
     def add(self, chunk: Chunk) -> None:
         """Append a chunk; on return it is on disk."""
-        with _writing(self._out):
-            self._file.write(json_line({"records": chunk.records, "counts": chunk.counts}).encode())
-            _flush(self._file)
-        self.done += 1
+        with stops.held():
+            with _writing(self._out):
+                self._file.write(json_line({"records": chunk.records, "counts": chunk.counts}).encode())
+                _flush(self._file)
+            self.done += 1
 
     def read(self) -> Iterator[Chunk]:
         """Read the chunks one at a time: they may not fit into memory together."""
@@ -66,11 +68,12 @@ class PartialFile:
 
     def finish(self) -> None:
         """Write the records of all chunks to OUT in one atomic move, and remove the partial file."""
-        with whole_file(self._out, "--out") as temporary, temporary.open("wb") as file:
-            for chunk in self.read():
-                file.writelines(json_line(record).encode() for record in chunk.records)
-            _flush(file)
-        Path(self._file.name).unlink()
+        with stops.held():
+            with whole_file(self._out, "--out") as temporary, temporary.open("wb") as file:
+                for chunk in self.read():
+                    file.writelines(json_line(record).encode() for record in chunk.records)
+                _flush(file)
+            Path(self._file.name).unlink()
 
 
 @contextmanager
@@ -85,7 +88,14 @@ def open_partial(out: Path, settings: Mapping[str, Any]) -> Iterator[PartialFile
       UserError: OUT exists, cannot be written, is being written by another process, or was started with other settings.
     """
     path = out.with_name(out.name + ".partial")
-    with sole_writer(out, "--out"):
+    done = 0
+
+    def left() -> str:
+        if out.exists():
+            return f"{out} is complete"
+        return f"{done} chunks are saved, the same command resumes" if done else "the same command starts again"
+
+    with stops.reported(left), sole_writer(out, "--out"):
         if out.exists():
             raise UserError(f"--out {out} exists: choose another file, or delete it")
         with _writing(out):
@@ -96,7 +106,8 @@ def open_partial(out: Path, settings: Mapping[str, Any]) -> Iterator[PartialFile
             try:
                 yield partial
             finally:
-                if partial.done == 0:
+                done = partial.done
+                if done == 0:
                     path.unlink()
 
 

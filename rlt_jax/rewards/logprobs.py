@@ -1,5 +1,6 @@
 """Log-probs of token sequences under frozen or current weights, and the spans of them that the reward reads."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -7,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlt_jax import stops
 from rlt_jax.batching import bucket_length, join_rows, pad_rows, segments_of, sequence_batches
 from rlt_jax.device.placement import on_device
 from rlt_jax.errors import UserError
 from rlt_jax.losses import linear_token_logprobs
 from rlt_jax.models import Model, Params, segment_starts
 from rlt_jax.types import RewardLogprobs, ScoreRow
+
+AHEAD = 4  # batches that the device has before it: it never waits for the host, and a stop never waits for more
 
 RowLogprobs = Callable[[Sequence[np.ndarray]], list[np.ndarray]]  # token ids i32[T_i] -> their log-probs f32[T_i]
 
@@ -74,11 +78,15 @@ def row_logprobs(
     batches = sequence_batches(lengths, batch_size, packed_length=packed_length)
     with on_device(params) as weights:
         logprobs = partial(_sequence_logprobs, model, weights, temperature=temperature, chunk=chunk)
-        dispatched = []
-        for sequences in batches:  # dispatch all before fetching any: the device never waits for the host
+        dispatched: deque[jax.Array] = deque()
+        fetched = []
+        for sequences in batches:
+            stops.check()
             segments = jnp.asarray(segments_of(lengths, sequences)) if packed_length else None
             dispatched.append(logprobs(jnp.asarray(join_rows(rows, sequences)), segments=segments))
-        fetched = jax.device_get(dispatched)
+            if len(dispatched) > AHEAD:
+                fetched.append(jax.device_get(dispatched.popleft()))
+        fetched += jax.device_get(list(dispatched))
     logps: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
     for sequences, batch in zip(batches, fetched):
         for pack, values in zip(sequences.packs, batch):

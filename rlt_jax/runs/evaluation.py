@@ -1,14 +1,16 @@
 """Evaluation during training: fixed held-out prompts and seeds, so that only the weights differ between evaluations."""
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 
 from rlt_jax.data import ChatFormat
-from rlt_jax.report.json_text import json_line
+from rlt_jax.report.json_text import json_line, parsed_json
 from rlt_jax.report.paired import PairedChange, paired_change
-from rlt_jax.report.writer import read_lines
+from rlt_jax.report.whole_file import whole_file
+from rlt_jax.report.writer import METRICS_FILE, read_lines
 from rlt_jax.rewards.metrics import eval_metrics
 from rlt_jax.rewards.records import rollout_metrics
 from rlt_jax.rewards.scorer import Scored
@@ -17,6 +19,7 @@ from rlt_jax.types import Completion, Prompt, Request
 
 SOLUTION_LOGP = "solution_logp/mean"  # the component that shows how likely the student finds the solution
 EVAL_FILE = "eval.jsonl"
+TAIL_BYTES = 1 << 18  # of METRICS_FILE, in which the lines of its last step are
 
 
 def evaluation_requests(prompts: Sequence[Prompt], *, seed: int) -> list[Request]:
@@ -41,6 +44,35 @@ def write_records(run_dir: Path, step: int, records: Sequence[Mapping[str, float
     """Append the records of an evaluation to EVAL_FILE."""
     with (run_dir / EVAL_FILE).open("a", encoding="utf-8") as file:
         file.writelines(json_line({"step": step, **record}) for record in records)
+
+
+def is_evaluated(run_dir: Path, step: int) -> bool:
+    """Whether the evaluation of METRICS_FILE's last step is whole: the line of its metrics is the last that it writes.
+
+    Args:
+      step: the last one of which there are lines.
+    """
+    path = run_dir / METRICS_FILE
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        lines = file.read().split(b"\n")[:-1]
+    records = (parsed_json(line) for line in reversed(lines))
+    return any(
+        name.startswith("eval/")
+        for record in takewhile(lambda record: record["step"] == step, records)
+        for name in record
+    )
+
+
+def drop_records(run_dir: Path, step: int) -> None:
+    """Drop what EVAL_FILE holds of an evaluation that is to be made again."""
+    records = read_lines(run_dir / EVAL_FILE)
+    kept = [record for record in records if record["step"] != step]
+    if len(kept) < len(records):
+        with whole_file(run_dir / EVAL_FILE, "the evaluations") as path:
+            path.write_text("".join(map(json_line, kept)), encoding="utf-8")
 
 
 def read_changes(run_dir: Path, names: Sequence[str], *, first: int, last: int) -> dict[str, PairedChange]:

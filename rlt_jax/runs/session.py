@@ -17,14 +17,16 @@ A session knows nothing of what a step computes: arrays are arguments, and none 
 import errno
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import jax
 
-from rlt_jax.configs import Resume, SftConfig, TrainConfig
+from rlt_jax import stops
+from rlt_jax.configs import Resume, SftConfig, TrainConfig, command_again
 from rlt_jax.configs.resume import Change
 from rlt_jax.device.jax_setup import CompileCounter, use_compilation_cache
 from rlt_jax.device.monitor import PeakMonitor, memory_metrics
@@ -32,13 +34,13 @@ from rlt_jax.device.placement import free
 from rlt_jax.errors import UserError
 from rlt_jax.models import Model, Params, save_model
 from rlt_jax.report.folder import writing_to
-from rlt_jax.report.log import ENGINE_LOG_FILE, setup_logging, start_log_file
+from rlt_jax.report.log import ENGINE_LOG_FILE, log_to_file, setup_logging, start_log_file
 from rlt_jax.report.owner import FOLDER_LOCK, remove_empty, sole_user
 from rlt_jax.report.progress import ProgressDisplay, open_progress
 from rlt_jax.report.timing import PhaseClock
 from rlt_jax.report.writer import COMPLETIONS_FILE, METRICS_FILE, Writer, keep_until, open_writer, read_lines
 from rlt_jax.runs.checkpoint import Arrays, CheckpointManager, open_checkpoints, restore_checkpoint, save_checkpoint
-from rlt_jax.runs.evaluation import EVAL_FILE, write_records
+from rlt_jax.runs.evaluation import EVAL_FILE, drop_records, is_evaluated, write_records
 from rlt_jax.runs.resume import (
     CHANGES_FILE,
     Inputs,
@@ -60,6 +62,7 @@ class Session:
 
     folder: Path  # the run folder
     start_step: int  # the last finished step; 0: none
+    done: int  # the last whole step
     max_steps: int
 
     _checkpoints: CheckpointManager
@@ -67,11 +70,23 @@ class Session:
     _progress: ProgressDisplay
     _monitor: PeakMonitor
 
-    def __init__(self, config: TrainConfig | SftConfig, folder: Path, stack: ExitStack, *, resumes: bool) -> None:
+    def __init__(
+        self,
+        config: TrainConfig | SftConfig,
+        folder: Path,
+        stack: ExitStack,
+        uninterrupted: ExitStack,
+        *,
+        resumes: bool,
+    ) -> None:
         self.folder = folder
         self.begun = False  # whether the start was accepted: before, nothing is written
         self._config = config
         self._stack = stack  # closes everything that `resume` opens
+        self._uninterrupted = uninterrupted
+        self._saved = 0  # the newest checkpoint's step
+        self._step = 0  # the one that is taken
+        self._finished = False
         self._resumes = resumes  # whether the folder has a checkpoint
         self._inputs: Inputs | None = None
         self._changes: list[Change] = []  # from the run so far
@@ -127,11 +142,13 @@ class Session:
             written.
         """
         config = self._config
+        self._uninterrupted.enter_context(stops.held())  # a stop waits until it loses nothing (`_interruptible`)
         self.max_steps = max_steps
         self._checkpoints = open_checkpoints(self.folder / "checkpoints", keep=config.checkpoint.keep, like=like)
         arrays, self.start_step = restore_or_start(
             self._checkpoints, like=like, fresh=lambda: fresh(params), seed=config.seed, max_steps=max_steps
         )
+        self._saved = self.done = self.start_step
         if self.start_step:
             free(params)
         finished = 0 < self.start_step == max_steps
@@ -148,12 +165,15 @@ class Session:
         self._writer = self._stack.enter_context(writer)
         with writing_to(self.folder):
             keep_until(self.folder / EVAL_FILE, self.start_step)
+            if self.owes_evaluation():
+                drop_records(self.folder, self.start_step)
         start_log_file(self.folder)
         if not finished:
             record_start(config, self._inputs, self._changes, self.folder, step=self.start_step)
         self.begun = True
         if not finished and (accepted := [change for change in self._changes if not change.steers]):
             writer.write(self.start_step, {"accepted_changes": len(accepted)})
+        stops.note_saved(self._report())
         progress = open_progress(max_steps, start_step=self.start_step, show=config.log.progress)
         self._progress = self._stack.enter_context(progress)
         self._monitor = self._stack.enter_context(PeakMonitor())
@@ -162,6 +182,8 @@ class Session:
     def steps(self) -> Iterator[int]:
         """Yield the remaining steps, up to max_steps; times, memory peaks and compilations start from 0 in each."""
         for step in range(self.start_step + 1, self.max_steps + 1):
+            with self._interruptible():
+                self._step = step
             self._clock.reset()
             self._monitor.reset()
             self._compiled_before = self._compiles.count
@@ -171,7 +193,12 @@ class Session:
     def phase(self, name: str) -> Iterator[None]:
         """Time a phase of a step, measure its memory and show its name. The phase must end by fetching a value."""
         self._progress.phase(name)
-        with self._clock.phase(name), self._monitor.phase(name):
+        # the sync ends a step, whose metrics are still to be written
+        with (
+            self._clock.phase(name),
+            self._monitor.phase(name),
+            nullcontext() if name == "sync" else self._interruptible(),
+        ):
             yield
 
     def show_tokens(self, tokens: int) -> None:
@@ -188,6 +215,10 @@ class Session:
         """Whether to evaluate the model after a step; 0: before the first."""
         every = self._config.eval_steps
         return every > 0 and (step % every == 0 or step == self.max_steps)
+
+    def owes_evaluation(self) -> bool:
+        """Whether the step from which the run starts is to be evaluated first: at step 0, or where a stop came."""
+        return self.evaluates(self.start_step) and not is_evaluated(self.folder, self.start_step)
 
     def saves(self, step: int) -> bool:
         """Whether to save a checkpoint after a step."""
@@ -224,6 +255,7 @@ class Session:
         """Show that a step is done, and save the sampled completions for reading."""
         self._writer.samples(step, samples)
         self._progress.step(step)
+        self.done = step
 
     def peaks(self) -> dict[str, float]:
         """`memory/peak_gpu_gb/PHASE` of the step so far; {} without a GPU."""
@@ -232,6 +264,8 @@ class Session:
     def save(self, step: int, arrays: Arrays, **facts: int) -> None:
         """Write a checkpoint of everything that the next step depends on."""
         save_checkpoint(self._checkpoints, step, arrays, {"step": step, "seed": self._config.seed, **facts})
+        self._saved = step
+        stops.note_saved(self._report())
 
     def oldest_checkpoint(self) -> int:
         """Step of the oldest checkpoint from which the run may be resumed."""
@@ -246,11 +280,42 @@ class Session:
           eos_ids, about: as in `save_model`.
         """
         self._stack.close()
-        if not self._config.checkpoint.export:
-            return None
-        exported = self.folder / "final"
-        save_model(exported, model, params, tokenizer_from=tokenizer_from, eos_ids=eos_ids, about=about)
+        exported = self.folder / "final" if self._config.checkpoint.export else None
+        if exported is not None:
+            with self._interruptible():
+                save_model(exported, model, params, tokenizer_from=tokenizer_from, eos_ids=eos_ids, about=about)
+        self._finished = True
         return exported
+
+    # Stops.
+
+    def _interruptible(self) -> AbstractContextManager[None]:
+        """A block that a stop may leave at its checks: all that it computes is computed again. Not what follows a last
+        step of which there will be no checkpoint."""
+        last = self.done == self.max_steps and not self._config.checkpoint.at_end
+        return nullcontext() if last else stops.cooperative()
+
+    def save_last(self, arrays: Arrays, **facts: int) -> None:
+        """Save the last whole step, unless there is none or it is saved; for a run that stops.
+
+        Args:
+          arrays: of that step.
+        """
+        if self.done > self._saved:
+            self.save(self.done, arrays, **facts)
+
+    def _report(self) -> str:
+        """What is safe and what to do, for a run that stops now."""
+        if self._finished:
+            return "the run is finished, its files are complete"
+        config = self._config
+        name = "train" if isinstance(config, TrainConfig) else "sft"
+        command = command_again(name, sys.argv[1:], resume=config.resume)
+        if not self.begun:
+            return f"before the run began; start it again with {command}"
+        given_up = f"step {self._step} is given up, " if self._step > self.done else ""
+        kept = f"step {self._saved} is saved; resume with" if self._saved else "no step is lost; start again with"
+        return f"{given_up}{kept} {command}"
 
 
 @contextmanager
@@ -266,14 +331,24 @@ def open_session(config: TrainConfig | SftConfig) -> Iterator[Session]:
     """
     folder = Path(config.output_dir)
     setup_logging(None)
-    with sole_user(folder, "--output-dir"), ExitStack() as stack:
+    stops.limit(config.stop_grace)
+    with (
+        stops.reported(lambda: f"before the run began; nothing in {folder} has changed"),
+        sole_user(folder, "--output-dir"),
+        ExitStack() as stack,
+    ):
         new = [part for part in (folder / "checkpoints", folder / "logs") if not part.exists()]
         resumes = check_run_folder(folder, resume=config.resume)
         check_command(config, folder)
         use_compilation_cache()
-        session = Session(config, folder, stack, resumes=resumes)
+        uninterrupted = ExitStack()
+        session = Session(config, folder, stack, uninterrupted, resumes=resumes)
         try:
-            yield session
+            with stops.reported(session._report), uninterrupted:
+                yield session
+        except stops.StopRequested as stop:
+            log_to_file(str(stop))
+            raise
         except BaseException as error:
             engine_failed = folder / "logs" in new and (folder / ENGINE_LOG_FILE).exists()  # its message names its log
             if not session.begun and (is_crash(error) or engine_failed):

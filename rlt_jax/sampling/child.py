@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from rlt_jax import stops
 from rlt_jax.errors import UserError
 from rlt_jax.paths import did_you_mean
 from rlt_jax.sampling.engine import EngineCompletion, EngineDied, EngineFailed, EngineRefused, Job
@@ -29,6 +30,7 @@ log = logging.getLogger("rlt_jax")
 
 SCRIPT = Path(__file__).parent / "vllm_process" / "rlt_engine.py"
 
+POLL_SECONDS = 0.2  # between two looks at whether to stop
 KILL_SECONDS = 10  # for killed processes to disappear
 
 DEFAULTS = {  # of environment variables that vLLM and torch read when they start
@@ -76,6 +78,9 @@ class ChildEngine:
         except EngineFailed as error:
             self.close()
             raise UserError(f"the vLLM engine did not start: {error}\n{self._advice(str(error))}") from None
+        except BaseException:  # a stop, while it starts
+            self.close()
+            raise
 
     @property
     def pid(self) -> int | None:
@@ -104,6 +109,7 @@ class ChildEngine:
                 f"--sampler.python {self._python} cannot be run ({error.strerror}): {did_you_mean(self._python)}"
                 "give a Python interpreter"
             ) from None
+        stops.register_child(self._process.pid)
         self._connection = ours
         self.facts = self._call("start", self._start_args)
 
@@ -160,6 +166,7 @@ class ChildEngine:
         if self._process is not None:
             _end_group(self._process.pid)
             self._process.wait()
+            stops.unregister_child(self._process.pid)
             self._process = None
 
     def log_tail(self, lines: int = 20) -> str:
@@ -175,12 +182,15 @@ class ChildEngine:
         Raises:
           EngineDied: the pipe broke.
           EngineRefused: the engine answered with an exception.
+          StopRequested: the engine, which may still be at work, has been closed.
         """
         if self._connection is None:
             raise EngineDied(f"{method}: the engine is not running")
         try:
             self._connection.send((method, args))
             while True:
+                while not self._connection.poll(POLL_SECONDS):
+                    stops.check()
                 message = self._connection.recv()
                 if message[0] == "ok":
                     return message[1]
@@ -188,6 +198,9 @@ class ChildEngine:
                     raise EngineRefused(f"{message[1]}: {message[2]}")
                 if listen is not None:
                     listen(message)
+        except stops.StopRequested:
+            self.close()  # it would go on, and take the time and memory that saving needs
+            raise
         except (EOFError, OSError):
             code = self._exit_code()
             self.close()

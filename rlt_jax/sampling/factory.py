@@ -141,10 +141,10 @@ def running_engine(settings: SamplerSettings, *, log_file: Path) -> Iterator[Eng
         case "vllm-server":
             assert settings.sampler.url is not None  # checked by sampler_problems
             engine = ServerEngine(settings.sampler.url, allow_remote=settings.sampler.allow_remote)
-    facts = engine.facts
-    room = f", room for {facts['kv_tokens']:,} tokens" if facts["kv_tokens"] else ""
-    log.info("vLLM %s on %s%s", facts["version"], facts["device"], room)
     try:
+        facts = engine.facts
+        room = f", room for {facts['kv_tokens']:,} tokens" if facts["kv_tokens"] else ""
+        log.info("vLLM %s on %s%s", facts["version"], facts["device"], room)
         engine.sleep()
         yield engine
     finally:

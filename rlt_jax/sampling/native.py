@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlt_jax import stops
 from rlt_jax.batching import bucket_length, pad_rows
 from rlt_jax.models import Cache, Params
 from rlt_jax.sampling.base import SamplerState, check_params, check_requests, excluded_ids
@@ -291,6 +292,7 @@ class NativeSampler:
         tokens = np.full((len(seeds), params.max_tokens), EMPTY, np.int32)
         logps = np.zeros(tokens.shape, np.float32)
         for offset in range(0, params.max_tokens, self._segment):
+            stops.check()
             steps = min(self._segment, params.max_tokens - offset)
             width = _shrink(len(slots), int((~ended).sum()))
             needed = self._room(offset, params.max_tokens)

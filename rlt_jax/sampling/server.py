@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from rlt_jax import stops
 from rlt_jax.errors import UserError
 from rlt_jax.sampling.engine import EngineCompletion, EngineDied, EngineRefused, Job
 from rlt_jax.sampling.weights import Tensor, write_shared_file
@@ -44,6 +45,7 @@ NEUTRAL = {  # every sampling parameter, so that no default of the server or the
 
 TIMEOUT = httpx.Timeout(None, connect=10.0)  # seconds; a completion may take any time
 NO_REUSE = httpx.Limits(max_keepalive_connections=0)  # the server may be closing the idle connection that we would pick
+STOP_SECONDS = 0.2  # between two looks at whether to stop
 ERROR_LENGTH = 500  # most characters shown of a server's message
 
 
@@ -119,10 +121,24 @@ class ServerEngine:
                 for job in jobs:
                     group.create_task(sample(client, connections, job))
 
+        can_stop = stops.can_stop()
+
+        async def sample_until_stopped() -> None:
+            work = asyncio.ensure_future(sample_all())
+            while not (await asyncio.wait([work], timeout=STOP_SECONDS))[0]:
+                if can_stop and stops.requested() is not None:
+                    work.cancel()
+            await work
+
         try:
-            asyncio.run(sample_all())
+            with stops.held():  # an exception anywhere in the event loop would leave tracebacks
+                asyncio.run(sample_until_stopped())
         except ExceptionGroup as failures:
+            stops.check()
             raise failures.exceptions[0] from None  # the others say the same
+        except asyncio.CancelledError:
+            stops.check()
+            raise
 
     def prompt_logprobs(self, prompt_ids: np.ndarray) -> np.ndarray:
         body = self._request(prompt_ids, {"max_tokens": 1}, seed=0) | {"prompt_logprobs": 0}
@@ -264,6 +280,7 @@ def wait_until_healthy(url: str, *, seconds: float) -> None:
     """Poll a vLLM server, less and less often, until it is up; raise EngineDied if that takes longer than `seconds`."""
     deadline, pause = time.monotonic() + seconds, 0.05
     while not _is_healthy(url):
+        stops.check()
         if time.monotonic() + pause > deadline:
             raise EngineDied(f"no vLLM server answered at {url} for {seconds:g} seconds")
         time.sleep(pause)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from rlt_jax import stops
 from rlt_jax.errors import UserError
 from rlt_jax.sampling.base import Params, SamplerState, check_params, check_requests, excluded_ids
 from rlt_jax.sampling.engine import Engine, EngineCompletion, EngineFailed, Job
@@ -145,6 +146,8 @@ class VllmSampler:
             self._push(params, tensors)
         except EngineFailed as error:
             self._params = params
+            if self._is_stopping(error):
+                return
             self._recover(error)
         self._params = params
         self._failures = 0
@@ -166,7 +169,8 @@ class VllmSampler:
         try:
             self._engine.wake_weights()
         except EngineFailed as error:
-            self._recover(error)
+            if not self._is_stopping(error):
+                self._recover(error)
         self._state.asleep = False
 
     def metrics(self) -> dict[str, float]:
@@ -236,9 +240,17 @@ class VllmSampler:
             )
         log.warning("%s: continuing, as --sampler.on-mismatch is warn", message)
 
+    def _is_stopping(self, error: EngineFailed) -> bool:
+        """Whether nobody needs an engine any more: the signal that stops the run may have ended a server, too."""
+        stops.check()
+        if stops.requested() is not None:
+            log.warning("%s: not restarted, as the run is stopping", error)
+        return stops.requested() is not None
+
     def _recover(self, error: EngineFailed) -> None:
         """Restart the engine, with the weights if it had any; the caller then repeats what was lost."""
         while True:
+            stops.check()
             self._failures += 1
             if self._failures >= MAX_FAILURES:
                 raise UserError(
