@@ -57,6 +57,7 @@ def sft(config: SftConfig) -> Path:
                 batch = run.batch(step)
                 with session.phase("update"):
                     gradients, losses = run.gradients(state.params, batch)
+                    session.wait_for_save()
                     state, grad_norm = run.optimizer.apply(state, gradients)
                     free(gradients)
                     losses = jax.device_get({**losses, "grad_norm": grad_norm})

@@ -76,6 +76,7 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
 
                 with session.phase("update"):
                     gradients, losses = rlt.gradients(state.params, scored, completions, ref_logps, advantages)
+                    session.wait_for_save()
                     state, grad_norm = rlt.optimizer.apply(state, gradients)
                     free(gradients)
                     reference = rlt.move_reference(step, reference, state.params)

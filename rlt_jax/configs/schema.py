@@ -394,7 +394,26 @@ class CheckpointConfig(Settings):
 
     keep: int = 2
     """Number of newest checkpoints to keep."""
+    keep_best: str | None = None
+    """Also keep the checkpoint with the best value of this metric of the evaluation at its step, such as eval/reward;
+    names that end in loss: the lowest."""
     at_end: bool = True
     """Write a checkpoint after the last step. Off: a finished run cannot be extended from its last step."""
     export: bool = True
     """At the end, export the trained model with its tokenizer as a Hugging Face folder."""
+
+
+def checkpoint_problems(checkpoint: CheckpointConfig, *, save_steps: int, eval_steps: int) -> Iterator[str]:
+    """Invalid settings of the checkpoints, one message each."""
+    yield from count_problems({"checkpoint.keep": checkpoint.keep})
+    best, expected = checkpoint.keep_best, "a metric of the evaluation, such as eval/reward, or None"
+    yield from text_problems({"checkpoint.keep_best": (best, expected)})
+    if best is None or not best.strip():
+        return
+    if eval_steps <= 0:
+        yield f"checkpoint.keep_best={best} without evaluations: add --eval-steps, or leave it out"
+    elif save_steps > 0 and save_steps % eval_steps:
+        yield (
+            f"checkpoint.keep_best={best} needs an evaluation at every checkpoint, but save_steps={save_steps} is no "
+            f"multiple of eval_steps={eval_steps}: use --save-steps {-(-save_steps // eval_steps) * eval_steps}"
+        )

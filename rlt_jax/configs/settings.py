@@ -10,7 +10,7 @@ NO_PATHS = frozenset(
     {
         *("split", "eval_split", "heldout_split", "subset", "eval_subset", "heldout_subset", "url", "wandb_project"),
         *("question_column", "solution_column", "trace_column", "system_column", "explanation_column"),
-        *("completion_column", "answer_column", "choice_columns", "answer", "only"),
+        *("completion_column", "answer_column", "choice_columns", "answer", "only", "keep_best"),
     }
 )
 """Names of the fields whose text is no path, and is kept as it is. Every other text is a path or a name of the hub."""

@@ -21,6 +21,7 @@ from rlt_jax.configs.schema import (
     MemoryConfig,
     OptimizerConfig,
     Resume,
+    checkpoint_problems,
     data_problems,
     memory_problems,
     optimizer_problems,
@@ -135,7 +136,6 @@ def _sft_problems(config: SftConfig) -> Iterator[str]:
         "max_length": config.max_length,
         "logging_steps": config.logging_steps,
         "logprob_chunk": config.logprob_chunk,
-        "checkpoint.keep": config.checkpoint.keep,
     }
     yield from count_problems(positive)
     off_at_zero = {
@@ -155,6 +155,7 @@ def _sft_problems(config: SftConfig) -> Iterator[str]:
     yield from seed_problems(config.seed)
     yield from stop_problems(config.stop_grace)
     yield from data_problems(config.data, eval_steps=config.eval_steps)
+    yield from checkpoint_problems(config.checkpoint, save_steps=config.save_steps, eval_steps=config.eval_steps)
     yield from memory_problems(config.memory)
     yield from optimizer_problems(
         config.optimizer, learning_rate=1.0 if config.learning_rate is None else config.learning_rate

@@ -33,6 +33,7 @@ from rlt_jax.configs.schema import (
     Resume,
     RewardConfig,
     SamplerConfig,
+    checkpoint_problems,
     data_problems,
     memory_problems,
     optimizer_problems,
@@ -170,6 +171,7 @@ def _train_problems(config: TrainConfig) -> Iterator[str]:
     yield from _batch_problems(config)
     yield from _budget_problems(config)
     yield from data_problems(config.data, eval_steps=config.eval_steps)
+    yield from checkpoint_problems(config.checkpoint, save_steps=config.save_steps, eval_steps=config.eval_steps)
     yield from _sampling_problems(config)
     yield from sampler_problems(config.sampler, temperature=config.temperature)
     yield from reward_problems(config.reward)
@@ -190,7 +192,6 @@ def _number_problems(config: TrainConfig) -> Iterator[str]:
         "logging_steps": config.logging_steps,
         "loss.logprob_chunk": config.loss.logprob_chunk,
         "ref.ref_model_sync_steps": config.ref.ref_model_sync_steps,
-        "checkpoint.keep": config.checkpoint.keep,
     }
     off_at_zero = {
         "save_steps": (config.save_steps, "0 to save only at the end"),

@@ -138,7 +138,8 @@ def _host_check(ledger: Ledger, gpu: Gpu | None, host_bytes: float | None) -> Ch
 
 def _disk_checks(config: TrainConfig, ledger: Ledger, gpu: Gpu | None) -> Iterator[Check]:
     missing: Status = "problem" if gpu is not None else "warning"
-    size, count = ledger.checkpoint_bytes, config.checkpoint.keep + 1  # the oldest goes once the newest is complete
+    size = ledger.checkpoint_bytes
+    count = config.checkpoint.keep + 1 + (config.checkpoint.keep_best is not None)  # the oldest goes once the newest is
     exported = ledger.run.weight_bytes * ledger.shape.parameters if config.checkpoint.export else 0
     yield _disk_check(
         "disk for checkpoints",

@@ -135,7 +135,8 @@ def sentences(report: Report) -> tuple[list[str], list[str]]:
         + (f"{report.host_bytes / GB:.1f} GB may be used" if report.host_bytes else "give --host-gb to check it"),
         f"Pinned: {_gb(ledger.pinned_bytes)} GB of the host's"
         + (f", under {LIMIT_VARIABLE}={pool_limit_gib(ledger.pinned_bytes)} (GiB)" if ledger.pinned_bytes else ""),
-        f"Disk: a checkpoint is {_gb(ledger.checkpoint_bytes)} GB, {config.checkpoint.keep} are kept",
+        f"Disk: a checkpoint is {_gb(ledger.checkpoint_bytes)} GB, {config.checkpoint.keep} are kept"
+        + ("" if config.checkpoint.keep_best is None else f" and the best by {config.checkpoint.keep_best}"),
     ]
     if line := vllm_line(ledger):
         bottom.append(line)

@@ -16,6 +16,7 @@ class PhaseClock:
         """`now`: a clock, in seconds from any fixed point."""
         self._now = now
         self._phase: str | None = None
+        self._left_out = 0.0  # seconds of the running phase
         self.reset()
 
     def reset(self) -> None:
@@ -32,13 +33,22 @@ class PhaseClock:
         """
         if self._phase is not None:
             raise RuntimeError(f"phase {name!r} begins inside phase {self._phase!r}: phases of a step don't nest")
-        self._phase = name
+        self._phase, self._left_out = name, 0.0
         start = self._now()
         try:
             yield
         finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + self._now() - start
+            self._seconds[name] = self._seconds.get(name, 0.0) + self._now() - start - self._left_out
             self._phase = None
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave the body of the `with` out of the running phase, if any."""
+        start = self._now()
+        try:
+            yield
+        finally:
+            self._left_out += self._now() - start
 
     def metrics(self, tokens: Mapping[str, int]) -> dict[str, float]:
         """Times and speeds of the step so far.

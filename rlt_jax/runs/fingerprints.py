@@ -2,32 +2,18 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import xxhash
-
 from rlt_jax.errors import UserError
 from rlt_jax.models import find_weights, resolve_folder
+from rlt_jax.runs.checksums import checksum, file_sums
 
 PACKAGES = ("rlt_jax", "jax", "jaxlib", "transformers", "tokenizers")  # whose versions may change what is measured
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
     *("merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json", "generation_config.json"),
 )
-
-_CHUNK = 16 * 2**20  # bytes read at a time
-_THREADS = 4
-
-
-def file_checksum(path: Path) -> str:
-    """XXH3 of a file's bytes, 128 bits as hexadecimal digits: notices any accident, but no forger."""
-    digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(_CHUNK))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
 
 
 def model_fingerprints(models: Mapping[str, str]) -> dict[str, str]:
@@ -66,9 +52,8 @@ def _version(package: str) -> str:
 def _fingerprint(files: Iterable[Path]) -> str:
     files = list(files)
     try:
-        with ThreadPoolExecutor(_THREADS) as pool:
-            sums = list(pool.map(file_checksum, files))
+        sums = file_sums(files)
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}): copy the model again") from None
-    text = json.dumps([(file.name, checksum) for file, checksum in zip(files, sums)])
-    return f"{len(files)} files {xxhash.xxh3_128_hexdigest(text.encode())[:16]}"
+    text = json.dumps([(file.name, found.checksum) for file, found in zip(files, sums)])
+    return f"{len(files)} files {checksum(text.encode())[:16]}"

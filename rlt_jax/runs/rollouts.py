@@ -22,6 +22,7 @@ from rlt_jax.models import Params
 from rlt_jax.report.folder import writing_to
 from rlt_jax.report.owner import remove_empty
 from rlt_jax.report.partial_file import fingerprint
+from rlt_jax.runs.manifest import sync_folder
 from rlt_jax.types import Completion, Request
 
 FOLDER = "rollouts"  # in the run folder
@@ -95,7 +96,7 @@ def write_rollout(path: Path, completions: Sequence[Completion], *, key: str) ->
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def read_rollout(path: Path, *, key: str | None = None) -> list[Completion] | None:
@@ -126,12 +127,3 @@ def _checksum(arrays: dict[str, np.ndarray]) -> str:
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape} ".encode())
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a new name in a folder survive a crash of the machine."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,6 +18,7 @@ import errno
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
@@ -32,6 +33,7 @@ from rlt_jax.device.jax_setup import CompileCounter, use_compilation_cache
 from rlt_jax.device.monitor import PeakMonitor, memory_metrics
 from rlt_jax.device.placement import free
 from rlt_jax.errors import UserError
+from rlt_jax.finite import NotFinite
 from rlt_jax.models import Model, Params, save_model
 from rlt_jax.report.folder import writing_to
 from rlt_jax.report.log import ENGINE_LOG_FILE, log_to_file, setup_logging, start_log_file
@@ -39,7 +41,15 @@ from rlt_jax.report.owner import FOLDER_LOCK, remove_empty, sole_user
 from rlt_jax.report.progress import ProgressDisplay, open_progress
 from rlt_jax.report.timing import PhaseClock
 from rlt_jax.report.writer import COMPLETIONS_FILE, METRICS_FILE, Writer, keep_until, open_writer, read_lines
-from rlt_jax.runs.checkpoint import Arrays, CheckpointManager, open_checkpoints, restore_checkpoint, save_checkpoint
+from rlt_jax.runs.checkpoint import (
+    Arrays,
+    Checkpoints,
+    check_metric,
+    checkpoint_steps,
+    damaged_checkpoints,
+    metrics_of,
+    open_checkpoints,
+)
 from rlt_jax.runs.evaluation import EVAL_FILE, drop_records, is_evaluated, write_records
 from rlt_jax.runs.resume import (
     CHANGES_FILE,
@@ -65,7 +75,7 @@ class Session:
     done: int  # the last whole step
     max_steps: int
 
-    _checkpoints: CheckpointManager
+    _checkpoints: Checkpoints
     _writer: Writer
     _progress: ProgressDisplay
     _monitor: PeakMonitor
@@ -94,6 +104,8 @@ class Session:
         self._clock = PhaseClock()
         self._compiles = CompileCounter()
         self._compiled_before = 0
+        self._held_up = 0.0  # seconds by saves since the last line of metrics
+        self._evaluation: tuple[int, Mapping[str, float]] = (-1, {})  # step and metrics of the last one
         if resumes:
             self._changes = changed_settings(config, folder)
             # another place is no change if the same is found there, which `compare_inputs` sees
@@ -138,13 +150,14 @@ class Session:
           fresh: makes the initial arrays from `params`.
           max_steps: steps of the whole run.
         Raises:
-          UserError: the checkpoint is damaged or not of this run (see `restore_checkpoint`), or the folder cannot be
-            written.
+          UserError: no checkpoint is whole, or it is not of this run (see `Checkpoints.restore`), or the folder cannot
+            be written.
         """
         config = self._config
         self._uninterrupted.enter_context(stops.held())  # a stop waits until it loses nothing (`_interruptible`)
         self.max_steps = max_steps
-        self._checkpoints = open_checkpoints(self.folder / "checkpoints", keep=config.checkpoint.keep, like=like)
+        keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
+        self._checkpoints = open_checkpoints(self.folder / "checkpoints", keep=keep, keep_best=keep_best)
         arrays, self.start_step = restore_or_start(
             self._checkpoints, like=like, fresh=lambda: fresh(params), seed=config.seed, max_steps=max_steps
         )
@@ -174,6 +187,7 @@ class Session:
         if not finished and (accepted := [change for change in self._changes if not change.steers]):
             writer.write(self.start_step, {"accepted_changes": len(accepted)})
         stops.note_saved(self._report())
+        self._stack.push(self._end_saving)
         progress = open_progress(max_steps, start_step=self.start_step, show=config.log.progress)
         self._progress = self._stack.enter_context(progress)
         self._monitor = self._stack.enter_context(PeakMonitor())
@@ -239,11 +253,14 @@ class Session:
         if compiled:
             log.info("step %d compiled or fetched %d programs", step, compiled)
         times, memory = self._clock.metrics(tokens), memory_metrics() | self._monitor.metrics()
-        self.write(step, {**metrics, **times, **memory, "compilations": compiled})
+        self.write(step, {**metrics, **times, **memory, **self._save_metrics(), "compilations": compiled})
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write and show the given metrics, and no others."""
         self._writer.write(step, metrics)
+        if any(name.startswith("eval/") for name in metrics):
+            check_metric(self._config.checkpoint.keep_best, metrics)
+            self._evaluation = (step, metrics)
         self._progress.log(step, metrics)
 
     def write_evaluation(self, step: int, metrics: Mapping[str, float], records: Sequence[Mapping[str, float]]) -> None:
@@ -262,23 +279,71 @@ class Session:
         return self._monitor.metrics()
 
     def save(self, step: int, arrays: Arrays, **facts: int) -> None:
-        """Write a checkpoint of everything that the next step depends on."""
-        save_checkpoint(self._checkpoints, step, arrays, {"step": step, "seed": self._config.seed, **facts})
+        """Start to write a checkpoint of everything that the next step depends on.
+
+        It is read where it lies, while the next step generates and scores: call `wait_for_save` before anything donates
+        or frees the arrays. That of the last step is whole on return.
+        """
+        evaluated, metrics = self._evaluation
+        metric = metrics.get(self._config.checkpoint.keep_best or "") if evaluated == step else None
+        self.wait_for_save()  # a save in progress
+        self._checkpoints.save(step, arrays, {"seed": self._config.seed, **facts}, metric=metric)
         self._saved = step
         stops.note_saved(self._report())
+        if step == self.max_steps:
+            self.wait_for_save()
 
     def oldest_checkpoint(self) -> int:
-        """Step of the oldest checkpoint from which the run may be resumed."""
-        return min(self._checkpoints.all_steps(), default=0)
+        """Step of the oldest of the newest checkpoints, from which the run may be resumed; 0 without one."""
+        steps = checkpoint_steps(self._checkpoints.folder)
+        return min(sorted(steps)[-self._config.checkpoint.keep :], default=0)
+
+    def wait_for_save(self) -> None:
+        """Wait until the checkpoint being written, if any, is whole. The running phase is not charged for it.
+
+        Raises:
+          UserError: it could not be written, or holds numbers that are not finite.
+        """
+        if not self._checkpoints.saving:
+            return
+        start = time.perf_counter()
+        try:
+            with self._clock.pause():
+                self._checkpoints.wait()
+        except NotFinite as error:
+            raise UserError(
+                f"expected finite numbers, but {error.culprit} of the state to be saved holds an infinity or a NaN: no "
+                f"checkpoint of it is written, {self._checkpoints.folder} holds those of earlier steps: lower "
+                "--learning-rate, or look for what went wrong in metrics.jsonl"
+            ) from error
+        self._held_up += time.perf_counter() - start
+
+    def _save_metrics(self) -> dict[str, float]:
+        """What saving cost since the last line of metrics; {} without a save."""
+        saved, self._checkpoints.last_saved = self._checkpoints.last_saved, None
+        held_up, self._held_up = self._held_up, 0.0
+        return {} if saved is None else {"seconds/save": held_up, **metrics_of(saved)}
+
+    def _end_saving(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Wait for a save in progress when the session is left: it reads arrays that what follows may free."""
+        try:
+            self.wait_for_save()
+        except UserError as failure:
+            if error is None:
+                raise
+            log.error("%s", failure)
 
     def finish(
         self, model: Model, params: Params, *, tokenizer_from: str, eos_ids: Sequence[int], about: Mapping[str, str]
     ) -> Path | None:
-        """Close all files and export the model, unless the configuration disables it; returns the model's folder.
+        """Wait for the last checkpoint, close all files and export the model, unless the configuration disables it.
+
+        Returns the model's folder.
 
         Args:
           eos_ids, about: as in `save_model`.
         """
+        self.wait_for_save()
         self._stack.close()
         exported = self.folder / "final" if self._config.checkpoint.export else None
         if exported is not None:
@@ -372,11 +437,11 @@ def check_run_folder(folder: Path, *, resume: Resume) -> bool:
 
     Raises:
       UserError: it cannot be read; `resume="must"` and it holds no checkpoint; `resume="never"` and it holds anything
-        but logs.
+        but logs; all that it holds are damaged ones that were set aside.
     """
     checkpoints = folder / "checkpoints"
     try:
-        has_checkpoint = checkpoints.is_dir() and any(child.name.isdigit() for child in checkpoints.iterdir())
+        has_checkpoint, damaged = bool(checkpoint_steps(checkpoints)), damaged_checkpoints(checkpoints)
         held = {child.name for child in folder.iterdir()} if folder.is_dir() else set()
     except OSError as error:
         raise UserError(f"--output-dir {folder} cannot be used ({error.strerror}): choose another folder") from None
@@ -384,6 +449,11 @@ def check_run_folder(folder: Path, *, resume: Resume) -> bool:
         raise UserError(f"--resume must: no checkpoint under {checkpoints}: start without it, or check --output-dir")
     if resume == "never" and held - {"logs", FOLDER_LOCK}:
         raise UserError(f"--resume never: {folder} is not empty: choose another --output-dir, or delete it")
+    if resume == "auto" and not has_checkpoint and damaged:
+        raise UserError(
+            f"{checkpoints} holds no whole checkpoint, but damaged ones ({', '.join(damaged)}): put a whole one back "
+            "from a copy, or choose another --output-dir to start over"
+        )
     if resume == "auto" and not has_checkpoint and METRICS_FILE in held:
         log.warning("%s holds a run without a checkpoint: starting over, its metrics are replaced", folder)
     return has_checkpoint
@@ -399,16 +469,16 @@ def check_files(folder: Path) -> None:
 
 
 def restore_or_start(
-    checkpoints: CheckpointManager, *, like: Arrays, fresh: Callable[[], Arrays], seed: int, max_steps: int
+    checkpoints: Checkpoints, *, like: Arrays, fresh: Callable[[], Arrays], seed: int, max_steps: int
 ) -> tuple[Arrays, int]:
-    """(arrays of the newest checkpoint, its step), or (fresh arrays, 0) if there is no checkpoint yet.
+    """(arrays of the newest whole checkpoint, its step), or (fresh arrays, 0) if there is no checkpoint yet.
 
     Raises:
-      UserError: the checkpoint is damaged or not of this run (see `restore_checkpoint`).
+      UserError: none is whole, or it is not of this run (see `Checkpoints.restore`).
     """
-    if checkpoints.latest_step() is None:
+    if not checkpoints.steps():
         return fresh(), 0
-    arrays, facts = restore_checkpoint(checkpoints, like, seed=seed, max_steps=max_steps)
+    arrays, facts, _ = checkpoints.restore(like, seed=seed, max_steps=max_steps)
     log.info("resuming from step %d", facts["step"])
     if facts["step"] == max_steps:
         log.info("the run is finished: raise --max-steps to train longer, or choose another --output-dir")

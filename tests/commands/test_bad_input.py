@@ -27,7 +27,7 @@ from rlt_jax.learner.state import init_state
 from rlt_jax.models import load_model
 from rlt_jax.report.owner import sole_user, sole_writer
 from rlt_jax.runs.chat_format import chat_format_of
-from rlt_jax.runs.checkpoint import open_checkpoints, save_checkpoint
+from rlt_jax.runs.checkpoint import open_checkpoints
 from rlt_jax.runs.resume import models_of, record_start, run_inputs
 from rlt_jax.runs.setup import load_split_rows
 
@@ -114,9 +114,9 @@ def write_run(folder: Path, teacher: Path) -> Path:
     tiny = PRESETS["tiny"]
     optimizer, _ = make_optimizer(learning_rate=tiny.learning_rate, max_steps=4, **asdict(tiny.optimizer))
     _, reference = load_model(teacher, dtype="float32")
-    manager = open_checkpoints(folder / "checkpoints", keep=2)
-    save_checkpoint(manager, 2, (init_state(params, optimizer), reference), {"step": 2, "seed": 42})
-    manager.close()
+    checkpoints = open_checkpoints(folder / "checkpoints", keep=2)
+    checkpoints.save(2, (init_state(params, optimizer), reference), {"seed": 42})
+    checkpoints.wait()
     return folder
 
 
@@ -501,16 +501,28 @@ RESUMES = {
     "arrays lost": (
         [],
         lambda run: shutil.rmtree(run / "checkpoints" / "2" / "arrays"),
-        [
-            "expected a whole checkpoint, but it cannot be read",
-            "delete this folder to resume from the checkpoint before",
-        ],
+        ["expected a whole checkpoint, but none of 1 is: 2: arrays/000/", " is missing put back what is missing or"],
     ),
-    "arrays cut short": ([], cut_checkpoint, ["expected a whole checkpoint, but it cannot be read"]),
+    "arrays cut short": ([], cut_checkpoint, ["none of 1 is: 2: arrays/000/", " has 0 bytes instead of "]),
     "empty checkpoint": (
         [],
         lambda run: [shutil.rmtree(run / "checkpoints" / "2"), (run / "checkpoints" / "2").mkdir()],
-        ["expected a whole checkpoint, but it cannot be read"],
+        ["none of 1 is: 2: manifest.json is missing"],
+    ),
+    "a file in a checkpoint's place": (
+        [],
+        lambda run: [shutil.rmtree(run / "checkpoints" / "2"), (run / "checkpoints" / "2").write_text("")],
+        ["none of 1 is: 2: it is a file, not a folder"],
+    ),
+    "a checkpoint of an older version": (
+        [],
+        lambda run: [(run / "checkpoints" / "2" / "facts").mkdir(), (run / "checkpoints/2/manifest.json").unlink()],
+        ["checkpoints/2: expected a checkpoint with checksums, but it was written by an older version of rlt_jax"],
+    ),
+    "only a damaged one that was set aside": (
+        [],
+        lambda run: (run / "checkpoints" / "2").rename(run / "checkpoints" / "damaged-2"),
+        ["holds no whole checkpoint, but damaged ones (damaged-2): put a whole one back from a copy, or choose"],
     ),
 }
 

@@ -42,7 +42,9 @@ METRICS = (  # of every training line, beside the components
 COMPARED = (  # log-probs of sampler and policy
     *("sampler_logp_diff", "sampler_logp_diff_max", "importance_ratio", "importance_ratio_max", "importance_capped"),
 )
-TIMES = ("time", "seconds/", "tokens_per_second/", "memory/", "compilations")  # what may differ between equal runs
+TIMES = (  # what may differ between equal runs
+    *("time", "seconds/", "tokens_per_second/", "memory/", "checkpoint/", "compilations"),
+)
 
 
 def lines(path: Path) -> list[dict]:
@@ -59,9 +61,9 @@ def without_times(records: list[dict]) -> list[dict]:
 
 def checkpoint(run_dir: Path, step: int) -> list[np.ndarray]:
     """All arrays of a checkpoint: policy, its low halves, moments, reference."""
-    with ocp.CheckpointManager(run_dir.resolve() / "checkpoints") as manager:
-        items = manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore()))
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(items["arrays"])]
+    parts = sorted((run_dir.resolve() / "checkpoints" / str(step) / "arrays").iterdir())
+    read = [ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(part) for part in parts]
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(read)]
 
 
 def assert_same_run(ours: Path, theirs: Path, last: int) -> None:

@@ -179,6 +179,6 @@ def test_settings_of_any_class(tmp_path):
 def test_yaml_keeps_the_order_of_the_schema_and_every_field():
     lines = config_yaml(PRESETS["tiny"]).splitlines()
     assert lines[0] == "preset: tiny"
-    assert lines[-3:] == ["  keep: 2", "  at_end: true", "  export: true"]
+    assert lines[-4:] == ["  keep: 2", "  keep_best: null", "  at_end: true", "  export: true"]
     assert "  reduction_kl: [mean, max]" in lines
     assert f"teacher: {Path(PRESETS['tiny'].teacher)}" in lines

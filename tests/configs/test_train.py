@@ -221,6 +221,11 @@ NESTED = [
     ),
     ("log", {"wandb_project": ""}, "log.wandb_project is empty: expected the name of a project"),
     ("checkpoint", {"keep": 0}, "checkpoint.keep=0: expected a positive whole number"),
+    (
+        "checkpoint",
+        {"keep_best": " "},
+        "checkpoint.keep_best is empty: expected a metric of the evaluation, such as eval/reward, or None",
+    ),
 ]
 
 
@@ -250,6 +255,29 @@ def test_refused_section_values(section, changes, message):
         "checkpoint": BASE.checkpoint,
     }
     assert message_of(replace(BASE, **{section: replace(sections[section], **changes)})) == message
+
+
+@pytest.mark.parametrize(
+    ("eval_steps", "save_steps", "message"),
+    [
+        (0, 25, "checkpoint.keep_best=eval/reward without evaluations: add --eval-steps, or leave it out"),
+        (
+            10,
+            25,
+            "checkpoint.keep_best=eval/reward needs an evaluation at every checkpoint, but save_steps=25 is no multiple "
+            "of eval_steps=10: use --save-steps 30",
+        ),
+        (10, 30, None),
+        (10, 0, None),
+    ],
+)
+def test_the_best_checkpoint_needs_an_evaluation_of_each(eval_steps, save_steps, message):
+    config = replace(PRESETS["tiny"], eval_steps=eval_steps, save_steps=save_steps)
+    config = replace(config, checkpoint=replace(config.checkpoint, keep_best="eval/reward"))
+    if message is None:
+        check_config(config)
+    else:
+        assert message_of(config) == message
 
 
 def test_all_problems_are_reported_at_once():

@@ -22,7 +22,7 @@ from rlt_jax.learner.optimizer import make_apply, make_optimizer
 from rlt_jax.learner.state import init_state, join_master
 from rlt_jax.learner.step import zero_gradients
 from rlt_jax.models import ModelConfig, build_model
-from rlt_jax.runs.checkpoint import open_checkpoints, restore_checkpoint, save_checkpoint
+from rlt_jax.runs.checkpoint import open_checkpoints
 
 SHAPES = {  # a layer has 449 parameters; embedding and head are cut into 18 rows each
     "embed_tokens": {"weight": (54, 24)},
@@ -253,13 +253,14 @@ def test_a_restored_run_resumes_bit_for_bit(tmp_path, moments):
     _, host_apply = optimizers()
     params = weights("bfloat16")
     arrays = steps(params, init_host_state(params, moments=moments), range(3))
-    manager = open_checkpoints(tmp_path, keep=1)
-    save_checkpoint(manager, 3, arrays, {"step": 3, "seed": 0})
+    checkpoints = open_checkpoints(tmp_path, keep=1)
+    checkpoints.save(3, arrays, {"seed": 0})
+    checkpoints.wait()
     straight = steps(*arrays, range(3, 6))
 
     like = weights("bfloat16")
     like = like, host_state_shapes(like, moments=moments)
-    (params, state), _ = restore_checkpoint(manager, like, seed=0, max_steps=6)
+    (params, state), *_ = checkpoints.restore(like, seed=0, max_steps=6)
     assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.shards)} == {"pinned_host"}
     assert_same_bits(steps(params, state, range(3, 6)), straight)
 

@@ -35,6 +35,19 @@ def test_phases_add_up_and_the_step_counts_what_lies_between(seconds):
     }
 
 
+def test_a_pause_is_left_out_of_its_phase_alone(seconds):
+    clock = PhaseClock(seconds)
+    with clock.pause():
+        seconds.now += 8.0
+    for _ in range(2):
+        with clock.phase("update"):
+            seconds.now += 1.0
+            with clock.pause():
+                seconds.now += 5.0
+            seconds.now += 2.0
+    assert clock.metrics({}) == {"seconds/update": 6.0, "seconds/step": 24.0}
+
+
 def test_reset_starts_a_new_step(seconds):
     clock = PhaseClock(seconds)
     with clock.phase("generate"):

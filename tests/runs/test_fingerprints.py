@@ -4,10 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import xxhash
 
 from rlt_jax.errors import UserError
-from rlt_jax.runs.fingerprints import file_checksum, model_fingerprints, version_fingerprints
+from rlt_jax.runs.fingerprints import model_fingerprints, version_fingerprints
 
 
 def flip(file: Path) -> None:
@@ -42,12 +41,6 @@ def test_a_models_fingerprints_are_those_of_its_files(tmp_path, golden):
 def test_a_model_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(UserError):
         model_fingerprints({"teacher": str(tmp_path / "none")})
-
-
-def test_checksums_of_large_files_are_of_all_their_bytes(tmp_path):
-    data = bytes(range(256)) * (17 * 4096)  # more than is read at a time
-    (tmp_path / "file").write_bytes(data)
-    assert file_checksum(tmp_path / "file") == xxhash.xxh3_128_hexdigest(data)
 
 
 def test_versions_are_those_that_are_installed():
