@@ -136,7 +136,9 @@ def score_records(
     """Score rows together; yields each with its reward and its line of config.out."""
     if not pairs:
         return
-    rewards = scorer.score(teacher_params, (), [row for _, row in pairs], batch_size=batch_size).rewards
+    numbers = [explained.row.number for explained, _ in pairs]
+    scored = scorer.score(teacher_params, (), [row for _, row in pairs], batch_size=batch_size, numbers=numbers)
+    rewards = scored.rewards
     for i, (explained, row) in enumerate(pairs):
         record = {
             "row": explained.row.number,

@@ -14,6 +14,7 @@ from rlt_jax.configs import SftConfig, check_sft_config, parse_command, run_or_p
 from rlt_jax.device.backoff import explain_out_of_memory
 from rlt_jax.device.placement import free
 from rlt_jax.errors import UserError, command
+from rlt_jax.finite import NotFinite
 from rlt_jax.learner.state import TrainState
 from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.machine import on_this_machine
@@ -55,16 +56,20 @@ def sft(config: SftConfig) -> Path:
 
             for step in session.steps():
                 batch = run.batch(step)
-                with session.phase("update"):
-                    gradients, losses = run.gradients(state.params, batch)
-                    session.wait_for_save()
-                    state, grad_norm = run.optimizer.apply(state, gradients)
-                    free(gradients)
-                    losses = jax.device_get({**losses, "grad_norm": grad_norm})
-
-                if session.logs(step):
-                    metrics = {**losses, "learning_rate": run.optimizer.learning_rate(step - 1)}
-                    session.log(step, metrics, tokens={"update": sum(len(example.ids) for example in batch)})
+                try:
+                    with session.phase("update"):
+                        gradients, losses = run.gradients(state.params, batch)
+                        session.wait_for_save()
+                        state, grad_norm = run.optimizer.apply(state, gradients)
+                        free(gradients)
+                        losses = jax.device_get({**losses, "grad_norm": grad_norm})
+                except NotFinite as fault:  # nothing has changed yet
+                    session.skip(step, fault, run.evidence(step, batch), state.params)
+                else:
+                    if session.logs(step):
+                        rate = run.optimizer.learning_rate(step - 1 - session.skipped_steps)
+                        metrics = {**losses, "learning_rate": rate, "skipped_steps": session.skipped_steps}
+                        session.log(step, metrics, tokens={"update": sum(len(example.ids) for example in batch)})
                 session.end_step(step)
                 if session.evaluates(step) and run.held_out:
                     evaluate(session, run, state, step=step)

@@ -8,6 +8,8 @@ Departures from the original:
 - Pads of a row without EOS are not trained on, and a group of equal rewards gets advantages of exactly 0.
 """
 
+import logging
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +19,11 @@ import jax
 from rlt_jax.configs import TrainConfig, check_config, parse_train_args, run_or_print
 from rlt_jax.device.placement import free
 from rlt_jax.errors import command
+from rlt_jax.finite import NotFinite
 from rlt_jax.models import Params
 from rlt_jax.report.curves import draw_curves
 from rlt_jax.report.paired import print_summary
-from rlt_jax.report.writer import COMPLETIONS_FILE, METRICS_FILE
+from rlt_jax.report.writer import COMPLETIONS_FILE, METRICS_FILE, read_lines
 from rlt_jax.rewards.records import rollout_metrics
 from rlt_jax.rewards.rlt import RewardFn
 from rlt_jax.rewards.scorer import Scored
@@ -33,6 +36,8 @@ from rlt_jax.runs.session import Session, open_session
 from rlt_jax.sampling.base import Sampler
 from rlt_jax.stops import StopRequested
 from rlt_jax.types import Completion
+
+log = logging.getLogger("rlt_jax")
 
 
 def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
@@ -54,6 +59,7 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
         state, reference = session.resume(
             rlt.params, like=rlt.state_like(), fresh=rlt.fresh_state, max_steps=config.max_steps
         )
+        rlt.watch.restore(read_lines(session.folder / METRICS_FILE))
         sampler = rlt.open_sampler(state.params, version=session.start_step)
         try:
             if session.owes_evaluation():
@@ -69,29 +75,30 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
                     completions = [completion for group in groups for completion in group]
                     prompts = [prompt for prompt in prompts for _ in range(config.num_generations)]
 
-                with session.phase("score"):
-                    scored = rlt.score(state.params, reference, prompts, completions)
-                    ref_logps = rlt.reference_logprobs(reference, scored)
-                    advantages = rlt.advantages(scored)
+                losses = None
+                try:
+                    with session.phase("score"):
+                        scored = rlt.score(state.params, reference, prompts, completions)
+                        ref_logps = rlt.reference_logprobs(reference, scored)
+                        advantages = rlt.advantages(scored)
 
-                with session.phase("update"):
-                    gradients, losses = rlt.gradients(state.params, scored, completions, ref_logps, advantages)
-                    session.wait_for_save()
-                    state, grad_norm = rlt.optimizer.apply(state, gradients)
-                    free(gradients)
-                    reference = rlt.move_reference(step, reference, state.params)
-                    losses = jax.device_get({**losses, "grad_norm": grad_norm})
+                    with session.phase("update"):
+                        gradients, losses = rlt.gradients(state.params, scored, completions, ref_logps, advantages)
+                        session.wait_for_save()  # it reads what is donated now
+                        state, grad_norm = rlt.optimizer.apply(state, gradients)
+                        free(gradients)
+                        reference = rlt.move_reference(step, reference, state.params)
+                        losses = jax.device_get({**losses, "grad_norm": grad_norm})
+                except NotFinite as fault:  # nothing has changed yet
+                    session.skip(step, fault, rlt.evidence(prompts, completions), (state.params, reference))
 
                 with session.phase("sync"):
                     sampler.wake()
                     sampler.set_weights(state.params, step)
 
-                rlt.watch_memory(session.peaks(), compare=step == session.start_step + 1)
-                rlt.watch_matches(scored, completions, step=step)
-                rlt.watch_spread(scored, step=step)
-                if session.logs(step):
-                    log_step(session, rlt, sampler, scored, completions, losses, step=step)
-                session.end_step(step, rlt.samples(step, scored, completions))
+                if losses is not None:
+                    report(session, rlt, sampler, scored, completions, losses, step=step)
+                session.end_step(step)
                 if session.evaluates(step):
                     evaluate(session, rlt, sampler, state.params, reference, step=step)
                 if session.saves(step):
@@ -112,16 +119,23 @@ def evaluate(session: Session, rlt: Rlt, sampler: Sampler, policy: Params, refer
         drawn = rlt.generate(sampler, requests, policy, name=f"{step}-eval", on_progress=session.show_tokens)
         completions = [completion for (completion,) in drawn]
         sampler.sleep()
-    with session.phase("score"):
-        scored = rlt.score(policy, reference, rlt.eval_prompts, completions)
+    scored = None
+    try:
+        with session.phase("score"):
+            scored = rlt.score(policy, reference, rlt.eval_prompts, completions)
+    except NotFinite as fault:
+        log.warning("the evaluation of step %d has no result: %s", step, fault.culprit)
     with session.phase("sync"):
         sampler.wake()
         sampler.set_weights(policy, step)
+    if scored is None:
+        session.write(step, {"eval/reward": math.nan})
+        return
     rlt.watch_matches(scored, completions, step=step)
     session.write_evaluation(step, *evaluation_results(scored, completions, rlt.chat))
 
 
-def log_step(
+def report(
     session: Session,
     rlt: Rlt,
     sampler: Sampler,
@@ -131,9 +145,16 @@ def log_step(
     *,
     step: int,
 ) -> None:
-    """Write the metrics of a step."""
+    """Warn of what looks wrong in a step; write its metrics, and some of its completions for reading."""
+    rlt.watch_memory(session.peaks(), compare=step == session.start_step + 1)
+    rlt.watch_matches(scored, completions, step=step)
+    session.write_samples(step, rlt.samples(step, scored, completions))
+    if not session.logs(step):
+        return
     metrics = rollout_metrics(scored, completions, rlt.chat, num_generations=rlt.config.num_generations)
-    metrics |= {**losses, "learning_rate": rlt.optimizer.learning_rate(step - 1), **sampler.metrics()}
+    rate = rlt.optimizer.learning_rate(step - 1 - session.skipped_steps)
+    metrics |= {**losses, "learning_rate": rate, **sampler.metrics(), "skipped_steps": session.skipped_steps}
+    metrics |= rlt.alarms(metrics, step=step)
     tokens = {  # teacher and reference both score the teacher's sequence
         "generate": sum(len(completion.token_ids) for completion in completions),
         "score": sum(2 * len(row.teacher_ids) + len(row.student_ids) for row in scored.rows),

@@ -13,7 +13,7 @@ import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from rlt_jax.configs import PRESETS, TrainConfig, presets, schema, train
+from rlt_jax.configs import PRESETS, TrainConfig, numbers, presets, schema, train
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 PACKAGE_PARENT = str(Path(presets.__file__).resolve().parents[2]) + "/"
@@ -23,7 +23,7 @@ NAMES = {int: "whole number", float: "number", str: "text", bool: "on or off"}
 def field_docs() -> dict[str, dict[str, str]]:
     """Class name -> field name -> the docstring below the field in the schema."""
     docs: dict[str, dict[str, str]] = {}
-    for node in [*ast.parse(inspect.getsource(schema)).body, *ast.parse(inspect.getsource(train)).body]:
+    for node in [node for module in (schema, numbers, train) for node in ast.parse(inspect.getsource(module)).body]:
         if isinstance(node, ast.ClassDef):
             docs[node.name] = {
                 field.target.id: str(text.value.value)

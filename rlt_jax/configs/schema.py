@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlt_jax.configs.checks import column_problems, count_problems, same_path, text_problems
+from rlt_jax.configs.numbers import overflow_problems
 from rlt_jax.configs.resume import MayChange, Steers
 from rlt_jax.configs.settings import Settings
 from rlt_jax.types import Dtype, Normalization, Reduction, SamplerKind, StudentTokens, TagFormat
@@ -334,6 +335,7 @@ def optimizer_problems(optimizer: OptimizerConfig, *, learning_rate: float) -> I
         yield f"optimizer.weight_decay={optimizer.weight_decay:g}: expected 0 or a positive number"
     if not 0 <= optimizer.warmup_ratio <= 1:
         yield f"optimizer.warmup_ratio={optimizer.warmup_ratio:g}: expected a share of max_steps, from 0 to 1"
+    yield from overflow_problems(optimizer, learning_rate=learning_rate)
 
 
 @dataclass(frozen=True, kw_only=True)

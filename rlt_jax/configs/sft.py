@@ -13,6 +13,7 @@ from rlt_jax.configs.checks import (
     stop_problems,
     text_problems,
 )
+from rlt_jax.configs.numbers import ChecksConfig, number_problems
 from rlt_jax.configs.resume import MayChange, Steers
 from rlt_jax.configs.schema import (
     CheckpointConfig,
@@ -108,6 +109,8 @@ class SftConfig(Settings):
     """What the run writes and shows besides metrics.jsonl and logs/training.log."""
     checkpoint: MayChange[CheckpointConfig] = CheckpointConfig()
     """Which checkpoints the run saves, and whether it exports the model."""
+    checks: MayChange[ChecksConfig] = ChecksConfig()
+    """What happens to a step with numbers that are not finite."""
 
 
 def check_sft_config(config: SftConfig) -> None:
@@ -157,6 +160,7 @@ def _sft_problems(config: SftConfig) -> Iterator[str]:
     yield from data_problems(config.data, eval_steps=config.eval_steps)
     yield from checkpoint_problems(config.checkpoint, save_steps=config.save_steps, eval_steps=config.eval_steps)
     yield from memory_problems(config.memory)
+    yield from number_problems(config.checks)
     yield from optimizer_problems(
         config.optimizer, learning_rate=1.0 if config.learning_rate is None else config.learning_rate
     )

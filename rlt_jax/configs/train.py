@@ -21,6 +21,7 @@ from rlt_jax.configs.checks import (
     text_problems,
     vllm_share_problems,
 )
+from rlt_jax.configs.numbers import AlarmsConfig, ChecksConfig, number_problems
 from rlt_jax.configs.resume import MayChange, Steers
 from rlt_jax.configs.schema import (
     CheckpointConfig,
@@ -125,6 +126,10 @@ class TrainConfig(Settings):
     """What the run writes and shows besides metrics.jsonl and logs/training.log."""
     checkpoint: MayChange[CheckpointConfig] = CheckpointConfig()
     """Which checkpoints the run saves, and whether it exports the model."""
+    checks: MayChange[ChecksConfig] = ChecksConfig()
+    """What happens to a step with numbers that are not finite."""
+    alarms: MayChange[AlarmsConfig] = AlarmsConfig()
+    """Limits of metrics beyond which the log warns. None switches an alarm off."""
 
     @property
     def questions_per_step(self) -> int:
@@ -177,6 +182,7 @@ def _train_problems(config: TrainConfig) -> Iterator[str]:
     yield from reward_problems(config.reward)
     yield from optimizer_problems(config.optimizer, learning_rate=config.learning_rate)
     yield from _objective_problems(config)
+    yield from number_problems(config.checks, config.alarms)
 
 
 def _number_problems(config: TrainConfig) -> Iterator[str]:

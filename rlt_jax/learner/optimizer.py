@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from rlt_jax.configs import MemoryConfig, OptimizerConfig
+from rlt_jax.configs.numbers import update_bound
 from rlt_jax.device.placement import device_memory
 from rlt_jax.learner.host_adamw import host_state_shapes, init_host_state, make_host_apply
 from rlt_jax.learner.state import TrainState, init_state, join_master, split_master
@@ -22,7 +23,8 @@ class Optimizer(NamedTuple):
     like: Callable[[Params], TrainState]  # shapes and shardings of a state, to restore a checkpoint into
     apply: Callable[[TrainState, Params], tuple[TrainState, jax.Array]]
     """(state, gradients) -> (new state, global gradient norm f32[] before clipping). The state is donated."""
-    learning_rate: optax.Schedule  # by step, counted from 0
+    learning_rate: optax.Schedule  # by number of updates before
+    bound: Callable[[float], float]  # the largest weight -> upper bound of all numbers of an update
 
 
 def open_optimizer(config: OptimizerConfig, memory: MemoryConfig, *, learning_rate: float, max_steps: int) -> Optimizer:
@@ -34,6 +36,10 @@ def open_optimizer(config: OptimizerConfig, memory: MemoryConfig, *, learning_ra
     """
     settings = asdict(config)
     transformation, rate = make_optimizer(learning_rate=learning_rate, max_steps=max_steps, **settings)
+
+    def bound(largest_weight: float) -> float:
+        return update_bound(config, learning_rate=learning_rate, largest_weight=largest_weight)
+
     if memory.optimizer == "device":
 
         def init(params: Params) -> TrainState:
@@ -46,7 +52,7 @@ def open_optimizer(config: OptimizerConfig, memory: MemoryConfig, *, learning_ra
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device_memory()), shapes
             )
 
-        return Optimizer(init, like, make_apply(transformation), rate)
+        return Optimizer(init, like, make_apply(transformation), rate, bound)
 
     unscheduled = {name: value for name, value in settings.items() if name not in ("lr_scheduler", "warmup_ratio")}
     host_apply = make_host_apply(rate, **unscheduled)
@@ -64,7 +70,7 @@ def open_optimizer(config: OptimizerConfig, memory: MemoryConfig, *, learning_ra
         params, opt_state, norm = host_apply(state.params, state.opt_state, gradients)
         return TrainState(params, None, opt_state), norm
 
-    return Optimizer(init_on_host, like_on_host, apply_on_host, rate)
+    return Optimizer(init_on_host, like_on_host, apply_on_host, rate, bound)
 
 
 def make_optimizer(

@@ -3,6 +3,7 @@
 from rlt_jax.models.attention import segment_starts
 from rlt_jax.models.base import Cache, Context, Model, Params, build_model
 from rlt_jax.models.config import ModelConfig, read_config
+from rlt_jax.models.finite_weights import bad_tensors, describe_tensors
 from rlt_jax.models.hf import checkpoint_shapes, ignored_files, init_model, load_model, resolve_folder
 from rlt_jax.models.saving import save_model
 from rlt_jax.models.tensor_names import named_tensors, placed_tensors
@@ -14,8 +15,10 @@ __all__ = [
     "Model",
     "ModelConfig",
     "Params",
+    "bad_tensors",
     "build_model",
     "checkpoint_shapes",
+    "describe_tensors",
     "find_weights",
     "ignored_files",
     "init_model",

@@ -17,9 +17,11 @@ import numpy as np
 from safetensors import safe_open
 
 from rlt_jax.errors import UserError
+from rlt_jax.finite import NotFinite
 from rlt_jax.hub import fetch, local_folder
 from rlt_jax.models.base import Model, Params, build_model, random_params
 from rlt_jax.models.config import ModelConfig, read_config
+from rlt_jax.models.finite_weights import bad_tensors, describe_tensors
 from rlt_jax.models.stored_tensors import HEAD, STORED, Checkpoint, open_checkpoint
 from rlt_jax.models.tensor_names import leaf_of, name_table
 from rlt_jax.models.weight_files import WeightFiles, refuse_adapter
@@ -51,6 +53,7 @@ def load_model(path: str | Path, *, dtype: str = "auto") -> tuple[Model, Params]
     Raises:
       UserError: there is no such folder or model; its config is broken or unsupported; weights are missing, extra,
         misshaped, of another type or damaged; files do not belong together (see `weight_files.py`).
+      NotFinite: a weight is NaN or infinite, as stored or in `dtype`.
     """
     folder = resolve_folder(path)
     model = build_model(read_config(folder))
@@ -124,9 +127,34 @@ def _read_tensors(model: Model, checkpoint: Checkpoint, dtype: jnp.dtype) -> Par
                     array = _put(array, tensor, index)
                 # Wait, because queued copies would keep their tensors in host memory.
                 parent[leaf.path[-1]] = array.block_until_ready()
+    _check_finite(model, params, checkpoint)
     if HEAD not in checkpoint.names:
         _check_tied_head(model, params, checkpoint)
     return params
+
+
+def _check_finite(model: Model, params: Params, checkpoint: Checkpoint) -> None:
+    """Refuse weights that are not finite, by file and tensor; those that were when they were stored overflow."""
+    found = bad_tensors(model, params)
+    for file, header in checkpoint.headers.items():
+        for name, stored in header.items():
+            count = found.get(checkpoint.names.get(name, ""))
+            if count is None:
+                continue
+            with safe_open(file, framework="numpy") as handle:
+                overflows = bool(np.isfinite(handle.get_tensor(name)).all())
+            dtype = jax.tree.leaves(params)[0].dtype.name
+            if overflows:
+                raise NotFinite(
+                    f"{file}: {name} is stored as {STORED[stored.dtype]} with {count} "
+                    f"{'value' if count == 1 else 'values'} too large for {dtype}, where they would be infinite: load "
+                    "it with --dtype float32, or give another model"
+                )
+            more = f" ({len(found) - 1} other tensors have some, too)" if len(found) > 1 else ""
+            raise NotFinite(
+                f"{file}: expected finite weights, but {describe_tensors({name: count})}{more}: copy the file again, "
+                "or give an earlier checkpoint of the model"
+            )
 
 
 def _check_tied_head(model: Model, params: Params, checkpoint: Checkpoint) -> None:

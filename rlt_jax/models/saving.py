@@ -15,6 +15,7 @@ from rlt_jax import stops
 from rlt_jax.errors import UserError
 from rlt_jax.models.base import Model, Params
 from rlt_jax.models.config import read_json
+from rlt_jax.models.finite_weights import check_weights
 from rlt_jax.models.hf import resolve_folder
 from rlt_jax.models.stored_tensors import STORED
 from rlt_jax.models.tensor_names import leaf_of, name_table, named_tensors
@@ -59,11 +60,13 @@ def save_model(
       max_shard_size: bytes; a larger model is split into shards with an index.
     Raises:
       UserError: `path` holds something other than a model or cannot be written, or `tokenizer_from` has no tokenizer.
+      NotFinite: a parameter is NaN or infinite; nothing is written.
     """
     chex.assert_trees_all_equal_shapes(params, model.shapes("float32"))
     target = Path(path).resolve()
     _check_replaceable(target)
     tokenizer_files = [] if tokenizer_from is None else _tokenizer_files(resolve_folder(tokenizer_from))
+    check_weights(model, params, f"the weights to save in {target}")
     fresh, old = (target.parent / f".{target.name}.{word}-{os.getpid()}" for word in ("writing", "replaced"))
     shutil.rmtree(fresh, ignore_errors=True)  # left by a killed process with the same id
     try:

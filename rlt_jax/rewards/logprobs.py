@@ -12,8 +12,9 @@ from rlt_jax import stops
 from rlt_jax.batching import bucket_length, join_rows, pad_rows, segments_of, sequence_batches
 from rlt_jax.device.placement import on_device
 from rlt_jax.errors import UserError
+from rlt_jax.finite import bad_rows, check_rows, largest
 from rlt_jax.losses import linear_token_logprobs
-from rlt_jax.models import Model, Params, segment_starts
+from rlt_jax.models import Model, Params, bad_tensors, describe_tensors, segment_starts
 from rlt_jax.types import RewardLogprobs, ScoreRow
 
 AHEAD = 4  # batches that the device has before it: it never waits for the host, and a stop never waits for more
@@ -93,6 +94,39 @@ def row_logprobs(
             for i, row_logps in zip(pack, np.split(values, np.cumsum([lengths[i] for i in pack]))):
                 logps[i] = row_logps
     return logps
+
+
+def finite_logprobs(
+    model: Model,
+    params: Params,
+    rows: Sequence[np.ndarray],
+    *,
+    temperature: float,
+    batch_size: int,
+    chunk: int,
+    who: str,
+    name: Callable[[int], str],
+) -> list[np.ndarray]:
+    """`row_logprobs`, which must be finite.
+
+    Args:
+      who: the model's name in messages, such as "student".
+      name: of the row with an index, in messages.
+    Raises:
+      NotFinite: some are NaN or infinite: of which rows, and which of the model's tensors are.
+    """
+    logps = row_logprobs(model, params, rows, temperature=temperature, batch_size=batch_size, chunk=chunk)
+    if bad_rows(logps):
+        with on_device(params) as weights:
+            found, size = bad_tensors(model, weights), float(largest(weights))
+        why = describe_tensors(found) if found else f"all its weights are finite, the largest is {size:.3g}"
+        check_rows(logps, f"the {who}'s log-probs ({why})", name=name, record={f"{who}_logps": np.concatenate(logps)})
+    return logps
+
+
+def row_name(numbers: Sequence[int]) -> Callable[[int], str]:
+    """Names rows of a batch by their numbers in the data; without these, by their place in the batch."""
+    return lambda i: f"explanation {i} (row {numbers[i]} of the data)" if len(numbers) else f"explanation {i}"
 
 
 def gather_logprobs(

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+EQUAL_REWARDS = 1e-3  # rewards of one text differ by less: rounding depends on the batch that it is scored in
+
 
 def reward_metrics(rewards: np.ndarray, components: Mapping[str, np.ndarray], num_generations: int) -> dict[str, float]:
     """Mean reward, its spread within groups, and the mean of each component.
@@ -19,7 +21,8 @@ def reward_metrics(rewards: np.ndarray, components: Mapping[str, np.ndarray], nu
       components: name -> f32[B], the components of the reward.
       num_generations: completions per question.
     Returns:
-      `reward`, `reward_std`, `zero_spread_share` (these two only when num_generations > 1) and `component/NAME`.
+      `reward`, `component/NAME`, and only when num_generations > 1 `reward_std`, `zero_spread_share` and
+      `near_zero_spread_share`.
     Raises:
       ValueError: no rewards, a batch that is not whole groups, or a component of another length.
     """
@@ -31,7 +34,9 @@ def reward_metrics(rewards: np.ndarray, components: Mapping[str, np.ndarray], nu
         groups = values.reshape(-1, num_generations)
         metrics["reward_std"] = float(groups.std(axis=1, ddof=1).mean())
         # max == min, not std == 0: rounding in the mean leaves a tiny std where all rewards are equal
-        metrics["zero_spread_share"] = float((groups.max(axis=1) == groups.min(axis=1)).mean())
+        spread = groups.max(axis=1) - groups.min(axis=1)
+        metrics["zero_spread_share"] = float((spread == 0).mean())
+        metrics["near_zero_spread_share"] = float((spread < EQUAL_REWARDS).mean())
     for name, component in components.items():
         metrics[f"component/{name}"] = float(_vector(name, component, size=values.size).mean())
     return metrics

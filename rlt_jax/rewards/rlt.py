@@ -24,7 +24,7 @@ class RewardInputs(NamedTuple):
 
 
 class Rewards(NamedTuple):
-    """What a reward function returns; a bare f32[B] array also works."""
+    """What a reward function returns, all of it finite; a bare f32[B] array also works."""
 
     reward: np.ndarray  # f32[B]
     components: Mapping[str, np.ndarray]  # name -> f32[B], logged with the reward

@@ -1,6 +1,6 @@
 """Scores explanations: computes their log-probs under teacher and student, then calls the reward function."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -9,8 +9,9 @@ import numpy as np
 
 from rlt_jax.configs import RewardConfig
 from rlt_jax.data import ChatFormat, judged, score_row_from_ids
+from rlt_jax.finite import check_rows
 from rlt_jax.models import Model, Params
-from rlt_jax.rewards.logprobs import RowLogprobs, gather_logprobs, row_logprobs
+from rlt_jax.rewards.logprobs import RowLogprobs, finite_logprobs, gather_logprobs, row_name
 from rlt_jax.rewards.rlt import RewardFn, RewardInputs, Rewards, rlt_reward
 from rlt_jax.types import Completion, Prompt, ScoreRow
 
@@ -34,22 +35,40 @@ class Scorer:
     teacher_temperature: float  # divides the teacher's logits
     student_temperature: float  # divides the student's logits
     chunk: int  # tokens whose logits exist at a time
+    teacher_name: str = "teacher"  # in messages
+    reward_name: str = "the reward function"  # in messages
 
     def score(
-        self, teacher_params: Params, prompts: Sequence[Prompt], rows: list[ScoreRow], *, batch_size: int
+        self,
+        teacher_params: Params,
+        prompts: Sequence[Prompt],
+        rows: list[ScoreRow],
+        *,
+        batch_size: int,
+        numbers: Sequence[int] = (),
     ) -> Scored:
         """Score rows with both models (see `score_rows`).
 
         Args:
           batch_size: sequences per forward pass, at most. Changes results only by rounding.
+          numbers: of the rows in the data, for messages; (): those of the prompts.
+        Raises:
+          NotFinite: log-probs, rewards or components are NaN or infinite.
         """
-        logprobs = partial(row_logprobs, batch_size=batch_size, chunk=self.chunk)
+        name = row_name(numbers or [prompt.row.number for prompt in prompts])
+        logprobs = partial(finite_logprobs, batch_size=batch_size, chunk=self.chunk, name=name)
         return score_rows(
             prompts,
             rows,
-            teacher_logprobs=partial(logprobs, self.teacher, teacher_params, temperature=self.teacher_temperature),
-            student_logprobs=partial(logprobs, self.student, self.student_params, temperature=self.student_temperature),
+            teacher_logprobs=partial(
+                logprobs, self.teacher, teacher_params, temperature=self.teacher_temperature, who=self.teacher_name
+            ),
+            student_logprobs=partial(
+                logprobs, self.student, self.student_params, temperature=self.student_temperature, who="student"
+            ),
             reward_fn=self.reward_fn,
+            reward_name=self.reward_name,
+            name=name,
         )
 
 
@@ -62,13 +81,16 @@ def make_scorer(
     sampling_temperature: float,
     chunk: int,
     reward_fn: RewardFn | None = None,
+    teacher_name: str = "teacher",
 ) -> Scorer:
     """Build the scorer that `reward` describes.
 
     Args:
       sampling_temperature: the teacher's; also divides its logits in scoring if `reward` says so.
       reward_fn: your own reward function. None: the RLT reward with the settings of `reward`.
+      teacher_name: what the teacher is called in messages.
     """
+    settings = "the reward with the settings of `reward`"
     return Scorer(
         teacher,
         student,
@@ -77,7 +99,14 @@ def make_scorer(
         teacher_temperature=reward.teacher_temperature(sampling_temperature),
         student_temperature=reward.student_temperature,
         chunk=chunk,
+        teacher_name=teacher_name,
+        reward_name=settings if reward_fn is None else f"your reward function {function_name(reward_fn)}",
     )
+
+
+def function_name(reward_fn: RewardFn) -> str:
+    """The name of a reward function, as in inputs.json."""
+    return getattr(reward_fn, "__qualname__", type(reward_fn).__name__)
 
 
 def score_rows(
@@ -87,19 +116,35 @@ def score_rows(
     teacher_logprobs: RowLogprobs,
     student_logprobs: RowLogprobs,
     reward_fn: RewardFn,
+    reward_name: str = "the reward function",
+    name: Callable[[int], str] = "explanation {}".format,
 ) -> Scored:
     """Run teacher and student over each explanation, then compute the rewards.
 
+    Args:
+      reward_name: what the reward function is called in messages.
+      name: of the explanation with an index, in messages.
     Raises:
-      ValueError: the reward function returned anything but one finite number per explanation.
+      ValueError: the reward function returned anything but one number per explanation.
+      NotFinite: a log-prob, a reward or a component is NaN or infinite.
     """
     teacher_logps = teacher_logprobs([row.teacher_ids for row in rows])
     student_logps = student_logprobs([row.student_ids for row in rows])
     returned = reward_fn(RewardInputs(prompts, rows, gather_logprobs(rows, student_logps, teacher_logps)))
     rewards = returned if isinstance(returned, Rewards) else Rewards(np.asarray(returned, np.float32), {})
-    if np.shape(rewards.reward) != (len(rows),) or not np.isfinite(rewards.reward).all():
+    if np.shape(rewards.reward) != (len(rows),):
         raise ValueError(
-            f"the reward function returned {rewards.reward!r}: expected {len(rows)} finite numbers, one per explanation"
+            f"{reward_name} returned {rewards.reward!r}: expected {len(rows)} finite numbers, one per explanation"
+        )
+    record = {
+        "student_logps": np.concatenate(student_logps),
+        "teacher_logps": np.concatenate(teacher_logps),
+        "reward": np.asarray(rewards.reward, np.float32),
+    }
+    check_rows(record["reward"], f"{reward_name} returned", name=name, record=record)
+    for component, values in rewards.components.items():
+        check_rows(
+            np.asarray(values), f"{reward_name} returned for its component {component}", name=name, record=record
         )
     return Scored(prompts, rows, rewards)
 

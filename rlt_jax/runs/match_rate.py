@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 FEW = 0.05  # share of the explanations that close their tags
 FIRST_STEPS = 3  # steps of a run that are watched
-EQUAL_REWARDS = 1e-3  # rewards of one text differ by less: rounding depends on the batch that it is scored in
 
 
 class MatchWatch:
@@ -26,29 +25,6 @@ class MatchWatch:
             return None
         self._warned = True
         return f"step {step}: {match_advice(matched, finished, max_completion_length=self._max_completion_length)}"
-
-
-class SpreadWatch:
-    """Warn, once, if all groups of the first steps have equal rewards: every advantage is 0, and nothing is learned."""
-
-    def __init__(self) -> None:
-        self._equal = True
-
-    def __call__(self, equal_share: float, *, step: int) -> str | None:
-        """The warning, if there is one.
-
-        Args:
-          equal_share: share of the step's groups whose completions all earned the same, but for rounding.
-          step: of the run, from 1.
-        """
-        self._equal = self._equal and equal_share == 1
-        if step != FIRST_STEPS or not self._equal:
-            return None
-        return (
-            f"in the first {FIRST_STEPS} steps all completions of a question earned the same, so that nothing is "
-            "learned: the teacher probably knows its rows by heart and writes one text again and again: warm it up "
-            "with fewer epochs, give other rows, or raise --temperature"
-        )
 
 
 def match_advice(matched: Sequence[bool], finished: Sequence[bool], *, max_completion_length: int) -> str:

@@ -21,6 +21,8 @@ from rlt_jax.device.backoff import BatchSizes, MemoryBackoff, explain_out_of_mem
 from rlt_jax.device.budget import BudgetWatch, plan_and_measured
 from rlt_jax.device.gpu import read_gpu
 from rlt_jax.device.jax_setup import prepare_memory
+from rlt_jax.finite import check_rows, stage
+from rlt_jax.learner.guard import check_update
 from rlt_jax.learner.objective import grpo_objective
 from rlt_jax.learner.optimizer import Optimizer, open_optimizer
 from rlt_jax.learner.state import TrainState
@@ -32,14 +34,15 @@ from rlt_jax.planner.ledger import Ledger
 from rlt_jax.planner.run_plan import at_batch_sizes, ledger_lines, plan
 from rlt_jax.report.log import ENGINE_LOG_FILE
 from rlt_jax.report.partial_file import fingerprint
-from rlt_jax.rewards.logprobs import row_logprobs
+from rlt_jax.rewards.logprobs import finite_logprobs, row_name
 from rlt_jax.rewards.records import sample_records
 from rlt_jax.rewards.rlt import RewardFn
 from rlt_jax.rewards.scorer import Scored, Scorer, completion_rows, make_scorer
+from rlt_jax.runs.alarms import Alarms
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.contradictions import warn_of_row_prompts
 from rlt_jax.runs.exported import files_of_training
-from rlt_jax.runs.match_rate import EQUAL_REWARDS, MatchWatch, SpreadWatch
+from rlt_jax.runs.match_rate import MatchWatch
 from rlt_jax.runs.resume import Inputs, models_of, run_inputs
 from rlt_jax.runs.rollouts import FOLDER as ROLLOUTS_FOLDER
 from rlt_jax.runs.rollouts import Rollouts
@@ -53,6 +56,7 @@ from rlt_jax.runs.setup import (
     place_frozen,
     question_order,
 )
+from rlt_jax.runs.skipping import Evidence, joined
 from rlt_jax.sampling.base import Sampler
 from rlt_jax.sampling.engine import Engine
 from rlt_jax.sampling.factory import running_engine, sampling_params, train_settings
@@ -84,7 +88,7 @@ class Rlt:
     backoff: MemoryBackoff
     budget: BudgetWatch
     matches: MatchWatch
-    spread: SpreadWatch
+    watch: Alarms
 
     # The state of a run: (policy with optimizer, reference).
 
@@ -150,28 +154,50 @@ class Rlt:
     def score(
         self, policy: Params, reference: Params, prompts: Sequence[Prompt], completions: Sequence[Completion]
     ) -> Scored:
-        """Score completions; completion i belongs to prompt i."""
+        """Score completions; completion i belongs to prompt i.
+
+        Raises:
+          NotFinite: log-probs, rewards or components are NaN or infinite.
+        """
         teacher = reference if self.config.reward.use_reference_teacher_model else policy
         rows = completion_rows(prompts, completions, chat=self.chat, eos_ids=self.eos_ids)
-        return self.backoff.run(
-            "score", lambda sizes: self.scorer.score(teacher, prompts, rows, batch_size=sizes.score)
-        )
+        with stage("score"):
+            return self.backoff.run(
+                "score", lambda sizes: self.scorer.score(teacher, prompts, rows, batch_size=sizes.score)
+            )
 
     def reference_logprobs(self, reference: Params, scored: Scored) -> list[np.ndarray]:
-        """The reference's log-probs of prompts and completions, f32[T_i] nats each."""
+        """The reference's log-probs of prompts and completions, f32[T_i] nats each.
+
+        Raises:
+          NotFinite: some are NaN or infinite.
+        """
         logprobs = partial(
-            row_logprobs,
+            finite_logprobs,
             self.model,
             reference,
             [row.teacher_ids for row in scored.rows],
             temperature=self.config.policy_temperature,
             chunk=self.config.loss.logprob_chunk,
+            who="reference",
+            name=row_names(scored),
         )
-        return self.backoff.run("score", lambda sizes: logprobs(batch_size=sizes.score))
+        with stage("reference"):
+            return self.backoff.run("score", lambda sizes: logprobs(batch_size=sizes.score))
 
     def advantages(self, scored: Scored) -> np.ndarray:
-        """Advantages f32[B]: rewards normalised within each group."""
-        return np.asarray(group_advantages(jnp.asarray(scored.rewards.reward), self.config.num_generations))
+        """Advantages f32[B]: rewards normalised within each group.
+
+        Raises:
+          NotFinite: rewards are so large that their mean overflows.
+        """
+        rewards = np.asarray(scored.rewards.reward, np.float32)
+        advantages = np.asarray(group_advantages(jnp.asarray(rewards), self.config.num_generations))
+        why = f"the advantages (of rewards as large as {np.abs(rewards).max():.3g}, by {self.scorer.reward_name})"
+        with stage("advantages"):
+            record = {"reward": rewards, "advantages": advantages}
+            check_rows(advantages, why, name=row_names(scored), record=record)
+        return advantages
 
     # Update.
 
@@ -183,7 +209,18 @@ class Rlt:
         ref_logps: Sequence[np.ndarray],
         advantages: np.ndarray,
     ) -> tuple[Params, dict]:
-        """Gradients of the step's loss, and its diagnostics f32[] by name; both still on the device."""
+        """Gradients of the step's loss, and its diagnostics f32[] by name; both still on the device.
+
+        Raises:
+          NotFinite: the sampler's log-probs, a diagnostic or a gradient is NaN or infinite, or an update could be. The
+            gradients have been freed.
+        """
+        record = {"reward": np.asarray(scored.rewards.reward, np.float32), "advantages": advantages}
+        if self.config.compares_sampler:
+            sampled = [completion.logps for completion in completions]
+            with stage("gradients"):
+                known = {**record, "sampler_logps": np.concatenate(sampled)}
+                check_rows(sampled, "the sampler's log-probs", name=row_names(scored), record=known)
         batches = partial(
             grpo_batches,
             [row.teacher_ids for row in scored.rows],
@@ -197,7 +234,12 @@ class Rlt:
             micro_batches = batches(batch_size=sizes.update)
             return self.sum_gradients(policy, micro_batches, save_activations=sizes.save_activations)
 
-        return self.backoff.run("update", sum_at)
+        gradients, losses = self.backoff.run("update", sum_at)
+        with stage("gradients"):
+            check_update(
+                self.model, policy, gradients, losses, bound=self.optimizer.bound, who="the policy", values=record
+            )
+        return gradients, losses
 
     def move_reference(self, step: int, reference: Params, policy: Params) -> Params:
         """The reference after a step: moved towards the policy if a sync is due, and then the old one is donated."""
@@ -207,6 +249,17 @@ class Rlt:
         return self.sync_reference(reference, policy, ref.ref_model_mixup_alpha)
 
     # Report.
+
+    def evidence(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Evidence:
+        """What a step had, to compute it again."""
+        batch = {
+            "rows": np.array([prompt.row.number for prompt in prompts], np.int64),
+            **joined("prompt_ids", [prompt.teacher_ids for prompt in prompts]),
+            **joined("token_ids", [completion.token_ids for completion in completions]),
+            **joined("logps", [completion.logps for completion in completions]),
+            "finished": np.array([completion.finished for completion in completions]),
+        }
+        return Evidence(batch, {"command": "train", "sizes": asdict(self.backoff.sizes)})
 
     def samples(self, step: int, scored: Scored, completions: Sequence[Completion]) -> Iterator[dict[str, object]]:
         """Some of a step's completions with their scores, for completions.jsonl."""
@@ -219,12 +272,12 @@ class Rlt:
         if warning := self.matches(matched, [completion.finished for completion in completions], step=step):
             log.warning(warning)
 
-    def watch_spread(self, scored: Scored, *, step: int) -> None:
-        """Warn, once, if no group of the first steps has completions of different rewards."""
-        groups = scored.rewards.reward.reshape(-1, self.config.num_generations)
-        equal = np.ptp(groups, axis=1) < EQUAL_REWARDS
-        if warning := self.spread(float(np.mean(equal)), step=step):
-            log.warning(warning)
+    def alarms(self, metrics: Mapping[str, float], *, step: int) -> dict[str, float]:
+        """`alarm/NAME`, 0 or 1, of a logged step; the log says which alarms begin and end."""
+        states, said = self.watch(metrics)
+        for words in said:
+            log.warning("step %d: %s", step, words)
+        return states
 
     # Memory.
 
@@ -301,6 +354,7 @@ def open_rlt(
                 sampling_temperature=config.temperature,
                 chunk=config.loss.logprob_chunk,
                 reward_fn=reward_fn,
+                teacher_name="reference" if config.reward.use_reference_teacher_model else "policy",
             ),
             sum_gradients=make_sum_gradients(
                 model,
@@ -331,13 +385,18 @@ def open_rlt(
             ),
             budget=BudgetWatch(config.budget_gb),
             matches=MatchWatch(max_completion_length=config.max_completion_length),
-            spread=SpreadWatch(),
+            watch=Alarms(config.alarms, max_grad_norm=config.optimizer.max_grad_norm),
         )
 
 
 def sampling_of(config: TrainConfig) -> SamplingParams:
     """The sampling parameters of a run."""
     return sampling_params(config.sampler, max_tokens=config.max_completion_length, temperature=config.temperature)
+
+
+def row_names(scored: Scored) -> Callable[[int], str]:
+    """Names the rows of a step in messages."""
+    return row_name([prompt.row.number for prompt in scored.prompts])
 
 
 def out_of_memory_advice(planned: Ledger) -> str:

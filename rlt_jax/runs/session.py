@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -63,6 +64,7 @@ from rlt_jax.runs.resume import (
     record_start,
     refuse,
 )
+from rlt_jax.runs.skipping import Evidence, Skips, keep_step, skips_of
 
 log = logging.getLogger("rlt_jax")
 
@@ -101,6 +103,7 @@ class Session:
         self._inputs: Inputs | None = None
         self._changes: list[Change] = []  # from the run so far
         self._places: tuple[str, ...] = ()  # settings that are no change if the same is found in the other place
+        self._skips = Skips()
         self._clock = PhaseClock()
         self._compiles = CompileCounter()
         self._compiled_before = 0
@@ -158,9 +161,10 @@ class Session:
         self.max_steps = max_steps
         keep, keep_best = config.checkpoint.keep, config.checkpoint.keep_best
         self._checkpoints = open_checkpoints(self.folder / "checkpoints", keep=keep, keep_best=keep_best)
-        arrays, self.start_step = restore_or_start(
+        arrays, facts = restore_or_start(
             self._checkpoints, like=like, fresh=lambda: fresh(params), seed=config.seed, max_steps=max_steps
         )
+        self.start_step, self._skips = facts.get("step", 0), skips_of(facts)
         self._saved = self.done = self.start_step
         if self.start_step:
             free(params)
@@ -241,6 +245,41 @@ class Session:
         every = self._config.save_steps
         return every > 0 and step % every == 0
 
+    # Steps that are skipped.
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were skipped since the run began."""
+        return self._skips.total
+
+    def skip(self, step: int, fault: NotFinite, evidence: Evidence, arrays: Arrays) -> None:
+        """Count, log and keep a step that was refused before it changed anything.
+
+        Args:
+          evidence: what the step had.
+          arrays: the weights that it computed with.
+        Raises:
+          UserError: too many in a row.
+        """
+        checks = self._config.checks
+        self._skips = skips = self._skips.add(step)
+        good = step - skips.in_a_row
+        new = skips.in_a_row == 1 or step == self.start_step + 1
+        kept = keep_step(self.folder, step, fault, evidence, arrays, state_of=good, new=new, keep=checks.keep_skipped)
+        how = f"; `python -m rlt_jax.replay {self.folder} --step {step}` computes it again" if kept else ""
+        log.warning("step %d is skipped, nothing is changed: %s%s", step, fault.culprit, how)
+        self.log(step, {"skipped_steps": skips.total}, tokens={})
+        if skips.in_a_row >= checks.max_skipped_steps:
+            self.wait_for_save()
+            newest = max(self._checkpoints.steps(), default=None)
+            resumes = "there is no checkpoint" if newest is None else f"the last good checkpoint is of step {newest}"
+            where = "" if newest is None else f" ({self.folder / 'checkpoints' / str(newest)})"
+            raise UserError(
+                f"{skips.in_a_row} steps in a row were skipped, up to step {step} (--checks.max-skipped-steps): "
+                f"{fault.culprit}{how}; {resumes}{where}, from which the same command resumes: change what the message "
+                "names first"
+            )
+
     # Output.
 
     def log(self, step: int, metrics: Mapping[str, float], *, tokens: Mapping[str, int]) -> None:
@@ -268,9 +307,12 @@ class Session:
         write_records(self.folder, step, records)
         self.write(step, metrics)
 
-    def end_step(self, step: int, samples: Iterable[Mapping[str, object]] = ()) -> None:
-        """Show that a step is done, and save the sampled completions for reading."""
+    def write_samples(self, step: int, samples: Iterable[Mapping[str, object]]) -> None:
+        """Save sampled completions for reading."""
         self._writer.samples(step, samples)
+
+    def end_step(self, step: int) -> None:
+        """Show that a step is done."""
         self._progress.step(step)
         self.done = step
 
@@ -287,7 +329,9 @@ class Session:
         evaluated, metrics = self._evaluation
         metric = metrics.get(self._config.checkpoint.keep_best or "") if evaluated == step else None
         self.wait_for_save()  # a save in progress
-        self._checkpoints.save(step, arrays, {"seed": self._config.seed, **facts}, metric=metric)
+        self._checkpoints.save(
+            step, arrays, {"seed": self._config.seed, **self._skips.facts(step), **facts}, metric=metric
+        )
         self._saved = step
         stops.note_saved(self._report())
         if step == self.max_steps:
@@ -470,16 +514,16 @@ def check_files(folder: Path) -> None:
 
 def restore_or_start(
     checkpoints: Checkpoints, *, like: Arrays, fresh: Callable[[], Arrays], seed: int, max_steps: int
-) -> tuple[Arrays, int]:
-    """(arrays of the newest whole checkpoint, its step), or (fresh arrays, 0) if there is no checkpoint yet.
+) -> tuple[Arrays, Mapping[str, Any]]:
+    """(arrays of the newest whole checkpoint, its facts), or (fresh arrays, {}) if there is no checkpoint yet.
 
     Raises:
       UserError: none is whole, or it is not of this run (see `Checkpoints.restore`).
     """
     if not checkpoints.steps():
-        return fresh(), 0
+        return fresh(), {}
     arrays, facts, _ = checkpoints.restore(like, seed=seed, max_steps=max_steps)
     log.info("resuming from step %d", facts["step"])
     if facts["step"] == max_steps:
         log.info("the run is finished: raise --max-steps to train longer, or choose another --output-dir")
-    return arrays, facts["step"]
+    return arrays, facts

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,8 @@ from rlt_jax.data import ChatFormat, Lazily, SftExample, build_sft_examples, eos
 from rlt_jax.device.backoff import BatchSizes, MemoryBackoff
 from rlt_jax.device.jax_setup import prepare_memory
 from rlt_jax.device.pinned import host_bytes
+from rlt_jax.finite import NotFinite, check_rows, stage
+from rlt_jax.learner.guard import check_update
 from rlt_jax.learner.objective import sft_objective
 from rlt_jax.learner.optimizer import Optimizer, open_optimizer
 from rlt_jax.learner.step import SumGradients, make_sum_gradients, sft_batches
@@ -30,6 +32,7 @@ from rlt_jax.runs.resume import Inputs, models_of, run_inputs
 from rlt_jax.runs.setup import CompareRows, load_checked_model, load_split_rows, model_positions, warn_of_skipped
 from rlt_jax.runs.sft_check import BATCH as CHECK_BATCH
 from rlt_jax.runs.sft_check import Question, TextCheck, check_texts, questions_to_check
+from rlt_jax.runs.skipping import Evidence, joined
 from rlt_jax.types import Row
 
 log = logging.getLogger("rlt_jax")
@@ -43,6 +46,7 @@ class Sft:
     schedule: Schedule
     chat: ChatFormat
     examples: Lazily[Row, SftExample]  # to train on
+    numbers: np.ndarray  # i64[N] their rows' numbers in the data
     held_out: Sequence[SftExample]
     questions: Sequence[Question]  # to check the trained model with
     eos_ids: tuple[int, ...]  # that end what the model is taught to write
@@ -60,18 +64,39 @@ class Sft:
 
     def batch(self, step: int) -> list[SftExample]:
         """The examples of a step."""
+        return self.examples.take(self._chosen(step))
+
+    def row_numbers(self, step: int) -> np.ndarray:
+        """The numbers in the data of the rows of a step, i64[B]."""
+        return self.numbers[self._chosen(step)]
+
+    def _chosen(self, step: int) -> np.ndarray:
         size, seed = self.schedule.batch, self.config.seed
-        chosen = questions_of_step(step - 1, num_rows=len(self.examples), questions_per_step=size, seed=seed)
-        return self.examples.take(chosen)
+        return questions_of_step(step - 1, num_rows=len(self.examples), questions_per_step=size, seed=seed)
 
     def gradients(self, params: Params, batch: Sequence[SftExample]) -> tuple[Params, dict[str, jax.Array]]:
-        """Gradients of the step's loss, and its diagnostics by name; both still on the device."""
+        """Gradients of the step's loss, and its diagnostics by name; both still on the device.
+
+        Raises:
+          NotFinite: a diagnostic or a gradient is NaN or infinite, or an update could be. The gradients have been
+            freed.
+        """
 
         def sum_at(sizes: BatchSizes) -> tuple[Params, dict[str, jax.Array]]:
             micro_batches = sft_batches(batch, batch_size=sizes.update, packed_length=self.packed_length)
             return self.sum_gradients(params, micro_batches, save_activations=sizes.save_activations)
 
-        return self.backoff.run("update", sum_at)
+        gradients, losses = self.backoff.run("update", sum_at)
+        with stage("gradients"):
+            check_update(self.model, params, gradients, losses, bound=self.optimizer.bound, who="the model")
+        return gradients, losses
+
+    def evidence(self, step: int, batch: Sequence[SftExample]) -> Evidence:
+        """What a step had, to compute it again."""
+        return Evidence(
+            {"rows": self.row_numbers(step), **joined("ids", [example.ids for example in batch])},
+            {"command": "sft", "sizes": asdict(self.backoff.sizes)},
+        )
 
     def check(self, params: Params, *, step: int, on_progress: Callable[[int], None] | None = None) -> TextCheck:
         """Sample texts from the model of a step, and count those that close their tags."""
@@ -100,6 +125,10 @@ class Sft:
         )
         logps = self.backoff.run("score", lambda sizes: logprobs(batch_size=sizes.score))
         trained = [row[example.trained] for row, example in zip(logps, self.held_out)]
+        try:
+            check_rows(trained, "the model's log-probs", name="held-out example {}".format)
+        except NotFinite as fault:  # the metric is null then
+            log.warning("the held-out loss is not finite: %s", fault)
         return -float(np.mean(np.concatenate(trained)))
 
 
@@ -150,6 +179,7 @@ def load_sft(
         schedule=schedule,
         chat=chat,
         examples=examples.training,
+        numbers=np.array([row.number for row in examples.rows], np.int64),
         held_out=examples.held_out,
         questions=examples.questions,
         eos_ids=eos_ids(chat.tokenizer, config.model),

@@ -43,13 +43,14 @@ _SHOWN = 4  # differences listed in a message
 __all__ = ["MANIFEST_FILE", "Damaged", "read_arrays", "refuse_other_arrays", "write_arrays"]
 
 
-def write_arrays(folder: Path, arrays: Arrays, facts: Mapping[str, Any]) -> Manifest:
+def write_arrays(folder: Path, arrays: Arrays, facts: Mapping[str, Any], *, finite: bool = True) -> Manifest:
     """Write a tree of arrays as a new folder, which gets its name when all of it is on the disk.
 
     The arrays are read where they lie (GPU, pinned memory, main memory), about PART_GB of them at a time.
 
     Args:
       facts: plain values, to be read back with the arrays.
+      finite: refuse infinities and NaNs.
     Raises:
       NotFinite: an array holds an infinity or a NaN.
       OSError: it cannot be written.
@@ -61,7 +62,7 @@ def write_arrays(folder: Path, arrays: Arrays, facts: Mapping[str, Any]) -> Mani
         writing.mkdir(parents=True)
         stored: list[StoredArray] = []
         for part, members in enumerate(_parts(_named(arrays))):
-            stored += _write_part(writing, part, members)
+            stored += _write_part(writing, part, members, finite=finite)
         manifest = write_manifest(writing, stored, facts)
         writing.rename(folder)
         sync_folder(folder.parent)
@@ -142,9 +143,9 @@ def _parts(leaves: Sequence[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]
         yield part
 
 
-def _write_part(folder: Path, part: int, members: Sequence[tuple[str, Any]]) -> list[StoredArray]:
+def _write_part(folder: Path, part: int, members: Sequence[tuple[str, Any]], *, finite: bool) -> list[StoredArray]:
     views = [_view(leaf) for _, leaf in members]
-    sums = _checksums(views, [name for name, _ in members])
+    sums = _checksums(views, [name for name, _ in members] if finite else None)
     if held := _held(views):
         with _quiet_when_failing(), _as_os_error(), _orbax() as orbax:
             orbax.save(_part_folder(folder, part), args=ocp.args.PyTreeSave(held))

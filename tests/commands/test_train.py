@@ -34,6 +34,8 @@ STEPS = 6
 SHORTEST = 66  # tokens of the shortest prompt: one less is still in its bucket
 METRICS = (  # of every training line, beside the components
     *("reward", "reward_std", "zero_spread_share", "loss", "kl", "entropy", "grad_norm", "learning_rate"),
+    *("near_zero_spread_share", "skipped_steps"),
+    *(f"alarm/{name}" for name in ("zero_spread", "cut_off", "kl", "entropy", "sampler_mismatch", "grad_spike")),
     *("completion_length/min", "completion_length/mean", "completion_length/max"),
     *("cut_off_share", "match_rate", "copy_rate", "repeat_rate", "trace_copy_rate", "compilations", "memory/host_gb"),
     *(f"seconds/{phase}" for phase in ("generate", "score", "update", "sync", "step")),

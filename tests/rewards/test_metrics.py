@@ -35,6 +35,7 @@ def test_components_are_means():
         "reward": 4.5,
         "reward_std": pytest.approx((2**0.5 + 8**0.5) / 2),
         "zero_spread_share": 0.0,
+        "near_zero_spread_share": 0.0,
         "component/kl_reward": 3.0,
         "component/match_reward": -0.25,
     }

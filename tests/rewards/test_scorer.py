@@ -3,11 +3,14 @@
 import json
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rlt_jax.configs import LossConfig, RewardConfig
 from rlt_jax.data import BESPOKE, ChatFormat, build_prompts, eos_ids, load_tokenizer
+from rlt_jax.finite import NotFinite
 from rlt_jax.learner.backward import make_layerwise_accumulate
 from rlt_jax.learner.objective import grpo_objective
 from rlt_jax.learner.step import grpo_batches, sum_gradients
@@ -176,17 +179,66 @@ def test_own_reward_may_return_components(score, prompts, completions):
     [
         np.ones(3),
         np.ones((4, 1)),
-        np.array([0.0, 1.0, np.nan, 2.0]),
-        np.array([0.0, 1.0, np.inf, 2.0]),
         Rewards(np.ones(2), {}),
         np.float32(1.0),
     ],
-    ids=["too few", "two dimensions", "nan", "inf", "too few, with components", "one for all"],
+    ids=["too few", "two dimensions", "too few, with components", "one for all"],
 )
-def test_a_reward_that_is_not_one_finite_number_per_explanation_is_refused(score, prompts, completions, returned):
+def test_a_reward_that_is_not_one_number_per_explanation_is_refused(score, prompts, completions, returned):
     with pytest.raises(ValueError, match="expected 4 finite numbers, one per explanation") as refusal:
         score(prompts, completions, lambda inputs: returned)
-    assert str(refusal.value).startswith("the reward function returned ")
+    assert str(refusal.value).startswith("your reward function ")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_reward_that_is_not_finite_is_named_with_its_row(score, prompts, completions, value):
+    def because(inputs):
+        return np.array([0.0, 1.0, value, 2.0])
+
+    def with_component(inputs):
+        return Rewards(np.ones(4, np.float32), {"style": np.array([value, 1.0, value, 2.0])})
+
+    with pytest.raises(NotFinite) as fault:
+        score(prompts, completions, because)
+    number = prompts[2].row.number
+    name = f"explanation 2 (row {number} of the data)"
+    assert fault.value.culprit.startswith("your reward function ") and ".because returned" in fault.value.culprit
+    assert fault.value.culprit.endswith(f"{value} in {name}, of 4")
+    np.testing.assert_array_equal(fault.value.values["reward"], np.float32([0.0, 1.0, value, 2.0]))
+    with pytest.raises(
+        NotFinite, match=r"with_component returned for its component style: .* in explanation 0 .*, exp"
+    ):
+        score(prompts, completions, with_component)
+
+
+@pytest.mark.parametrize("poisoned", ["teacher", "student"])
+def test_log_probs_that_are_not_finite_are_blamed_on_the_model_and_its_tensor(
+    chat, golden, models, prompts, completions, poisoned
+):
+    """Even where the reward reads no log-prob."""
+    both = {name: (model, jax.tree.map(jnp.copy, params)) for name, (model, params) in models.items()}
+    bias = both[poisoned][1]["layers"]["input_layernorm"]
+    bias["weight"] = bias["weight"].at[1, 5].set(jnp.nan)
+    (teacher, params), (student, student_params) = both["teacher"], both["student"]
+    scorer = make_scorer(
+        teacher,
+        student,
+        student_params,
+        RewardConfig(),
+        sampling_temperature=TEMPERATURE,
+        chunk=64,
+        reward_fn=lambda inputs: np.array([float(len(row.explanation)) for row in inputs.rows]),
+        teacher_name="policy" if poisoned == "teacher" else "teacher",
+    )
+    rows = completion_rows(prompts, completions, chat=chat, eos_ids=eos_ids(chat.tokenizer, golden / "teacher"))
+    with pytest.raises(NotFinite) as fault:
+        scorer.score(params, prompts, rows, batch_size=3)
+    who = "policy" if poisoned == "teacher" else "student"
+    assert fault.value.culprit.startswith(
+        f"the {who}'s log-probs (model.layers.1.input_layernorm.weight has 1 value that is not finite): nan in "
+        "explanation 0 (row 0 of the data), explanation 1 "
+    )
+    assert np.isnan(fault.value.values[f"{who}_logps"]).any()
 
 
 def test_teacher_and_student_logprobs_come_from_their_own_sequences(scored):

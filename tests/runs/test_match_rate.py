@@ -1,6 +1,6 @@
 """The warning of explanations that do not close their tags."""
 
-from rlt_jax.runs.match_rate import MatchWatch, SpreadWatch, match_advice
+from rlt_jax.runs.match_rate import MatchWatch, match_advice
 
 
 def test_one_warning_in_the_first_steps():
@@ -19,12 +19,3 @@ def test_the_advice_follows_what_happened():
     assert "raise --max-completion-length" not in of_format and "rlt_jax.sft --target teacher" in of_format
     of_length = match_advice([False] * 4, [True, False, False, False], max_completion_length=64)
     assert "raise --max-completion-length" in of_length and "--data.tags" in of_length
-
-
-def test_groups_without_spread_are_named_once_after_the_first_steps():
-    watch = SpreadWatch()
-    assert [watch(share, step=step) is not None for step, share in enumerate([1.0, 1.0, 1.0, 1.0], start=1)] == [
-        *(False, False, True, False)
-    ]
-    watch = SpreadWatch()
-    assert [watch(share, step=step) for step, share in enumerate([1.0, 0.75, 1.0, 1.0], start=1)] == [None] * 4
