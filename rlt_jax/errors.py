@@ -1,5 +1,6 @@
 """User errors end with an actionable message and an exit code. Anything else is a bug and shows its traceback."""
 
+import errno
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,6 +9,16 @@ from functools import wraps
 from rlt_jax import stops
 from rlt_jax.stops import StopRequested
 from rlt_jax.terminal import open_terminal, output_failure, visible
+
+DISK_ERRORS = (  # no bug of ours, wherever they come up
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENODEV,
+)
 
 
 class UserError(Exception):
@@ -44,6 +55,15 @@ def run_command(main: Callable[[], None]) -> None:
     except BrokenPipeError:
         if output_failure() is None:  # a pipe of our own: a bug
             raise
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"error: {visible(f'{where}{error.strerror}')}: mend that and repeat the command",
+            file=sys.stderr,
+        )
+        code = 2
     except StopRequested as stop:
         print(visible(str(stop)), file=sys.stderr)
         code = 128 + stop.signal

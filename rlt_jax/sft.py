@@ -20,7 +20,15 @@ from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.machine import on_this_machine
 from rlt_jax.runs.session import Session, open_session
 from rlt_jax.runs.sft import Sft, load_sft
-from rlt_jax.runs.sft_check import TextCheck, describe_check, next_command, read_check, save_check, shortened
+from rlt_jax.runs.sft_check import (
+    TextCheck,
+    describe_check,
+    is_in_metrics,
+    next_command,
+    read_check,
+    save_check,
+    shortened,
+)
 from rlt_jax.stops import StopRequested
 
 log = logging.getLogger("rlt_jax")
@@ -112,7 +120,8 @@ def check_model(session: Session, run: Sft, state: TrainState) -> TextCheck | No
     except UserError as error:  # too little memory: the model is still to be exported
         log.warning("no texts were drawn to check the model: %s", error)
         return None
-    session.write(session.max_steps, check.metrics())
+    if not is_in_metrics(session.folder, check):  # of a start that was stopped right here
+        session.write(session.max_steps, check.metrics())
     save_check(session.folder, check)
     return check
 

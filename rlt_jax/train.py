@@ -21,9 +21,10 @@ from rlt_jax.device.placement import free
 from rlt_jax.errors import command
 from rlt_jax.finite import NotFinite
 from rlt_jax.models import Params
-from rlt_jax.report.curves import draw_curves
+from rlt_jax.report.curves import draw_curves_or_warn
 from rlt_jax.report.paired import print_summary
-from rlt_jax.report.writer import COMPLETIONS_FILE, METRICS_FILE, read_lines
+from rlt_jax.report.step_lines import read_lines
+from rlt_jax.report.writer import COMPLETIONS_FILE, METRICS_FILE
 from rlt_jax.rewards.records import rollout_metrics
 from rlt_jax.rewards.rlt import RewardFn
 from rlt_jax.rewards.scorer import Scored
@@ -169,9 +170,11 @@ def summarise(session: Session, rlt: Rlt, policy: Params) -> None:
         rlt.model, policy, tokenizer_from=rlt.config.teacher, eos_ids=rlt.eos_ids, about=rlt.about
     )
     folder = session.folder
-    files = {"metrics": folder / METRICS_FILE, "completions": folder / COMPLETIONS_FILE, "curves": draw_curves(folder)}
+    files = {"metrics": folder / METRICS_FILE, "completions": folder / COMPLETIONS_FILE}
     if not files["completions"].exists():  # none was drawn for it
         del files["completions"]
+    if (curves := draw_curves_or_warn(folder)) is not None:
+        files["curves"] = curves
     if exported is not None:
         files["teacher"] = exported
     changes = read_changes(folder, ("reward", SOLUTION_LOGP), first=0, last=session.max_steps)

@@ -18,17 +18,18 @@ MAY_IMPORT = {  # room (a folder, or a module of the ground) -> the rooms below 
     "stops": set(),
     "terminal": {"stops"},
     "errors": {"stops", "terminal"},
+    "disk": {"errors"},
     "paths": {"errors"},
     "hub": {"errors", "paths"},
     "finite": {"errors"},
     "types": set(),
     "batching": set(),
     "losses": {"types"},
-    "report": {"errors", "stops", "terminal", "types"},
-    "configs": {"errors", "paths", "types"},
+    "report": {"errors", "stops", "terminal", "disk", "types"},
+    "configs": {"errors", "disk", "paths", "types"},
     "data": {"errors", "paths", "hub", "types"},
-    "models": {"errors", "stops", "finite", "hub"},
-    "device": {"errors", "types"},
+    "models": {"errors", "stops", "disk", "finite", "hub"},
+    "device": {"errors", "disk", "types"},
     "learner": {"stops", "finite", "types", "batching", "losses", "configs", "models", "device"},
     "rewards": {"errors", "stops", "finite", "types", "batching", "losses", "configs", "data", "models", "device"},
     "evals": {"types", "report", "configs", "data"},
@@ -38,21 +39,11 @@ MAY_IMPORT = {  # room (a folder, or a module of the ground) -> the rooms below 
         *("learner", "rewards"),
     },
     "runs": {
-        *("errors", "stops", "terminal", "finite", "hub", "types", "losses", "report", "configs", "data", "models"),
-        "device",
-        *("learner", "rewards", "planner", "sampling"),
+        *("errors", "stops", "terminal", "disk", "finite", "hub", "types", "losses", "report", "configs", "data"),
+        *("models", "device", "learner", "rewards", "planner", "sampling"),
     },
     "studies": {
-        "errors",
-        "stops",
-        "paths",
-        "types",
-        "report",
-        "configs",
-        "data",
-        "rewards",
-        "evals",
-        "planner",
+        *("errors", "stops", "disk", "paths", "types", "report", "configs", "data", "rewards", "evals", "planner"),
         "runs",
     },
 }
@@ -71,20 +62,7 @@ OUTSIDE = {  # package from outside -> the only places that may import it
 }
 
 NO_JAX = {  # quick to import, host only
-    *(
-        "stops",
-        "terminal",
-        "errors",
-        "finite",
-        "paths",
-        "hub",
-        "types",
-        "batching",
-        "configs",
-        "data",
-        "evals",
-        "report",
-    ),
+    *("stops", "terminal", "errors", "disk", "paths", "hub", "types", "batching", "configs", "data", "evals", "report"),
 }
 
 MOST_LINES = 500  # of a file
@@ -138,7 +116,7 @@ def test_imports(file):
 def test_nothing_at_the_top_is_neither_a_door_nor_ground():
     assert {room_of(place_of(file)) for file in FILES} - {"__init__"} == MAY_IMPORT.keys() | DOORS
     ground = {path.stem for path in PACKAGE.glob("*.py")} - DOORS - {"__init__"}
-    assert ground == {"stops", "terminal", "errors", "finite", "paths", "hub", "types", "batching"}
+    assert ground == {"stops", "terminal", "errors", "disk", "finite", "paths", "hub", "types", "batching"}
 
 
 def test_rooms_stand_above_all_that_they_import():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 import pydantic
 import yaml
 
+from rlt_jax.disk import cannot_write, replace_file
 from rlt_jax.errors import UserError
 from rlt_jax.paths import did_you_mean, expanded
 
@@ -93,9 +94,9 @@ def save_config(config: "DataclassInstance", path: str | Path) -> None:
       UserError: the file cannot be written.
     """
     try:
-        Path(path).write_text(config_yaml(config), encoding="utf-8")
+        replace_file(Path(path), config_yaml(config))
     except OSError as error:
-        raise UserError(f"cannot write the configuration to {path} ({error.strerror}): choose another folder") from None
+        raise cannot_write(f"the configuration to {path}", error, otherwise="choose another folder") from None
 
 
 def load_settings(path: str | Path, config_class: type[Config], *, example: str = RUN_CONFIG) -> Config:

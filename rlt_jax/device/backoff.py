@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 import jax
 
 from rlt_jax.device.gpu import read_gpu
+from rlt_jax.disk import cannot_write, replace_file
 from rlt_jax.errors import UserError
 
 log = logging.getLogger("rlt_jax")
@@ -53,7 +54,7 @@ class MemoryBackoff:
         self._file = folder / FILE
         self._exhausted = exhausted
         self.sizes = configured
-        if self._file.is_file():
+        if self._file.exists():
             self.sizes = _smaller_of(configured, _read(self._file))
             if self.sizes != configured:
                 log.info(
@@ -92,7 +93,10 @@ class MemoryBackoff:
                 self._file,
             )
             self.sizes = lowered
-            self._file.write_text(json.dumps(asdict(lowered)) + "\n", encoding="utf-8")
+            try:
+                replace_file(self._file, json.dumps(asdict(lowered)) + "\n")
+            except OSError as error:
+                raise cannot_write(self._file, error, otherwise="remove what is in its place") from error
 
 
 @contextmanager
@@ -161,6 +165,11 @@ def _difference(old: BatchSizes, new: BatchSizes) -> str:
 
 def _read(file: Path) -> BatchSizes:
     try:
-        return BatchSizes(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        sizes = BatchSizes(**json.loads(file.read_text(encoding="utf-8")))
+        if not all(type(size) is int and size >= 0 for size in (sizes.generate, sizes.score, sizes.update)):
+            raise ValueError("sizes that are no whole numbers")
+        if type(sizes.save_activations) is not bool:
+            raise ValueError("save_activations that is neither true nor false")
+        return sizes
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{file}: expected the batch sizes that a run recorded, got {error}: delete the file") from None

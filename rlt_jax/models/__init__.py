@@ -5,7 +5,7 @@ from rlt_jax.models.base import Cache, Context, Model, Params, build_model
 from rlt_jax.models.config import ModelConfig, read_config
 from rlt_jax.models.finite_weights import bad_tensors, describe_tensors
 from rlt_jax.models.hf import checkpoint_shapes, ignored_files, init_model, load_model, resolve_folder
-from rlt_jax.models.saving import save_model
+from rlt_jax.models.saving import check_replaceable, recover_model, save_model
 from rlt_jax.models.tensor_names import named_tensors, placed_tensors
 from rlt_jax.models.weight_files import find_weights
 
@@ -17,6 +17,7 @@ __all__ = [
     "Params",
     "bad_tensors",
     "build_model",
+    "check_replaceable",
     "checkpoint_shapes",
     "describe_tensors",
     "find_weights",
@@ -26,6 +27,7 @@ __all__ = [
     "named_tensors",
     "placed_tensors",
     "read_config",
+    "recover_model",
     "resolve_folder",
     "save_model",
     "segment_starts",

@@ -1,10 +1,12 @@
 """Save a model as a Hugging Face folder: config.json, safetensors (one file, or shards with an index), tokenizer."""
 
 import json
+import logging
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import chex
@@ -12,6 +14,7 @@ import jax
 import numpy as np
 
 from rlt_jax import stops
+from rlt_jax.disk import cannot_write, leftovers, to_disk, writing_name
 from rlt_jax.errors import UserError
 from rlt_jax.models.base import Model, Params
 from rlt_jax.models.config import read_json
@@ -34,6 +37,8 @@ _TOKENIZER_FILES = (
     "generation_config.json",  # not the tokenizer's, but it has the EOS ids
 )
 _ABOUT_FILES = ("rlt_jax.json", "README.md")  # what `about` may hold
+
+log = logging.getLogger("rlt_jax")
 
 
 def save_model(
@@ -64,10 +69,10 @@ def save_model(
     """
     chex.assert_trees_all_equal_shapes(params, model.shapes("float32"))
     target = Path(path).resolve()
-    _check_replaceable(target)
+    check_replaceable(target)
     tokenizer_files = [] if tokenizer_from is None else _tokenizer_files(resolve_folder(tokenizer_from))
     check_weights(model, params, f"the weights to save in {target}")
-    fresh, old = (target.parent / f".{target.name}.{word}-{os.getpid()}" for word in ("writing", "replaced"))
+    fresh, old = writing_name(target), target.parent / f".{target.name}.replaced-{os.getpid()}"
     shutil.rmtree(fresh, ignore_errors=True)  # left by a killed process with the same id
     try:
         fresh.mkdir(parents=True)
@@ -80,22 +85,43 @@ def save_model(
         _add_eos_ids(fresh, eos_ids)
         for name, text in (about or {}).items():
             (fresh / name).write_text(text, encoding="utf-8")
+        for file in (*fresh.iterdir(), fresh):
+            to_disk(file)  # else a power cut after the renaming could leave a model without its weights
         if target.exists():
             target.rename(old)
         fresh.rename(target)
     except OSError as error:
-        raise UserError(
-            f"cannot write the model to {target} ({error}): free the space or choose another folder"
-        ) from error
+        raise cannot_write(f"the model to {target}", error, otherwise="choose another folder") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):
+            if old.exists() and not target.exists():
+                old.rename(target)
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_replaceable(target: Path) -> None:
-    """Refuse to replace a file, or a folder that holds anything a model's folder does not."""
+def recover_model(target: Path) -> None:
+    """Tidy up after processes that were killed while they saved a model to `target`, which nobody else may write now.
+
+    The model that was being replaced is put back if there is no other. What was being written is removed.
+    """
+    for left in list(leftovers(target.parent, target.name)):
+        replaced = left.name.startswith(f".{target.name}.replaced-") and (left / "config.json").exists()
+        if replaced and not target.exists():
+            left.rename(target)
+            log.warning("%s: put back the model that was being replaced when a process was killed", target)
+        elif left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+            log.info("%s: removed, a killed process left it", left)
+
+
+def check_replaceable(target: Path) -> None:
+    """Refuse to replace a file, or a folder that holds anything a model's folder does not.
+
+    Raises:
+      UserError: what is in the way.
+    """
     if not target.exists():
         return
     if not target.is_dir():

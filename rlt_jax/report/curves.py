@@ -1,5 +1,7 @@
 """Plots of a run's metrics: curves.png in the run folder."""
 
+import io
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,15 +16,20 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from rlt_jax.disk import replace_file
 from rlt_jax.errors import UserError
 from rlt_jax.report.folder import writing_to
-from rlt_jax.report.writer import METRICS_FILE, read_lines
+from rlt_jax.report.step_lines import iter_lines
+from rlt_jax.report.writer import METRICS_FILE
 
 CURVES_FILE = "curves.png"
 TRAIN, EVAL, INK, FAINT = "#2f6db3", "#d9541e", "#222222", "#8a8a8a"
 COLUMNS = 3
 LABEL_HEIGHT = 0.1  # of a line's label, as a share of its panel's height
 SMOOTH_FROM = 16  # from this many points on, a running mean is drawn over the raw line
+
+
+log = logging.getLogger("rlt_jax.report")
 
 
 @dataclass(frozen=True)
@@ -71,7 +78,7 @@ def draw_curves(run_dir: Path, *, panels: Sequence[Panel] = PANELS) -> Path:
       UserError: the run has no values for any panel, or its folder cannot be written.
     """
     run_dir = Path(run_dir)
-    records = read_lines(run_dir / METRICS_FILE)
+    records = _drawn_values(run_dir / METRICS_FILE, panels)
     shown = [
         panel
         for panel in panels
@@ -94,10 +101,34 @@ def draw_curves(run_dir: Path, *, panels: Sequence[Panel] = PANELS) -> Path:
         if index + columns >= len(shown):
             axes.set_xlabel("step", color=INK, fontsize=9)
     _draw_legend(figure, shown, records)
-    path = run_dir / CURVES_FILE
+    path, picture = run_dir / CURVES_FILE, io.BytesIO()
+    figure.savefig(picture, format="png")
     with writing_to(run_dir):
-        figure.savefig(path)
+        replace_file(path, picture.getvalue())
     return path
+
+
+def draw_curves_or_warn(run_dir: Path) -> Path | None:
+    """As `draw_curves`, for the end of a run, which does not fail for a picture: None, with a warning in the log."""
+    try:
+        return draw_curves(run_dir)
+    except UserError as error:
+        log.warning("%s was not drawn: %s", CURVES_FILE, error)
+        return None
+
+
+def _drawn_values(file: Path, panels: Sequence[Panel]) -> list[dict[str, Any]]:
+    """Step and drawn numbers of each line of metrics: those of 100,000 steps are many, and few are drawn."""
+    names = {name for panel in panels for name in (panel.metric, panel.low, panel.high, panel.level) if name}
+    names |= {f"eval/{panel.metric}" for panel in panels}
+    return [
+        {name: value for name, value in line.items() if name in names and _is_number(value)} | {"step": line["step"]}
+        for line in iter_lines(file)
+    ]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
@@ -196,5 +227,5 @@ def _draw_legend(figure: Figure, panels: Sequence[Panel], records: Sequence[Mapp
 
 def _series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps i64[N] and values f64[N] of a metric, from the lines that have a value."""
-    points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+    points = [(record["step"], record[name]) for record in records if name in record]
     return np.array([step for step, _ in points], dtype=np.int64), np.array([value for _, value in points], dtype=float)

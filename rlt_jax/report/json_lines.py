@@ -16,7 +16,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     Raises:
       UserError: the file cannot be read, or a line of it is not a JSON object.
     """
-    records = []
+    records, number = [], 0
     try:
         with path.open(encoding="utf-8") as lines:  # not splitlines: texts may hold other line separators
             for number, line in enumerate(lines, start=1):
@@ -30,6 +30,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         raise UserError(_not_json_lines(path, f"line {number} is not JSON ({error.msg})")) from None
     except UnicodeDecodeError:
         raise UserError(_not_json_lines(path, "it is not UTF-8 text")) from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, lists nested without end
+        raise UserError(_not_json_lines(path, f"line {number} is not JSON that can be read")) from None
     return records
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 
+from rlt_jax.disk import LineFile
 from rlt_jax.report.folder import writing_to
 from rlt_jax.terminal import VisibleFormatter, open_terminal, takes
 
@@ -86,8 +87,7 @@ def _file_handler(run_dir: Path) -> logging.Handler:
     path = Path(run_dir) / LOG_FILE
     with writing_to(run_dir):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # a row may hold half of a surrogate pair, which UTF-8 cannot write
-        handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        handler = _LogFile(LineFile(path))
     handler.setFormatter(VisibleFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     return handler
 
@@ -126,6 +126,32 @@ class _HeldRecords(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records.append(record)
+
+
+class _LogFile(logging.Handler):
+    """Appends to a file; if it cannot be written, one warning says so, and later lines are tried again."""
+
+    def __init__(self, file: LineFile) -> None:
+        super().__init__()
+        self._file = file
+        self._failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # a row may hold half of a surrogate pair, which UTF-8 cannot write
+        line = (self.format(record) + "\n").encode("utf-8", "backslashreplace")
+        try:
+            self._file.append(line)
+        except OSError as error:
+            if not self._failed:
+                self._failed = True
+                advice = "%s cannot be written (%s): going on without it"
+                logging.getLogger("rlt_jax").warning(advice, self._file.path, error.strerror)
+        except ValueError:  # closed: a thread that logs at the very end
+            pass
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class _PlainHandler(logging.Handler):

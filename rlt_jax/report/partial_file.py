@@ -1,24 +1,29 @@
 """Resumable work in chunks: finished chunks are saved in a partial file, which becomes the result at the end.
 
 The partial file, OUT.partial, is JSON Lines: first the settings that decide the result, then one line per chunk. An
-incomplete line, left by a killed process, is dropped and its chunk computed again.
+incomplete last line, left by a killed process, is dropped and its chunk computed again. From a line on that is damaged
+otherwise, the chunks are computed again, too, and what the file held from there is kept in OUT.partial.damaged-1.
 """
 
 import hashlib
-import os
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from rlt_jax import stops
+from rlt_jax.disk import LineFile, cannot_write
 from rlt_jax.errors import UserError
 from rlt_jax.report.json_text import json_line, json_text, parsed_json
 from rlt_jax.report.owner import sole_writer
+from rlt_jax.report.step_lines import keep_aside
 from rlt_jax.report.whole_file import whole_file
 
 Record = dict[str, Any]
+
+log = logging.getLogger("rlt_jax.report")
 
 
 class Chunk(NamedTuple):
@@ -39,7 +44,7 @@ def fingerprint(parts: Iterable[object]) -> str:
 class PartialFile:
     """The finished chunks. Created by `open_partial`."""
 
-    def __init__(self, file: BinaryIO, out: Path, done: int) -> None:
+    def __init__(self, file: LineFile, out: Path, done: int) -> None:
         self._file = file
         self._out = out
         self.done = done  # chunks
@@ -48,13 +53,12 @@ class PartialFile:
         """Append a chunk; on return it is on disk."""
         with stops.held():
             with _writing(self._out):
-                self._file.write(json_line({"records": chunk.records, "counts": chunk.counts}).encode())
-                _flush(self._file)
+                self._file.append(json_line({"records": chunk.records, "counts": chunk.counts}).encode(), synced=True)
             self.done += 1
 
     def read(self) -> Iterator[Chunk]:
         """Read the chunks one at a time: they may not fit into memory together."""
-        with Path(self._file.name).open("rb") as file:
+        with self._file.path.open("rb") as file:
             next(file)
             for line in file:
                 yield Chunk(**parsed_json(line))
@@ -72,8 +76,8 @@ class PartialFile:
             with whole_file(self._out, "--out") as temporary, temporary.open("wb") as file:
                 for chunk in self.read():
                     file.writelines(json_line(record).encode() for record in chunk.records)
-                _flush(file)
-            Path(self._file.name).unlink()
+            with suppress(OSError):  # the result is there; a next call says that it is
+                self._file.path.unlink()
 
 
 @contextmanager
@@ -99,16 +103,20 @@ def open_partial(out: Path, settings: Mapping[str, Any]) -> Iterator[PartialFile
         if out.exists():
             raise UserError(f"--out {out} exists: choose another file, or delete it")
         with _writing(out):
-            file = path.open("a+b")
+            done = _resume(path, settings := parsed_json(json_text(settings)))
+            file = LineFile(path)
+        partial = PartialFile(file, out, done)
         with file:
-            with _writing(out):
-                partial = PartialFile(file, out, _resume(file, parsed_json(json_text(settings))))
             try:
+                with _writing(out):
+                    if not path.stat().st_size:
+                        file.append(json_line(settings).encode(), synced=True)
                 yield partial
             finally:
                 done = partial.done
                 if done == 0:
-                    path.unlink()
+                    with suppress(OSError):
+                        path.unlink()
 
 
 @contextmanager
@@ -116,39 +124,53 @@ def _writing(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write --out {out} ({error.strerror}): choose another file") from error
+        raise cannot_write(f"--out {out}", error, otherwise="choose another file") from error
 
 
-def _resume(file: BinaryIO, settings: Record) -> int:
-    """Truncate the file to its last whole chunk, or start it; returns the number of chunks in it."""
-    file.seek(0)
-    lines, end = 0, 0
-    for line in file:
-        record = _parse(line)
-        if record is None:
-            break
-        if not lines and (differences := list(_differences(record, settings))):
-            raise UserError(
-                f"{file.name} was started with other settings: {'; '.join(differences)}: use those to resume, or "
-                "delete the file to start over"
-            )
-        lines += 1
-        end += len(line)
-    file.truncate(end)
-    if not lines:
-        file.write(json_line(settings).encode())
-        _flush(file)
+def _resume(path: Path, settings: Record) -> int:
+    """Truncate the file, if there is one, to its last whole chunk; returns the number of chunks in it."""
+    if not path.exists():
         return 0
-    return lines - 1
+    lines, end = 0, 0
+    with path.open("r+b") as file:
+        for line in file:
+            record = _parse(line)
+            if record is None or (lines and not _is_chunk(record)):
+                break
+            if not lines and (differences := list(_differences(record, settings))):
+                raise UserError(
+                    f"{path} was started with other settings: {'; '.join(differences)}: use those to resume, or "
+                    "delete the file to start over"
+                )
+            lines += 1
+            end += len(line)
+        file.seek(end)
+        if any(line.endswith(b"\n") for line in file):  # more than a torn last line
+            file.seek(end)
+            keep_aside(path, file)
+            log.warning("%s: resuming from the %d chunks before the damage", path, max(lines - 1, 0))
+        file.truncate(end)
+    return max(lines - 1, 0)
 
 
 def _parse(line: bytes) -> Record | None:
-    """The object in a line; None if the line is incomplete."""
+    """The object in a line; None if the line is incomplete or damaged."""
     try:
-        record = parsed_json(line) if line.endswith(b"\n") else None
-    except ValueError:
+        record = parsed_json(line.decode("utf-8")) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def _is_chunk(record: Record) -> bool:
+    records, counts = record.get("records"), record.get("counts")
+    return (
+        record.keys() == {"records", "counts"}
+        and isinstance(records, list)
+        and all(isinstance(line, dict) for line in records)
+        and isinstance(counts, dict)
+        and all(isinstance(count, int) for count in counts.values())
+    )
 
 
 def _differences(old: Record, new: Record, section: str = "") -> Iterator[str]:
@@ -158,8 +180,3 @@ def _differences(old: Record, new: Record, section: str = "") -> Iterator[str]:
             yield from _differences(before, now, f"{section}{name}.")
         elif before != now:
             yield f"{section}{name}={before} (now {now})"
-
-
-def _flush(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -1,11 +1,10 @@
 """Atomic writing: a file is written under a temporary name next to its target, and renamed at the end."""
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rlt_jax.errors import UserError
+from rlt_jax.disk import cannot_write, to_disk, writing_name
 from rlt_jax.report.owner import remove_empty
 
 
@@ -21,16 +20,17 @@ def whole_file(path: Path, name: str) -> Iterator[Path]:
     Raises:
       UserError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.writing-{os.getpid()}")
+    temporary = writing_name(path)
     new_folders = [folder for folder in path.parents if not folder.exists()]  # innermost first
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
         yield temporary
+        to_disk(temporary)
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write {name} {path} ({error.strerror}): choose another file") from None
+        raise cannot_write(f"{name} {path}", error, otherwise="choose another file", resumes=False) from None
     finally:
-        if temporary.exists():  # a bare unlink would raise again if a parent is a file
+        with suppress(OSError):  # renamed; or a parent is a file, or the disk can no longer be written
             temporary.unlink()
         remove_empty(new_folders)

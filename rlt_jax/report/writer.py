@@ -1,25 +1,26 @@
 """All metric output of a run behind one object: `writer.write(step, metrics)`.
 
-metrics.jsonl is the record; TensorBoard and Weights & Biases are views of it. A run that resumes from step k first
-drops the lines after step k, so that no step appears twice, and rewrites TensorBoard's files from what is left. Weights
-& Biases keeps the steps it already has: a resumed run repeats them exactly.
+metrics.jsonl is the record; TensorBoard and Weights & Biases are views of it, without which a run goes on. A run that
+resumes from step k first drops the lines after step k, so that no step appears twice, and TensorBoard takes its later
+steps back. Weights & Biases keeps the steps it already has: a resumed run repeats them exactly.
 """
 
-import json
 import logging
 import math
-import os
+import re
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Protocol
 
-from tensorboard.summary import Writer as TensorBoardWriter
-
+from rlt_jax.disk import LineFile, replace_file
 from rlt_jax.errors import UserError
 from rlt_jax.report.folder import writing_to
-from rlt_jax.report.json_text import json_line, parsed_json
+from rlt_jax.report.json_text import json_line
+from rlt_jax.report.step_lines import iter_lines, keep_until
+from rlt_jax.report.tensorboard_file import TensorBoardFile, open_tensorboard
 
 METRICS_FILE = "metrics.jsonl"
 COMPLETIONS_FILE = "completions.jsonl"
@@ -42,14 +43,14 @@ class Writer:
 
     def __init__(
         self,
-        metrics_file: TextIO,
-        completions: Path,
-        tensorboard: TensorBoardWriter | None,
+        folder: Path,
+        metrics_file: LineFile,
+        tensorboard: TensorBoardFile | None,
         wandb_run: WandbRun | None,
     ) -> None:
+        self._folder = folder
         self._metrics = metrics_file
-        self._completions_path = completions
-        self._completions: TextIO | None = None  # opened by the first record: a supervised run has none
+        self._completions: LineFile | None = None  # opened by the first record: a supervised run has none
         self._tensorboard = tensorboard
         self._wandb = wandb_run
 
@@ -58,6 +59,7 @@ class Writer:
 
         Raises:
           ValueError: a metric is called "step" or "time", which every line has already.
+          UserError: metrics.jsonl cannot be written. A view of it that fails is given up with a warning.
         """
         taken = {"step", "time"} & set(metrics)
         if taken:
@@ -69,19 +71,38 @@ class Writer:
             else:
                 log.warning("step %d: %s is %s, written as null", step, name, float(value))
         line = {"step": int(step), "time": time.time(), **{name: finite.get(name) for name in metrics}}
-        _append(self._metrics, line)
-        if self._tensorboard is not None:
-            _write_scalars(self._tensorboard, line)
-            self._tensorboard.flush()
-        if self._wandb is not None:
-            self._wandb.log(finite, step=int(step))
+        with writing_to(self._folder):
+            self._metrics.append(json_line(line).encode())
+        tensorboard, run = self._tensorboard, self._wandb
+        if tensorboard is not None and not _view("TensorBoard", partial(tensorboard.write, line)):
+            self._close_tensorboard()
+        if run is not None and not _view("Weights & Biases", partial(run.log, finite, step=int(step))):
+            self._wandb = None
 
     def samples(self, step: int, records: Iterable[Mapping[str, object]]) -> None:
-        """Append records of completions to completions.jsonl, one line each, starting with the step."""
-        for record in records:
+        """Append records of completions to completions.jsonl, one line each, starting with the step.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        lines = b"".join(json_line({"step": int(step), **record}).encode() for record in records)
+        if not lines:
+            return
+        with writing_to(self._folder):
             if self._completions is None:
-                self._completions = self._completions_path.open("a", encoding="utf-8")
-            _append(self._completions, {"step": int(step), **record})
+                self._completions = LineFile(self._folder / COMPLETIONS_FILE)
+            self._completions.append(lines)
+
+    def sync(self) -> None:
+        """Return once all lines are on disk: a checkpoint must not be older than the lines that it continues.
+
+        Raises:
+          UserError: the disk does not take them.
+        """
+        with writing_to(self._folder):
+            for file in (self._metrics, self._completions):
+                if file is not None:
+                    file.sync()
 
     def close(self) -> None:
         """Close everything; a second call does nothing."""
@@ -89,12 +110,20 @@ class Writer:
         if self._completions is not None:
             self._completions.close()
             self._completions = None
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-            self._tensorboard = None
-        if self._wandb is not None:
-            self._wandb.finish()
+        self._close_tensorboard()
+        if (run := self._wandb) is not None:
             self._wandb = None
+            _view("Weights & Biases", run.finish)
+
+    def open_tensorboard(self, resume_step: int) -> None:
+        """Write TensorBoard's files, too, from a step on. Raises OSError."""
+        lines = iter_lines(self._folder / METRICS_FILE)
+        self._tensorboard = open_tensorboard(self._folder / TENSORBOARD_DIR, resume_step=resume_step, lines=lines)
+
+    def _close_tensorboard(self) -> None:
+        if (tensorboard := self._tensorboard) is not None:
+            self._tensorboard = None
+            _view("TensorBoard", tensorboard.close)
 
     def __enter__(self) -> "Writer":
         return self
@@ -130,74 +159,28 @@ def open_writer(
     # first, so that old files survive a missing package or login
     wandb_run = _open_wandb(run_dir, wandb_project, config, resume_step) if wandb else None
     with writing_to(run_dir):
-        kept = keep_until(run_dir / METRICS_FILE, resume_step)
+        keep_until(run_dir / METRICS_FILE, resume_step)
         keep_until(run_dir / COMPLETIONS_FILE, resume_step)
-        metrics_file = (run_dir / METRICS_FILE).open("a", encoding="utf-8")
-        tensorboard_writer = _open_tensorboard(run_dir / TENSORBOARD_DIR, kept) if tensorboard else None
-    return Writer(metrics_file, run_dir / COMPLETIONS_FILE, tensorboard_writer, wandb_run)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the JSON objects that a Writer wrote to a file, in order; [] if there is no file.
-
-    A line that is not such an object (an incomplete last line of a killed run) is left out, with a warning.
-    """
-    if not path.exists():
-        return []
-    records = []
-    text = path.read_text(encoding="utf-8", errors="replace")  # a line may break off inside a character
-    for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: texts may hold other line separators
-        record = _parse(line)
-        if record is not None:
-            records.append(record)
-        elif line:
-            log.warning("%s: line %d is not a JSON object with a step, left out", path, number)
-    return records
-
-
-def keep_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """Drop a file's lines after `step` (at 0, all lines) and incomplete ones, atomically; returns the rest."""
-    records = read_lines(path)
-    # a new run writes its own step 0, so at 0 nothing of an earlier run stays
-    kept = [record for record in records if step > 0 and record["step"] <= step]
-    text = "".join(map(json_line, kept))
-    if path.exists() and path.read_bytes() != text.encode():
-        log.info("%s: resuming from step %d, %d of %d lines kept", path, step, len(kept), len(records))
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    return kept
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        record = parsed_json(line)
-    except json.JSONDecodeError:
-        return None
-    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
-
-
-def _append(file: TextIO, record: Mapping[str, object]) -> None:
-    file.write(json_line(record))
-    file.flush()  # a killed run keeps every line
-
-
-def _open_tensorboard(folder: Path, records: Sequence[Mapping[str, Any]]) -> TensorBoardWriter:
-    for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
-    writer = TensorBoardWriter(str(folder))
-    for record in records:
-        _write_scalars(writer, record)
+        metrics_file = LineFile(run_dir / METRICS_FILE)
+    writer = Writer(run_dir, metrics_file, None, wandb_run)
+    if tensorboard:
+        _view("TensorBoard", lambda: writer.open_tensorboard(resume_step))
     return writer
 
 
-def _write_scalars(writer: TensorBoardWriter, line: Mapping[str, Any]) -> None:
-    for name, value in line.items():
-        if name not in ("step", "time") and value is not None:
-            writer.add_scalar(name, value, line["step"], wall_time=line["time"])
+def _view(name: str, write: Callable[[], object]) -> bool:
+    """Write to a view of the metrics; if that fails, say so once: the run is worth more, and has its record.
+
+    Returns:
+      Whether it worked.
+    """
+    try:
+        write()
+    except Exception as error:  # the disk's, the network's, those of the packages
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        log.warning("%s cannot be written (%s): going on without, %s has everything", name, reason, METRICS_FILE)
+        return False
+    return True
 
 
 def _open_wandb(run_dir: Path, project: str, config: Mapping[str, object], resume_step: int) -> WandbRun:
@@ -227,12 +210,15 @@ def _open_wandb(run_dir: Path, project: str, config: Mapping[str, object], resum
             "run `wandb login`, or set WANDB_MODE=offline, or switch it off"
         ) from error
     with writing_to(run_dir):
-        (run_dir / WANDB_ID_FILE).write_text(run_id + "\n", encoding="utf-8")
+        replace_file(run_dir / WANDB_ID_FILE, run_id + "\n")
     return run
 
 
 def _wandb_id(path: Path, resume_step: int) -> str:
     """The run's id at Weights & Biases: the saved one when resuming, else a new one."""
-    if resume_step > 0 and path.exists():
-        return path.read_text(encoding="utf-8").strip()
+    if resume_step > 0 and path.is_file():
+        saved = path.read_text(encoding="utf-8", errors="replace").strip()
+        if re.fullmatch(r"[A-Za-z0-9_-]+", saved):
+            return saved
+        log.warning("%s is damaged: Weights & Biases shows the steps from here on as another run", path)
     return uuid.uuid4().hex[:8]

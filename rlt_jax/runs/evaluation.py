@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from rlt_jax.data import ChatFormat
+from rlt_jax.disk import LineFile
+from rlt_jax.report.folder import writing_to
 from rlt_jax.report.json_text import json_line, parsed_json
 from rlt_jax.report.paired import PairedChange, paired_change
+from rlt_jax.report.step_lines import read_lines
 from rlt_jax.report.whole_file import whole_file
-from rlt_jax.report.writer import METRICS_FILE, read_lines
+from rlt_jax.report.writer import METRICS_FILE
 from rlt_jax.rewards.metrics import eval_metrics
 from rlt_jax.rewards.records import rollout_metrics
 from rlt_jax.rewards.scorer import Scored
@@ -41,9 +44,13 @@ def evaluation_results(
 
 
 def write_records(run_dir: Path, step: int, records: Sequence[Mapping[str, float]]) -> None:
-    """Append the records of an evaluation to EVAL_FILE."""
-    with (run_dir / EVAL_FILE).open("a", encoding="utf-8") as file:
-        file.writelines(json_line({"step": step, **record}) for record in records)
+    """Append the records of an evaluation to EVAL_FILE: all of them, or none.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    with writing_to(run_dir), LineFile(run_dir / EVAL_FILE) as file:
+        file.append(b"".join(json_line({"step": step, **record}).encode() for record in records), synced=True)
 
 
 def is_evaluated(run_dir: Path, step: int) -> bool:
@@ -82,7 +89,8 @@ def read_changes(run_dir: Path, names: Sequence[str], *, first: int, last: int) 
     after it takes the place of that at `first`. Leaves out names that the reward did not report, and prompts where a
     value was not finite; {} unless both steps evaluated two or more prompts in common.
     """
-    records = {(record["step"], record["row"]): record for record in read_lines(run_dir / EVAL_FILE)}
+    lines = read_lines(run_dir / EVAL_FILE)
+    records = {(line["step"], line["row"]): line for line in lines if isinstance(line.get("row"), int)}
     changed = last_accepted_change(run_dir)
     if changed is not None and first <= changed:
         first = min((step for step, _ in records if step > changed), default=last)
@@ -92,7 +100,7 @@ def read_changes(run_dir: Path, names: Sequence[str], *, first: int, last: int) 
     changes = {}
     for name in names:
         pairs = [(records[first, row].get(name), records[last, row].get(name)) for row in rows]
-        known = np.array([pair for pair in pairs if None not in pair], dtype=float)
+        known = np.array([pair for pair in pairs if all(isinstance(x, int | float) for x in pair)], dtype=float)
         if len(known) >= 2:
             changes[name] = paired_change(known[:, 0], known[:, 1])
     return changes

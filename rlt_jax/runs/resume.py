@@ -22,10 +22,12 @@ from rlt_jax.configs.presets import train_config
 from rlt_jax.configs.resume import Change, changes
 from rlt_jax.data import ChatFormat
 from rlt_jax.data.model_record import tag_format_of
+from rlt_jax.disk import LineFile, replace_file
 from rlt_jax.errors import UserError
 from rlt_jax.report.folder import writing_to
+from rlt_jax.report.json_text import json_text
 from rlt_jax.report.partial_file import fingerprint
-from rlt_jax.report.writer import keep_until, read_lines
+from rlt_jax.report.step_lines import keep_until, read_lines
 from rlt_jax.runs.fingerprints import model_fingerprints, version_fingerprints
 from rlt_jax.types import Row
 
@@ -153,7 +155,7 @@ def read_inputs(folder: Path, *, quiet: bool = False) -> Inputs | None:
         inputs = json.loads(file.read_text(encoding="utf-8"))
         if not (isinstance(inputs, dict) and all(isinstance(value, str) for value in inputs.values())):
             raise ValueError("no object with texts")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{file}: expected the prompts and rows of the run so far, but it cannot be read ({error}): restore it, or "
             "delete it to resume without a comparison"
@@ -231,26 +233,36 @@ def name_changes(found: Sequence[Change], *, finished: bool) -> None:
 def record_start(
     config: TrainConfig | SftConfig, inputs: Inputs | None, found: Sequence[Change], folder: Path, *, step: int
 ) -> None:
-    """Write what the run goes on with: config.yaml, the inputs, and the changes that hold after `step`."""
-    save_config(replace(config, accept_changes=False), folder / CONFIG_FILE)  # accepted once is not accepted for ever
+    """Write what the run goes on with: the changes that hold after `step`, the inputs, and config.yaml.
+
+    In this order, so that a start that is stopped in between finds and records the changes once more.
+
+    Raises:
+      UserError: one cannot be written.
+    """
     with writing_to(folder):
-        if inputs is not None:
-            text = json.dumps(inputs, indent=1, ensure_ascii=False) + "\n"
-            (folder / INPUTS_FILE).write_text(text, encoding="utf-8")
         keep_until(folder / CHANGES_FILE, step)
         if found:
-            with (folder / CHANGES_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, "changes": [_record(change) for change in found]}) + "\n")
+            with LineFile(folder / CHANGES_FILE) as file:
+                line = {"step": step, "changes": [_record(change) for change in found]}
+                file.append((json.dumps(line) + "\n").encode(), synced=True)
+        if inputs is not None:
+            replace_file(folder / INPUTS_FILE, json_text(inputs, indent=1) + "\n")
+    save_config(replace(config, accept_changes=False), folder / CONFIG_FILE)  # accepted once is not accepted for ever
 
 
 def last_accepted_change(folder: Path) -> int | None:
     """The step after which evaluations measure something else than up to it; None if all measure the same."""
-    steps = [
-        line["step"]
-        for line in read_lines(folder / CHANGES_FILE)
-        if any(change["measured"] for change in line.get("changes", ()))
-    ]
+    steps = [line["step"] for line in read_lines(folder / CHANGES_FILE) if _measures_something_else(line)]
     return max(steps, default=None)
+
+
+def _measures_something_else(line: Mapping[str, Any]) -> bool:
+    """Whether a line of CHANGES_FILE has a change of what is measured; one that cannot be read counts as such."""
+    found = line.get("changes", ())
+    if not isinstance(found, list | tuple):
+        return True
+    return any(not isinstance(change, dict) or change.get("measured", True) for change in found)
 
 
 def _record(change: Change) -> dict[str, Any]:

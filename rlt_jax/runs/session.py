@@ -14,11 +14,8 @@
 A session knows nothing of what a step computes: arrays are arguments, and none is held.
 """
 
-import errno
 import logging
-import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
@@ -28,7 +25,7 @@ from typing import Any
 import jax
 
 from rlt_jax import stops
-from rlt_jax.configs import Resume, SftConfig, TrainConfig, command_again
+from rlt_jax.configs import SftConfig, TrainConfig, command_again
 from rlt_jax.configs.resume import Change
 from rlt_jax.device.jax_setup import CompileCounter, use_compilation_cache
 from rlt_jax.device.monitor import PeakMonitor, memory_metrics
@@ -38,22 +35,19 @@ from rlt_jax.finite import NotFinite
 from rlt_jax.models import Model, Params, save_model
 from rlt_jax.report.folder import writing_to
 from rlt_jax.report.log import ENGINE_LOG_FILE, log_to_file, setup_logging, start_log_file
-from rlt_jax.report.owner import FOLDER_LOCK, remove_empty, sole_user
+from rlt_jax.report.owner import remove_empty, sole_user
 from rlt_jax.report.progress import ProgressDisplay, open_progress
+from rlt_jax.report.step_lines import keep_until
 from rlt_jax.report.timing import PhaseClock
-from rlt_jax.report.writer import COMPLETIONS_FILE, METRICS_FILE, Writer, keep_until, open_writer, read_lines
+from rlt_jax.report.writer import Writer, open_writer
 from rlt_jax.runs.checkpoint import (
     Arrays,
     Checkpoints,
     check_metric,
-    checkpoint_steps,
-    damaged_checkpoints,
-    metrics_of,
     open_checkpoints,
 )
 from rlt_jax.runs.evaluation import EVAL_FILE, drop_records, is_evaluated, write_records
 from rlt_jax.runs.resume import (
-    CHANGES_FILE,
     Inputs,
     changed_inputs,
     changed_settings,
@@ -64,6 +58,16 @@ from rlt_jax.runs.resume import (
     record_start,
     refuse,
 )
+from rlt_jax.runs.run_folder import (
+    EXPORT,
+    FolderWatch,
+    check_export,
+    check_files,
+    check_run_folder,
+    tidy,
+    warn_of_room,
+)
+from rlt_jax.runs.saver import Saver
 from rlt_jax.runs.skipping import Evidence, Skips, keep_step, skips_of
 
 log = logging.getLogger("rlt_jax")
@@ -78,7 +82,9 @@ class Session:
     max_steps: int
 
     _checkpoints: Checkpoints
+    _saver: Saver
     _writer: Writer
+    _watch: FolderWatch
     _progress: ProgressDisplay
     _monitor: PeakMonitor
 
@@ -96,7 +102,6 @@ class Session:
         self._config = config
         self._stack = stack  # closes everything that `resume` opens
         self._uninterrupted = uninterrupted
-        self._saved = 0  # the newest checkpoint's step
         self._step = 0  # the one that is taken
         self._finished = False
         self._resumes = resumes  # whether the folder has a checkpoint
@@ -107,7 +112,6 @@ class Session:
         self._clock = PhaseClock()
         self._compiles = CompileCounter()
         self._compiled_before = 0
-        self._held_up = 0.0  # seconds by saves since the last line of metrics
         self._evaluation: tuple[int, Mapping[str, float]] = (-1, {})  # step and metrics of the last one
         if resumes:
             self._changes = changed_settings(config, folder)
@@ -165,7 +169,8 @@ class Session:
             self._checkpoints, like=like, fresh=lambda: fresh(params), seed=config.seed, max_steps=max_steps
         )
         self.start_step, self._skips = facts.get("step", 0), skips_of(facts)
-        self._saved = self.done = self.start_step
+        self.done = self.start_step
+        self._saver = Saver(self._checkpoints, self._clock, step=self.start_step)
         if self.start_step:
             free(params)
         finished = 0 < self.start_step == max_steps
@@ -184,14 +189,16 @@ class Session:
             keep_until(self.folder / EVAL_FILE, self.start_step)
             if self.owes_evaluation():
                 drop_records(self.folder, self.start_step)
+            self._watch = FolderWatch(self.folder)
         start_log_file(self.folder)
         if not finished:
+            warn_of_room(config, self.folder, state=like, params=params)
             record_start(config, self._inputs, self._changes, self.folder, step=self.start_step)
         self.begun = True
         if not finished and (accepted := [change for change in self._changes if not change.steers]):
             writer.write(self.start_step, {"accepted_changes": len(accepted)})
         stops.note_saved(self._report())
-        self._stack.push(self._end_saving)
+        self._stack.push(self._saver.left)
         progress = open_progress(max_steps, start_step=self.start_step, show=config.log.progress)
         self._progress = self._stack.enter_context(progress)
         self._monitor = self._stack.enter_context(PeakMonitor())
@@ -270,7 +277,7 @@ class Session:
         log.warning("step %d is skipped, nothing is changed: %s%s", step, fault.culprit, how)
         self.log(step, {"skipped_steps": skips.total}, tokens={})
         if skips.in_a_row >= checks.max_skipped_steps:
-            self.wait_for_save()
+            self._saver.wait()
             newest = max(self._checkpoints.steps(), default=None)
             resumes = "there is no checkpoint" if newest is None else f"the last good checkpoint is of step {newest}"
             where = "" if newest is None else f" ({self.folder / 'checkpoints' / str(newest)})"
@@ -292,7 +299,7 @@ class Session:
         if compiled:
             log.info("step %d compiled or fetched %d programs", step, compiled)
         times, memory = self._clock.metrics(tokens), memory_metrics() | self._monitor.metrics()
-        self.write(step, {**metrics, **times, **memory, **self._save_metrics(), "compilations": compiled})
+        self.write(step, {**metrics, **times, **memory, **self._saver.metrics(), "compilations": compiled})
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write and show the given metrics, and no others."""
@@ -304,6 +311,7 @@ class Session:
 
     def write_evaluation(self, step: int, metrics: Mapping[str, float], records: Sequence[Mapping[str, float]]) -> None:
         """Write and show the metrics of an evaluation, and append its records, one per held-out prompt."""
+        self._watch.check()
         write_records(self.folder, step, records)
         self.write(step, metrics)
 
@@ -312,7 +320,12 @@ class Session:
         self._writer.samples(step, samples)
 
     def end_step(self, step: int) -> None:
-        """Show that a step is done."""
+        """Show that a step is done.
+
+        Raises:
+          UserError: the run folder is gone, is another one, or cannot be written.
+        """
+        self._watch.check()
         self._progress.step(step)
         self.done = step
 
@@ -326,56 +339,27 @@ class Session:
         It is read where it lies, while the next step generates and scores: call `wait_for_save` before anything donates
         or frees the arrays. That of the last step is whole on return.
         """
+        self._watch.check()
+        self._writer.sync()
         evaluated, metrics = self._evaluation
         metric = metrics.get(self._config.checkpoint.keep_best or "") if evaluated == step else None
-        self.wait_for_save()  # a save in progress
-        self._checkpoints.save(
-            step, arrays, {"seed": self._config.seed, **self._skips.facts(step), **facts}, metric=metric
-        )
-        self._saved = step
+        facts = {"seed": self._config.seed, **self._skips.facts(step), **facts}
+        self._saver.save(step, arrays, {**facts, "inputs": self._inputs}, metric=metric)
         stops.note_saved(self._report())
         if step == self.max_steps:
-            self.wait_for_save()
-
-    def oldest_checkpoint(self) -> int:
-        """Step of the oldest of the newest checkpoints, from which the run may be resumed; 0 without one."""
-        steps = checkpoint_steps(self._checkpoints.folder)
-        return min(sorted(steps)[-self._config.checkpoint.keep :], default=0)
+            self._saver.wait()
 
     def wait_for_save(self) -> None:
-        """Wait until the checkpoint being written, if any, is whole. The running phase is not charged for it.
+        """Wait until the checkpoint being written, if any, is whole: before anything donates its arrays.
 
         Raises:
           UserError: it could not be written, or holds numbers that are not finite.
         """
-        if not self._checkpoints.saving:
-            return
-        start = time.perf_counter()
-        try:
-            with self._clock.pause():
-                self._checkpoints.wait()
-        except NotFinite as error:
-            raise UserError(
-                f"expected finite numbers, but {error.culprit} of the state to be saved holds an infinity or a NaN: no "
-                f"checkpoint of it is written, {self._checkpoints.folder} holds those of earlier steps: lower "
-                "--learning-rate, or look for what went wrong in metrics.jsonl"
-            ) from error
-        self._held_up += time.perf_counter() - start
+        self._saver.wait()
 
-    def _save_metrics(self) -> dict[str, float]:
-        """What saving cost since the last line of metrics; {} without a save."""
-        saved, self._checkpoints.last_saved = self._checkpoints.last_saved, None
-        held_up, self._held_up = self._held_up, 0.0
-        return {} if saved is None else {"seconds/save": held_up, **metrics_of(saved)}
-
-    def _end_saving(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Wait for a save in progress when the session is left: it reads arrays that what follows may free."""
-        try:
-            self.wait_for_save()
-        except UserError as failure:
-            if error is None:
-                raise
-            log.error("%s", failure)
+    def oldest_checkpoint(self) -> int:
+        """Step of the oldest of the newest checkpoints, from which the run may be resumed; 0 without one."""
+        return min(self._checkpoints.steps()[-self._config.checkpoint.keep :], default=0)
 
     def finish(
         self, model: Model, params: Params, *, tokenizer_from: str, eos_ids: Sequence[int], about: Mapping[str, str]
@@ -387,9 +371,10 @@ class Session:
         Args:
           eos_ids, about: as in `save_model`.
         """
-        self.wait_for_save()
+        self._watch.check()
+        self._saver.wait()
         self._stack.close()
-        exported = self.folder / "final" if self._config.checkpoint.export else None
+        exported = self.folder / EXPORT if self._config.checkpoint.export else None
         if exported is not None:
             with self._interruptible():
                 save_model(exported, model, params, tokenizer_from=tokenizer_from, eos_ids=eos_ids, about=about)
@@ -410,7 +395,7 @@ class Session:
         Args:
           arrays: of that step.
         """
-        if self.done > self._saved:
+        if self.done > self._saver.step:
             self.save(self.done, arrays, **facts)
 
     def _report(self) -> str:
@@ -423,7 +408,8 @@ class Session:
         if not self.begun:
             return f"before the run began; start it again with {command}"
         given_up = f"step {self._step} is given up, " if self._step > self.done else ""
-        kept = f"step {self._saved} is saved; resume with" if self._saved else "no step is lost; start again with"
+        saved = self._saver.step
+        kept = f"step {saved} is saved; resume with" if saved else "no step is lost; start again with"
         return f"{given_up}{kept} {command}"
 
 
@@ -449,6 +435,9 @@ def open_session(config: TrainConfig | SftConfig) -> Iterator[Session]:
         new = [part for part in (folder / "checkpoints", folder / "logs") if not part.exists()]
         resumes = check_run_folder(folder, resume=config.resume)
         check_command(config, folder)
+        tidy(folder)
+        if config.checkpoint.export:
+            check_export(folder)
         use_compilation_cache()
         uninterrupted = ExitStack()
         session = Session(config, folder, stack, uninterrupted, resumes=resumes)
@@ -474,42 +463,6 @@ def is_crash(error: BaseException) -> bool:
     if isinstance(error, UserError):
         return isinstance(error.__cause__, jax.errors.JaxRuntimeError)
     return isinstance(error, Exception)
-
-
-def check_run_folder(folder: Path, *, resume: Resume) -> bool:
-    """Whether the run folder has a checkpoint to resume from.
-
-    Raises:
-      UserError: it cannot be read; `resume="must"` and it holds no checkpoint; `resume="never"` and it holds anything
-        but logs; all that it holds are damaged ones that were set aside.
-    """
-    checkpoints = folder / "checkpoints"
-    try:
-        has_checkpoint, damaged = bool(checkpoint_steps(checkpoints)), damaged_checkpoints(checkpoints)
-        held = {child.name for child in folder.iterdir()} if folder.is_dir() else set()
-    except OSError as error:
-        raise UserError(f"--output-dir {folder} cannot be used ({error.strerror}): choose another folder") from None
-    if resume == "must" and not has_checkpoint:
-        raise UserError(f"--resume must: no checkpoint under {checkpoints}: start without it, or check --output-dir")
-    if resume == "never" and held - {"logs", FOLDER_LOCK}:
-        raise UserError(f"--resume never: {folder} is not empty: choose another --output-dir, or delete it")
-    if resume == "auto" and not has_checkpoint and damaged:
-        raise UserError(
-            f"{checkpoints} holds no whole checkpoint, but damaged ones ({', '.join(damaged)}): put a whole one back "
-            "from a copy, or choose another --output-dir to start over"
-        )
-    if resume == "auto" and not has_checkpoint and METRICS_FILE in held:
-        log.warning("%s holds a run without a checkpoint: starting over, its metrics are replaced", folder)
-    return has_checkpoint
-
-
-def check_files(folder: Path) -> None:
-    """Refuse a run folder in which something stands where a file belongs, before any of its files is changed."""
-    with writing_to(folder):
-        for name in (METRICS_FILE, COMPLETIONS_FILE, EVAL_FILE, CHANGES_FILE):
-            read_lines(folder / name)
-        if (folder / "logs").exists() and not (folder / "logs").is_dir():
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
 def restore_or_start(

@@ -28,10 +28,12 @@ from rlt_jax.data import (
 )
 from rlt_jax.data.sft_text import Target
 from rlt_jax.device.backoff import MemoryBackoff
+from rlt_jax.disk import replace_file
 from rlt_jax.errors import UserError
 from rlt_jax.models import Model, Params
 from rlt_jax.report.folder import writing_to
-from rlt_jax.report.writer import METRICS_FILE, read_lines
+from rlt_jax.report.step_lines import iter_lines, read_lines
+from rlt_jax.report.writer import METRICS_FILE
 from rlt_jax.sampling.factory import sample_request
 from rlt_jax.sampling.native import NativeSampler
 from rlt_jax.types import Completion, Prompt, Row, SamplingParams
@@ -166,16 +168,24 @@ def closes_answer(text: str, tags: Tags) -> bool:
 def save_check(folder: Path, check: TextCheck) -> None:
     """Write the run folder's check.json."""
     with writing_to(folder):
-        (folder / CHECK_FILE).write_text(json.dumps(asdict(check), indent=2) + "\n", encoding="utf-8")
+        replace_file(folder / CHECK_FILE, json.dumps(asdict(check), indent=2) + "\n")
+
+
+def is_in_metrics(folder: Path, check: TextCheck) -> bool:
+    """Whether metrics.jsonl has a line of such a check already."""
+    names = check.metrics().keys()
+    return any(line["step"] == check.step and names <= line.keys() for line in iter_lines(folder / METRICS_FILE))
 
 
 def read_check(folder: Path, *, step: int) -> TextCheck | None:
     """The check of the model of this step; None if there was none."""
     try:
         check = TextCheck(**json.loads((folder / CHECK_FILE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        counts = (check.step, check.drawn, check.closed, check.cut_off, check.max_tokens)
+        whole = all(type(count) is int for count in counts) and check.drawn > 0 and type(check.example) is str
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
-    return check if check.step == step else None
+    return check if whole and check.step == step else None
 
 
 def describe_check(check: TextCheck, config: SftConfig, folder: Path) -> tuple[str, bool]:

@@ -10,7 +10,8 @@ import numpy as np
 from rlt_jax.evals.intervals import t_half_width, t_interval
 from rlt_jax.report.curves import Panel
 from rlt_jax.report.paired import PairedChange
-from rlt_jax.report.writer import METRICS_FILE, read_lines
+from rlt_jax.report.step_lines import read_lines
+from rlt_jax.report.writer import METRICS_FILE
 from rlt_jax.runs.evaluation import read_changes
 from rlt_jax.runs.resume import last_accepted_change
 

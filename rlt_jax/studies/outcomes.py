@@ -13,8 +13,9 @@ import numpy as np
 
 from rlt_jax.evals.intervals import t_interval
 from rlt_jax.report.json_lines import read_json_lines
-from rlt_jax.report.writer import METRICS_FILE, read_lines
-from rlt_jax.studies.pipeline_folder import MATCHED_FILE, SECONDS_FILE, finished_tasks
+from rlt_jax.report.step_lines import read_lines
+from rlt_jax.report.writer import METRICS_FILE
+from rlt_jax.studies.pipeline_folder import MATCHED_FILE, finished_tasks, recorded_seconds
 
 Values = Mapping[int, float]  # prompt -> value; 0 -> value if it is not known by prompt
 Variants = Mapping[str, Mapping[str, Values]]  # of one seed: variant -> measure's key -> values
@@ -236,7 +237,7 @@ def _students(work: Path) -> dict[str, dict[str, Values]]:
 
 def _seconds(work: Path) -> dict[str, dict[str, Values]]:
     total: dict[str, float] = {}
-    for line in _lines(work / SECONDS_FILE):
+    for line in recorded_seconds(work):
         total[line["stage"]] = total.get(line["stage"], 0.0) + line["seconds"]
     if total:
         total["all"] = sum(total.values())

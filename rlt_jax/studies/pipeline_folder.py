@@ -14,10 +14,10 @@ from rlt_jax.configs.resume import changed_fields, deciding_settings, leaves
 from rlt_jax.configs.score import ScoreConfig
 from rlt_jax.configs.sft import SftConfig
 from rlt_jax.configs.train import TrainConfig
+from rlt_jax.disk import LineFile
 from rlt_jax.errors import UserError
 from rlt_jax.report.folder import writing_to
-from rlt_jax.report.json_lines import read_json_lines
-from rlt_jax.report.json_text import json_line
+from rlt_jax.report.json_text import json_line, parsed_json
 from rlt_jax.studies.pipeline_tasks import Task
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SECONDS_FILE = "seconds.jsonl"
 MATCHED_FILE = "matched.jsonl"  # in results/
+
+_SECONDS = {"stage": str, "task": str, "seconds": int | float, "finished": bool}  # of a line of SECONDS_FILE
 
 
 def settings_file(work: Path, name: str) -> Path:
@@ -35,14 +37,29 @@ def settings_file(work: Path, name: str) -> Path:
 def record_seconds(work: Path, task: Task, seconds: float, *, finished: bool) -> None:
     """Append a line to SECONDS_FILE."""
     line = {"stage": task.stage, "task": task.name, "seconds": round(seconds, 2), "finished": finished}
-    with writing_to(work), (work / SECONDS_FILE).open("a", encoding="utf-8") as file:
-        file.write(json_line(line))
+    with writing_to(work), LineFile(work / SECONDS_FILE) as file:
+        file.append(json_line(line).encode(), synced=True)
+
+
+def recorded_seconds(work: Path) -> list[dict[str, Any]]:
+    """The lines of SECONDS_FILE, oldest first; [] if there is none.
+
+    A damaged one (torn by a full disk or a kill) is left out: a result tells whether its task is done, not its time.
+    """
+    file, lines = work / SECONDS_FILE, []
+    if not file.is_file():
+        return []
+    for text in file.read_bytes().split(b"\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            line = parsed_json(text.decode("utf-8"))
+            if isinstance(line, dict) and all(isinstance(line.get(name), kind) for name, kind in _SECONDS.items()):
+                lines.append(line)
+    return lines
 
 
 def finished_tasks(work: Path) -> set[str]:
     """Names of the finished tasks."""
-    file = work / SECONDS_FILE
-    return {line["task"] for line in read_json_lines(file) if line["finished"]} if file.exists() else set()
+    return {line["task"] for line in recorded_seconds(work) if line["finished"]}
 
 
 def check_work_folder(work: Path, flag: str) -> None:

@@ -13,7 +13,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlt_jax.errors import UserError
-from rlt_jax.report.writer import Writer, open_writer, read_lines
+from rlt_jax.report.step_lines import read_lines
+from rlt_jax.report.writer import Writer, open_writer
 
 
 def open_at(run_dir: Path, resume_step: int = 0, *, tensorboard: bool = False, wandb: bool = False) -> Writer:

@@ -12,7 +12,8 @@ import pytest
 from rlt_jax.configs import PRESETS
 from rlt_jax.errors import UserError
 from rlt_jax.report.owner import sole_user
-from rlt_jax.runs.session import check_run_folder, open_session
+from rlt_jax.runs.run_folder import check_run_folder
+from rlt_jax.runs.session import open_session
 
 pytestmark = pytest.mark.usefixtures("restored_log")
 
