@@ -264,8 +264,8 @@ def test_refused_section_values(section, changes, message):
         (
             10,
             25,
-            "checkpoint.keep_best=eval/reward needs an evaluation at every checkpoint, but save_steps=25 is no multiple "
-            "of eval_steps=10: use --save-steps 30",
+            "checkpoint.keep_best=eval/reward needs an evaluation at every checkpoint, but save_steps=25 is no "
+            "multiple of eval_steps=10: use --save-steps 30",
         ),
         (10, 30, None),
         (10, 0, None),

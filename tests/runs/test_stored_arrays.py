@@ -1,10 +1,12 @@
 """A folder of arrays: what comes back is what was written, bit for bit, or it is damaged."""
 
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import jax
@@ -258,6 +260,29 @@ def test_no_array_keeps_a_copy_of_itself_on_the_host(tmp_path):
     line = [sys.executable, "-c", COPIES, str(tmp_path)]
     done = subprocess.run(line, capture_output=True, text=True, env=environment)
     assert (done.stdout, done.stderr) == ("0 1 True\n", "")
+
+
+def test_copies_of_one_part_are_gone_before_the_next(tmp_path, monkeypatch):
+    """Else a save or a restore would end with all arrays a second time on the host, whatever the size of a part."""
+    views, alive = [], []
+    view = stored_arrays._view
+
+    def watched(leaf):
+        alive.append(sum(view() is not None for view in views))
+        new = view(leaf)
+        views.extend(map(weakref.ref, (new, new.addressable_shards[0].data)))
+        return new
+
+    monkeypatch.setattr(stored_arrays, "PART_GB", 1e-9)
+    monkeypatch.setattr(stored_arrays, "_view", watched)
+    saved = [jnp.ones((100, 200)) * i for i in range(5)]
+    gc.disable()
+    try:
+        write_arrays(tmp_path / "1", saved, {})
+        read_arrays(tmp_path / "1", saved)
+    finally:
+        gc.enable()
+    assert alive == [0] * 10
 
 
 @pytest.mark.gpu
