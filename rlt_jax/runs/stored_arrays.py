@@ -44,7 +44,7 @@ __all__ = ["MANIFEST_FILE", "Damaged", "read_arrays", "refuse_other_arrays", "wr
 
 
 def write_arrays(folder: Path, arrays: Arrays, facts: Mapping[str, Any], *, finite: bool = True) -> Manifest:
-    """Write a tree of arrays as a new folder, which gets its name when all of it is on the disk.
+    """Write a tree of arrays as a new folder of an existing one. It gets its name when all of it is on the disk.
 
     The arrays are read where they lie (GPU, pinned memory, main memory), about PART_GB of them at a time.
 
@@ -59,7 +59,7 @@ def write_arrays(folder: Path, arrays: Arrays, facts: Mapping[str, Any], *, fini
     writing = folder.with_name(f".{folder.name}.writing-{os.getpid()}")
     shutil.rmtree(writing, ignore_errors=True)
     try:
-        writing.mkdir(parents=True)
+        writing.mkdir()  # without parents: a run folder that vanished is not made again
         stored: list[StoredArray] = []
         for part, members in enumerate(_parts(_named(arrays))):
             stored += _write_part(writing, part, members, finite=finite)

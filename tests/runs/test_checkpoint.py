@@ -399,6 +399,20 @@ def test_a_full_disk_is_one_message_and_leaves_the_last_checkpoint(tmp_path):
     assert done.stdout.splitlines() == [*expected, "['5'] True"]
 
 
+def test_a_folder_that_vanished_is_not_made_again(tmp_path):
+    checkpoints = open_checkpoints(tmp_path / "run" / "checkpoints", keep=2)
+    shutil.rmtree(tmp_path / "run")
+    checkpoints.save(2, {"w": jnp.ones(3)}, {"seed": 1})
+    with pytest.raises(UserError) as refusal:
+        checkpoints.wait()
+    assert str(refusal.value) == (
+        f"{tmp_path}/run/checkpoints cannot be written (No such file or directory): the checkpoint of step 2 is not "
+        "written, there is none before it: make it writable and repeat the command"
+    )
+    assert names(tmp_path) == []
+    checkpoints.wait()  # said once
+
+
 MEMORY_OF_SAVING = """
 import pathlib, sys, threading, jax, psutil
 from rlt_jax.runs import checkpoint, stored_arrays
