@@ -3,7 +3,7 @@
     NAME/arrays/000/  001/  ...   the arrays, in parts of a few GB: what is in host memory at a time
     NAME/manifest.json            every array, every file, facts (see `manifest.py`)
 
-Nothing is compressed: bfloat16 weights shrink by a tenth, for a sixth of the speed.
+Nothing is compressed: bfloat16 weights shrink by a tenth, and saving takes several times as long.
 """
 
 import logging
