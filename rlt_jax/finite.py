@@ -37,12 +37,13 @@ class NotFinite(UserError):
 
 
 @contextmanager
-def stage(name: str) -> Iterator[None]:
-    """Name the stage of a step in a NotFinite that leaves the `with`."""
+def stage(name: str, **known: np.ndarray) -> Iterator[None]:
+    """Name the stage of a step in a NotFinite that leaves the `with`, and add what was known before to its values."""
     try:
         yield
     except NotFinite as fault:
-        fault.stage = fault.stage or name
+        fault.stage = name
+        fault.values = {**known, **fault.values}
         raise
 
 

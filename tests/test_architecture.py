@@ -12,7 +12,7 @@ import rlt_jax
 PACKAGE = Path(rlt_jax.__file__).parent
 REPOSITORY = PACKAGE.parent
 
-DOORS = {"train", "sft", "generate", "score", "evaluate", "plan", "ablate", "pipeline"}  # nobody imports them
+DOORS = {"train", "sft", "generate", "score", "evaluate", "plan", "ablate", "pipeline", "replay"}  # nobody imports them
 
 MAY_IMPORT = {  # room (a folder, or a module of the ground) -> the rooms below that it may import, from the ground up
     "stops": set(),

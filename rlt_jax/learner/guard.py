@@ -24,7 +24,6 @@ def check_update(
     *,
     bound: Callable[[float], float],
     who: str,
-    values: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Check that diagnostics and gradients of a step are finite, and that the update's weights and moments will be.
 
@@ -34,7 +33,6 @@ def check_update(
       diagnostics: f32[] by name.
       bound: the largest weight -> an upper bound of all numbers of the update (`configs.numbers.update_bound`).
       who: whose weights these are, such as "the policy".
-      values: for the error's record, beside what is checked here.
     Raises:
       NotFinite: it names the tensors.
     """
@@ -43,7 +41,7 @@ def check_update(
     culprit = _culprit(model, params, gradients, {name: float(x) for name, x in checked.items()}, bound=bound, who=who)
     if culprit is not None:
         free(gradients)
-        raise NotFinite(culprit, values={**(values or {}), **{name: np.asarray(x) for name, x in checked.items()}})
+        raise NotFinite(culprit, values={name: np.asarray(x) for name, x in checked.items()})
 
 
 def _culprit(

@@ -143,9 +143,9 @@ def score_rows(
     }
     check_rows(record["reward"], f"{reward_name} returned", name=name, record=record)
     for component, values in rewards.components.items():
-        check_rows(
-            np.asarray(values), f"{reward_name} returned for its component {component}", name=name, record=record
-        )
+        known = {**record, f"component/{component}": np.asarray(values, np.float32)}
+        what = f"{reward_name} returned for its component {component}"
+        check_rows(np.asarray(values), what, name=name, record=known)
     return Scored(prompts, rows, rewards)
 
 

@@ -6,7 +6,7 @@ them holds it: the loop in `train.py` owns it.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -63,6 +63,8 @@ from rlt_jax.sampling.factory import running_engine, sampling_params, train_sett
 from rlt_jax.types import GB, Completion, Prompt, Request, Row, SamplingParams
 
 log = logging.getLogger("rlt_jax")
+
+NO_ENGINE = nullcontext(None)
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ class Rlt:
             who="reference",
             name=row_names(scored),
         )
-        with stage("reference"):
+        with stage("reference", reward=reward_of(scored)):
             return self.backoff.run("score", lambda sizes: logprobs(batch_size=sizes.score))
 
     def advantages(self, scored: Scored) -> np.ndarray:
@@ -191,12 +193,11 @@ class Rlt:
         Raises:
           NotFinite: rewards are so large that their mean overflows.
         """
-        rewards = np.asarray(scored.rewards.reward, np.float32)
+        rewards = reward_of(scored)
         advantages = np.asarray(group_advantages(jnp.asarray(rewards), self.config.num_generations))
         why = f"the advantages (of rewards as large as {np.abs(rewards).max():.3g}, by {self.scorer.reward_name})"
-        with stage("advantages"):
-            record = {"reward": rewards, "advantages": advantages}
-            check_rows(advantages, why, name=row_names(scored), record=record)
+        with stage("advantages", reward=rewards, advantages=advantages):
+            check_rows(advantages, why, name=row_names(scored))
         return advantages
 
     # Update.
@@ -215,12 +216,11 @@ class Rlt:
           NotFinite: the sampler's log-probs, a diagnostic or a gradient is NaN or infinite, or an update could be. The
             gradients have been freed.
         """
-        record = {"reward": np.asarray(scored.rewards.reward, np.float32), "advantages": advantages}
+        known = {"reward": reward_of(scored), "advantages": advantages}
         if self.config.compares_sampler:
             sampled = [completion.logps for completion in completions]
-            with stage("gradients"):
-                known = {**record, "sampler_logps": np.concatenate(sampled)}
-                check_rows(sampled, "the sampler's log-probs", name=row_names(scored), record=known)
+            with stage("gradients", **known, sampler_logps=np.concatenate(sampled)):
+                check_rows(sampled, "the sampler's log-probs", name=row_names(scored))
         batches = partial(
             grpo_batches,
             [row.teacher_ids for row in scored.rows],
@@ -235,10 +235,8 @@ class Rlt:
             return self.sum_gradients(policy, micro_batches, save_activations=sizes.save_activations)
 
         gradients, losses = self.backoff.run("update", sum_at)
-        with stage("gradients"):
-            check_update(
-                self.model, policy, gradients, losses, bound=self.optimizer.bound, who="the policy", values=record
-            )
+        with stage("gradients", **known):
+            check_update(self.model, policy, gradients, losses, bound=self.optimizer.bound, who="the policy")
         return gradients, losses
 
     def move_reference(self, step: int, reference: Params, policy: Params) -> Params:
@@ -259,7 +257,8 @@ class Rlt:
             **joined("logps", [completion.logps for completion in completions]),
             "finished": np.array([completion.finished for completion in completions]),
         }
-        return Evidence(batch, {"command": "train", "sizes": asdict(self.backoff.sizes)})
+        facts = {"command": "train", "sizes": asdict(self.backoff.sizes), "reward": self.scorer.reward_name}
+        return Evidence(batch, facts)
 
     def samples(self, step: int, scored: Scored, completions: Sequence[Completion]) -> Iterator[dict[str, object]]:
         """Some of a step's completions with their scores, for completions.jsonl."""
@@ -302,11 +301,13 @@ def open_rlt(
     *,
     reward_fn: RewardFn | None = None,
     compare_inputs: Callable[[Inputs], None] | None = None,
+    samples: bool = True,
 ) -> Iterator[Rlt]:
     """Read the data, plan the memory, start the vLLM engine if there is one, load the models.
 
     Args:
       compare_inputs: called with the run's prompts and rows before the long part; may refuse them.
+      samples: whether a sampler will be opened. If not, no vLLM engine is started.
     Raises:
       UserError: unusable files, models or data, or a device that is too small, on entry or at the step that needs
         more.
@@ -328,7 +329,7 @@ def open_rlt(
     advice = partial(out_of_memory_advice, planned)
     with (
         explain_out_of_memory(advice),
-        running_engine(train_settings(config), log_file=run_dir / ENGINE_LOG_FILE) as engine,
+        running_engine(train_settings(config), log_file=run_dir / ENGINE_LOG_FILE) if samples else NO_ENGINE as engine,
     ):
         dtype, ends = decided_dtype(config.dtype), eos_ids(chat.tokenizer, config.teacher)
         model, params = load_checked_model(config.teacher, chat.tokenizer, dtype=dtype)
@@ -392,6 +393,11 @@ def open_rlt(
 def sampling_of(config: TrainConfig) -> SamplingParams:
     """The sampling parameters of a run."""
     return sampling_params(config.sampler, max_tokens=config.max_completion_length, temperature=config.temperature)
+
+
+def reward_of(scored: Scored) -> np.ndarray:
+    """The rewards f32[B]."""
+    return np.asarray(scored.rewards.reward, np.float32)
 
 
 def row_names(scored: Scored) -> Callable[[int], str]:

@@ -246,11 +246,14 @@ class Session:
         return self.evaluates(self.start_step) and not is_evaluated(self.folder, self.start_step)
 
     def saves(self, step: int) -> bool:
-        """Whether to save a checkpoint after a step."""
+        """Whether to save a checkpoint after a step: not after one that was skipped, but after the next good one."""
         if step == self.max_steps:
             return self._config.checkpoint.at_end
-        every = self._config.save_steps
-        return every > 0 and step % every == 0
+        every, skips = self._config.save_steps, self._skips
+        if every == 0 or skips.last == step:
+            return False
+        owed = skips.in_a_row if skips.last == step - 1 else 0
+        return any(due % every == 0 for due in range(step - owed, step + 1))
 
     # Steps that are skipped.
 
@@ -279,12 +282,15 @@ class Session:
         if skips.in_a_row >= checks.max_skipped_steps:
             self._saver.wait()
             newest = max(self._checkpoints.steps(), default=None)
-            resumes = "there is no checkpoint" if newest is None else f"the last good checkpoint is of step {newest}"
-            where = "" if newest is None else f" ({self.folder / 'checkpoints' / str(newest)})"
+            last_good = "there is no checkpoint: the same command starts over"
+            if newest is not None:
+                last_good = (
+                    f"the last good checkpoint is of step {newest} ({self.folder / 'checkpoints' / str(newest)}), from "
+                    "which the same command resumes"
+                )
             raise UserError(
                 f"{skips.in_a_row} steps in a row were skipped, up to step {step} (--checks.max-skipped-steps): "
-                f"{fault.culprit}{how}; {resumes}{where}, from which the same command resumes: change what the message "
-                "names first"
+                f"{fault.culprit}{how}; {last_good}: change what the message names first"
             )
 
     # Output.

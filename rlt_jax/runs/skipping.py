@@ -3,6 +3,7 @@
     RUN/skipped/STEP/fault.json             culprit, stage, batch sizes, device; `state` names the folder below
     RUN/skipped/STEP/batch.safetensors      what the step had: rows, prompts, completions
     RUN/skipped/STEP/values.safetensors     what it computed before it was refused
+    RUN/skipped/STEP/config.yaml            the run's settings at that time
     RUN/skipped/state-N/                    the weights after step N, of all steps that were skipped right after it
 
 Of each only the newest are kept. If they cannot be written, the log says so and the run goes on.
@@ -30,6 +31,7 @@ from rlt_jax.runs.stored_arrays import Arrays, read_arrays, write_arrays
 log = logging.getLogger("rlt_jax")
 
 SKIPPED_DIR = "skipped"
+CONFIG_COPY = "config.yaml"
 _FAULT, _BATCH, _VALUES = "fault.json", "batch.safetensors", "values.safetensors"
 
 
@@ -92,16 +94,18 @@ def keep_step(
     state, place = folder / f"state-{state_of}", folder / str(step)
     unfinished = folder / f".{step}.writing"
     try:
-        if new:
+        if new or not state.is_dir():
             shutil.rmtree(state, ignore_errors=True)
             _write_state(state, arrays)
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        save_file({name: np.ascontiguousarray(x) for name, x in evidence.batch.items()}, unfinished / _BATCH)
-        save_file({name: np.ascontiguousarray(x) for name, x in fault.values.items()}, unfinished / _VALUES)
+        for name, arrays_of in ((_BATCH, evidence.batch), (_VALUES, fault.values)):
+            save_file({key: np.asarray(x, order="C") for key, x in arrays_of.items()}, unfinished / name)
         device = jax.devices()[0].device_kind
         told = {"step": step, "stage": fault.stage, "culprit": fault.culprit, **evidence.facts, "state": state.name}
-        told |= {"device": device, "jax": jax.__version__, "time": time.time()}
+        dtype = jax.tree.leaves(arrays)[0].dtype.name
+        told |= {"dtype": dtype, "device": device, "jax": jax.__version__, "time": time.time()}
+        shutil.copyfile(run / CONFIG_COPY, unfinished / CONFIG_COPY)
         (unfinished / _FAULT).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(place, ignore_errors=True)
         unfinished.rename(place)

@@ -102,10 +102,9 @@ def refused(teacher, *, params=None, gradients=None, diagnostics=None, bound=BOU
             {"loss": jnp.float32(1.0)} if diagnostics is None else diagnostics,
             bound=bound,
             who="the policy",
-            values={"reward": np.ones(2, np.float32)},
         )
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(gradients))
-    assert {"reward", "grad_norm", "largest_weight"} <= fault.value.values.keys()
+    assert {"grad_norm", "largest_weight"} <= fault.value.values.keys()
     return fault.value.culprit
 
 
