@@ -6,6 +6,7 @@ from pathlib import Path
 from rlt_jax import stops
 from rlt_jax.configs import AblateConfig, parse_command, run_or_print
 from rlt_jax.errors import UserError, command
+from rlt_jax.report.owner import sole_user
 from rlt_jax.studies.ablation import summarise, train_all
 from rlt_jax.studies.ablation_runs import different_rows, study_runs
 
@@ -34,7 +35,10 @@ def ablate(config: AblateConfig) -> Path:
     }
     if (warning := different_rows(runs)) is not None:
         print(f"WARNING {warning}", flush=True)
-    with stops.reported(lambda: "the same command leaves finished runs alone and resumes the others"):
+    with (
+        stops.reported(lambda: "the same command leaves finished runs alone and resumes the others"),
+        sole_user(Path(config.output_dir), "--output-dir"),
+    ):
         failures = [] if config.summary_only else train_all(chosen)
         summarise(runs, Path(config.output_dir))
     if failures:

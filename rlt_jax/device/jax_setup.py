@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pkgutil
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,9 +111,25 @@ class CompileCounter:
     """Count the programs that JAX has compiled, or fetched from the compilation cache, since this counter was made."""
 
     def __init__(self) -> None:
-        self.count = 0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        self._before = _compiled().total
 
-    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
+    @property
+    def count(self) -> int:
+        return _compiled().total - self._before
+
+
+class _Compiled:
+    """All programs since the first counter was made. There is one: JAX keeps its listeners for good."""
+
+    total = 0
+
+    def listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            self.count += 1
+            self.total += 1
+
+
+@cache
+def _compiled() -> _Compiled:
+    compiled = _Compiled()
+    jax.monitoring.register_event_duration_secs_listener(compiled.listen)
+    return compiled

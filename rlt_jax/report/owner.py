@@ -14,12 +14,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from rlt_jax.disk import cannot_write, leftovers
 from rlt_jax.errors import UserError
+from rlt_jax.report.owner_file import owner_file
 
 FOLDER_LOCK = ".lock"  # in the folder that it locks
 
 _FREED_MEANWHILE = 10  # times to try again, if another owner removes its file or folder between our steps
 _BUSY = (errno.EWOULDBLOCK, errno.EACCES)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 log = logging.getLogger("rlt_jax")
 
@@ -28,7 +31,7 @@ log = logging.getLogger("rlt_jax")
 def sole_owner(lock: Path, name: str, *, advice: str) -> Iterator[None]:
     """Hold a lock for as long as the block runs. On exit the lock file goes, and so do folders made for it, if empty.
 
-    Where the file system has no locks, the log says so and the block runs without.
+    Where the file system has no locks, a file with signs of life takes their place (`owner_file.py`).
 
     Args:
       lock: the lock file; missing folders are created.
@@ -39,18 +42,21 @@ def sole_owner(lock: Path, name: str, *, advice: str) -> Iterator[None]:
       OSError: the lock file cannot be created.
     """
     new_folders = [folder for folder in lock.parents if not folder.exists()]  # innermost first
-    try:
+    with ExitStack() as stack:
+        stack.callback(remove_empty, new_folders)
         file = _open_locked(lock, name, advice)
-    except BaseException:
-        remove_empty(new_folders)
-        raise
-    try:
+        if file is None:
+            stack.enter_context(owner_file(lock, name, advice=advice))
+        else:
+            stack.callback(_free, lock, file)
         yield
-    finally:
-        with suppress(OSError):  # removed already, or the file system is gone
+
+
+def _free(lock: Path, file: int) -> None:
+    with suppress(OSError):  # removed already, or the file system is gone
+        if os.path.samestat(os.fstat(file), os.stat(lock)):  # else its folder was moved away, and this is another's
             lock.unlink()
-        os.close(file)  # after that: nobody can lock the removed file and take it for the lock
-        remove_empty(new_folders)
+    os.close(file)  # after that: nobody can lock the removed file and take it for the lock
 
 
 @contextmanager
@@ -67,7 +73,8 @@ def sole_writer(path: Path, flag: str) -> Iterator[None]:
         try:
             stack.enter_context(sole_owner(lock, name, advice="wait, stop it, or choose another file"))
         except OSError as error:
-            raise UserError(f"cannot write {name} ({error.strerror}): choose another file") from error
+            raise cannot_write(name, error, otherwise="choose another file", resumes=False) from error
+        _remove_left(path.parent, path.name)
         yield
 
 
@@ -88,7 +95,17 @@ def sole_user(folder: Path, flag: str) -> Iterator[None]:
             )
         except OSError as error:
             raise UserError(f"{name} cannot be used ({error.strerror}): choose another folder") from error
+        _remove_left(folder, None)
         yield
+
+
+def _remove_left(folder: Path, name: str | None) -> None:
+    """Remove the unfinished files of dead processes."""
+    for left in list(leftovers(folder, name)):
+        with suppress(OSError):
+            if left.is_file():
+                left.unlink()
+                log.info("%s: removed, a killed process left it", left)
 
 
 def remove_empty(folders: list[Path]) -> None:
@@ -98,8 +115,8 @@ def remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def _open_locked(lock: Path, name: str, advice: str) -> int:
-    """Create, open and lock the file; returns its descriptor, whose closing frees the lock."""
+def _open_locked(lock: Path, name: str, advice: str) -> int | None:
+    """Create, open and lock the file; returns its descriptor, whose closing frees the lock; None: no locks here."""
     for attempt in range(_FREED_MEANWHILE):
         lock.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -115,8 +132,13 @@ def _open_locked(lock: Path, name: str, advice: str) -> int:
             os.close(file)
             if error.errno in _BUSY:
                 raise UserError(f"{name} is in use by another run ({holder or 'just started'}): {advice}") from None
-            log.warning("%s cannot be locked (%s): make sure that no other run writes to it", name, error.strerror)
-            return os.open(lock, os.O_RDWR)
+            if error.errno not in _NO_LOCKS:
+                raise
+            with suppress(OSError):
+                if not lock.stat().st_size:  # ours, or that of one who does the same
+                    lock.unlink()
+            log.info("%s: the file system has no locks (%s), so a file says whose it is", name, error.strerror)
+            return None
         with suppress(OSError):
             if os.path.samestat(os.fstat(file), os.stat(lock)):
                 os.ftruncate(file, 0)

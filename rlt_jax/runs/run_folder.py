@@ -11,7 +11,6 @@ from typing import Any
 import jax
 
 from rlt_jax.configs import Resume, SftConfig, TrainConfig
-from rlt_jax.disk import leftovers
 from rlt_jax.errors import UserError
 from rlt_jax.models import check_replaceable, recover_model
 from rlt_jax.report.folder import writing_to
@@ -67,14 +66,9 @@ def check_files(folder: Path) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
-def tidy(folder: Path) -> None:
-    """Remove what dead processes were writing in a run folder that is ours alone; put a replaced model back."""
+def recover_export(folder: Path) -> None:
+    """Tidy up after processes that were killed while they exported; the folder is ours alone."""
     recover_model(folder / EXPORT)
-    for left in list(leftovers(folder)):
-        if left.is_file():
-            with suppress(OSError):
-                left.unlink()
-                log.info("%s: removed, a killed process left it", left)
 
 
 def check_export(folder: Path) -> None:
@@ -134,7 +128,14 @@ class FolderWatch:
     def __init__(self, folder: Path) -> None:
         """Raises OSError if there is none."""
         self._folder = folder
-        self._was = os.stat(folder)
+        # open: the number of a removed folder would be given to the next one
+        self._was = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def __enter__(self) -> "FolderWatch":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        os.close(self._was)
 
     def check(self) -> None:
         """Refuse to go on if it is not.
@@ -144,7 +145,7 @@ class FolderWatch:
         """
         again = "and repeat the command, which resumes from the last checkpoint in it"
         try:
-            same = os.path.samestat(self._was, os.stat(self._folder))
+            same = os.path.samestat(os.fstat(self._was), os.stat(self._folder))
         except FileNotFoundError:
             raise UserError(
                 f"--output-dir {self._folder} is gone: it was moved or removed while the run was writing to it: put it "

@@ -64,7 +64,7 @@ from rlt_jax.runs.run_folder import (
     check_export,
     check_files,
     check_run_folder,
-    tidy,
+    recover_export,
     warn_of_room,
 )
 from rlt_jax.runs.saver import Saver
@@ -189,7 +189,7 @@ class Session:
             keep_until(self.folder / EVAL_FILE, self.start_step)
             if self.owes_evaluation():
                 drop_records(self.folder, self.start_step)
-            self._watch = FolderWatch(self.folder)
+            self._watch = self._stack.enter_context(FolderWatch(self.folder))
         start_log_file(self.folder)
         if not finished:
             warn_of_room(config, self.folder, state=like, params=params)
@@ -441,7 +441,7 @@ def open_session(config: TrainConfig | SftConfig) -> Iterator[Session]:
         new = [part for part in (folder / "checkpoints", folder / "logs") if not part.exists()]
         resumes = check_run_folder(folder, resume=config.resume)
         check_command(config, folder)
-        tidy(folder)
+        recover_export(folder)
         if config.checkpoint.export:
             check_export(folder)
         use_compilation_cache()

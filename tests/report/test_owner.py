@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlt_jax.errors import UserError
-from rlt_jax.report.owner import sole_owner, sole_writer
+from rlt_jax.report.owner import sole_owner, sole_user, sole_writer
 
 HOLD = """
 import sys
@@ -100,17 +101,59 @@ def test_an_owner_whose_file_was_removed_meanwhile_does_not_count(tmp_path, monk
             pass
 
 
-def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, logged):
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_without_locks_a_file_says_whose_it_is(tmp_path, monkeypatch, logged, number):
     def unsupported(file: int, operation: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    with own(tmp_path / ".lock"):
+    lock, message = tmp_path / "new" / ".lock", rf"is in use by another run \(process {os.getpid()} on"
+    with own(lock), pytest.raises(UserError, match=message), own(lock):
         pass
-    assert logged.messages == [
-        "--output-dir runs/mine cannot be locked (No locks available): make sure that no other run writes to it"
-    ]
+    with own(lock):
+        assert [path.name for path in lock.parent.iterdir()] == [".lock"]
+    assert "the file system has no locks" in logged.messages[0]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_child_does_not_hold_the_lock_of_a_killed_owner(tmp_path):
+    lock = tmp_path / ".lock"
+    program = HOLD.replace(
+        'print("held", flush=True)',
+        'import subprocess; child = subprocess.Popen(["sleep", "60"]); print(child.pid, flush=True)',
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(lock)], stdin=-1, stdout=-1, text=True) as process:
+        child = int(process.stdout.readline())
+        process.kill()
+    try:
+        with own(lock):
+            os.kill(child, 0)  # it lives
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_what_a_killed_process_was_writing_goes(tmp_path, logged):
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    left = tmp_path / f".out.jsonl.writing-{process.pid}"
+    others = {tmp_path / f".other.jsonl.writing-{process.pid}", tmp_path / f".out.jsonl.writing-{os.getpid()}"}
+    for path in (left, *others):
+        path.touch()
+    with sole_writer(tmp_path / "out.jsonl", "--out"):
+        assert not left.exists()
+    assert set(tmp_path.iterdir()) == others
+    with sole_user(tmp_path, "--output-dir"):
+        pass
+    assert list(tmp_path.iterdir()) == [tmp_path / f".out.jsonl.writing-{os.getpid()}"]
+    assert logged.messages[0] == f"{left}: removed, a killed process left it"
+
+
+def test_the_lock_of_a_folder_in_the_place_of_ours_is_left_alone(tmp_path):
+    with own(tmp_path / "run" / ".lock"):
+        (tmp_path / "run").rename(tmp_path / "moved")
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / ".lock").write_text("another's")
+    assert (tmp_path / "run" / ".lock").exists()
 
 
 def test_a_place_that_cannot_be_written(tmp_path):
