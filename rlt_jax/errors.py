@@ -65,8 +65,9 @@ def run_command(main: Callable[[], None]) -> None:
         )
         code = 2
     except StopRequested as stop:
-        print(visible(str(stop)), file=sys.stderr)
         code = 128 + stop.signal
+        stops.ending(code)
+        print(visible(str(stop)), file=sys.stderr)
     except KeyboardInterrupt:  # where the signal was left to Python
         print("interrupted", file=sys.stderr)
         code = 130

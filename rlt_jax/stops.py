@@ -29,6 +29,7 @@ from typing import Any, NoReturn
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 GRACE = 60.0  # seconds, unless `limit` says otherwise
 SAME_PRESS = 0.3  # seconds: signals so close are one: a scheduler sends them to a command and to what started it
+_LAST_WORDS = 1.0  # seconds
 _POLL = 0.1  # seconds, once a stop was requested
 
 
@@ -174,9 +175,23 @@ def handled() -> Iterator[None]:
             restore()
 
 
-def ended(code: int) -> None:
-    """The command has ended with this exit code, and so does the process if a signal comes before it has gone."""
+def ending(code: int) -> None:
+    """The command ends with this exit code, and so does the process if another signal comes before it has gone."""
     _state.exit_code = code
+
+
+def ended(code: int) -> None:
+    """The command has ended with this exit code, and all is said.
+
+    After a stop the process is gone on return: Python takes a while to end, and restores the default handlers before it
+    has, under which a second signal would change the exit code.
+    """
+    ending(code)
+    if _state.installed and _state.signal is not None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
 
 
 def install_for_command() -> None:
@@ -267,7 +282,7 @@ def _watch(reader: int) -> None:
             _state.lost = False
             _raise_in_main_thread()
         if _state.grace is not None and time.monotonic() - first > _state.grace:
-            _end(number, f"after {_state.grace:g} seconds (--stop-grace) in which it did not come to an end")
+            _end(number, f"{_state.grace:g} seconds later, as it had not come to an end")
 
 
 def _raise_in_main_thread() -> None:
@@ -281,6 +296,7 @@ def _raise_in_main_thread() -> None:
 def _end(number: int, how: str) -> NoReturn:
     """End this process and its children now. Writes past Python's streams, whose locks the main thread may hold."""
     if _state.exit_code is not None:
+        time.sleep(_LAST_WORDS)  # the main thread is saying what there is to say, and ends the process itself
         os._exit(_state.exit_code)
     _end_children()
     text = f"stopped by {signal.Signals(number).name} {how or 'before it began'}"

@@ -29,6 +29,7 @@ class Stopped(NamedTuple):
         """The one message of a stop in order, with its exit code, no traceback and no process left behind."""
         assert self.code == 128 + number, self.printed[-3000:]
         assert "Traceback" not in self.printed and "Exception ignored" not in self.printed, self.printed[-3000:]
+        assert len(self.messages) == 1, self.printed[-3000:]
         (message,) = self.messages
         assert message.startswith(f"stopped by {signal.Signals(number).name}"), message
         return message
@@ -72,7 +73,7 @@ def stop_when(
         printed += process.stdout.read()
         code = process.wait(timeout=90)
         seconds = time.monotonic() - sent
-        gone, alive = psutil.wait_procs(children, timeout=3)
+        _, alive = psutil.wait_procs(children, timeout=3)
         assert not alive, f"left over: {alive}"
         return Stopped(code, seconds, printed.decode())
     finally:

@@ -66,25 +66,27 @@ def study(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def interrupted(study) -> tuple[Path, tuple, int]:
-    """(folder, flags, exit code) of the study, stopped with Ctrl-C after the first run's first checkpoint."""
+def interrupted(study) -> tuple[Path, tuple, int, str]:
+    """(folder, flags, exit code, what it said) of the study, stopped with Ctrl-C after the first run's checkpoint."""
     folder = study.parent / "out"
     flags = ("--study", study, "--output-dir", folder)
     line = [sys.executable, "-m", "rlt_jax.ablate", *map(str, flags), "--only", "paper", "no-kl"]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts behind `&` ignores Ctrl-C
-    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         signal.signal(signal.SIGINT, before)
         assert process.stdout is not None
+        said = []
         for printed in process.stdout:
+            said.append(printed)
             if printed.startswith("paper, seed 1: step 2/2  reward"):
                 process.send_signal(signal.SIGINT)
-    return folder, flags, process.returncode
+    return folder, flags, process.returncode, "".join(said)
 
 
 @pytest.fixture(scope="module")
 def done(interrupted, command) -> tuple[Path, tuple, str, str]:
     """(folder, flags, what is printed, table before) of the same study, continued over two calls."""
-    folder, flags, code = interrupted
+    folder, flags, code, _ = interrupted
     assert code == 130
     assert not (folder / "no-kl").exists() and not (folder / "comparison.csv").exists()
     saved = {path.name for path in (folder / "paper" / "seed-1" / "checkpoints").iterdir()}
@@ -92,6 +94,15 @@ def done(interrupted, command) -> tuple[Path, tuple, str, str]:
     first = command("ablate", *flags, "--only", "paper", "no-kl", "--seeds", 1)
     before = (folder / "comparison.csv").read_text()
     return folder, flags, first + command("ablate", *flags, "--only", "no-kl", "paper"), before
+
+
+def test_the_running_command_saves_before_the_study_ends(interrupted):
+    folder, _, _, said = interrupted
+    of_run, own = [line for line in said.splitlines() if "stopped by SIG" in line]
+    assert of_run.startswith("paper, seed 1: stopped by SIGINT: ")
+    assert f"resume with python -m rlt_jax.train --config {folder}/paper/seed-1.yaml" in of_run
+    assert own == "stopped by SIGINT: the same command leaves finished runs alone and resumes the others"
+    assert "Traceback" not in said
 
 
 def test_an_interrupted_study_resumes_where_it_stopped(done):

@@ -11,6 +11,8 @@ import sys
 import psutil
 import pytest
 
+from tests.commands.stopping import stop_when
+
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: see `make vllm`"),
@@ -89,3 +91,17 @@ def test_log_probs_after_vllms_filters_are_not_compared(run, small, command, tmp
     before = next(record for record in lines(run[0] / "metrics.jsonl") if "loss" in record)
     assert before.keys() - record.keys() == compared
     assert all(math.isfinite(value) for value in record.values())
+
+
+def test_a_stop_leaves_no_engine(small, tmp_path):
+    """While it starts, and while it draws. `stop_when` waits for every process that the run had started."""
+    folder = tmp_path / "run"
+    flags = [*small, "--max-steps", 500, "--max-completion-length", 200, "--output-dir", folder]
+    flags += ["--sampler.kind", "vllm", "--log.no-progress"]
+    log = folder / "logs" / "vllm.log"
+    starting = stop_when(lambda: log.exists() and log.stat().st_size > 0, "train", *flags)
+    assert "before the run began; start it again with" in starting.check(signal.SIGTERM)
+    drawing = stop_when("step   1/500  reward", "train", *flags, number=signal.SIGINT, delay=0.05)
+    message = drawing.check(signal.SIGINT)
+    (saved,) = (folder / "checkpoints").iterdir()
+    assert f"step {saved.name} is saved; resume with" in message and drawing.seconds < 30

@@ -9,13 +9,30 @@ from typing import Literal
 import pytest
 import yaml
 
-from rlt_jax.configs import PRESETS, config_yaml, parse_command, parse_train_args, save_config
+from rlt_jax.configs import PRESETS, command_again, config_yaml, parse_command, parse_train_args, save_config
 from rlt_jax.errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def wide_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")  # so that messages stand on one line
+
+
+@pytest.mark.parametrize(
+    ("given", "resume", "again"),
+    [
+        (["--resume", "never", "--seed", "1"], "never", "--seed 1 --resume auto"),
+        (["--seed", "1", "--resume=never"], "never", "--seed 1 --resume auto"),
+        (["--config", "a run/config.yaml"], "never", "--config 'a run/config.yaml' --resume auto"),
+        (["--resume", "must"], "must", "--resume must"),
+        (["--teacher", "never"], "auto", "--teacher never"),
+    ],
+)
+def test_the_command_that_resumes_is_the_one_that_was_given(given, resume, again, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/rlt_jax/train.py"])
+    assert command_again("train", given, resume=resume) == f"python -m rlt_jax.train {again}"
+    monkeypatch.setattr("sys.argv", ["/bin/rlt-train"])
+    assert command_again("train", given, resume=resume) == f"rlt-train {again}"
 
 
 def test_tiny_is_the_default():

@@ -9,7 +9,16 @@ from rlt_jax.configs import RewardConfig
 from rlt_jax.data import ChatFormat, build_prompts, eos_ids, load_tokenizer
 from rlt_jax.models import load_model
 from rlt_jax.rewards.scorer import completion_rows, make_scorer
-from rlt_jax.runs.evaluation import EVAL_FILE, evaluation_requests, evaluation_results, read_changes, write_records
+from rlt_jax.runs.evaluation import (
+    EVAL_FILE,
+    TAIL_BYTES,
+    drop_records,
+    evaluation_requests,
+    evaluation_results,
+    is_evaluated,
+    read_changes,
+    write_records,
+)
 from rlt_jax.sampling.native import NativeSampler
 from rlt_jax.types import Row, SamplingParams
 
@@ -119,3 +128,25 @@ def test_a_line_torn_by_a_kill_is_left_out(tmp_path):
     with (tmp_path / EVAL_FILE).open("a") as file:
         file.write(json.dumps({"step": 6, "row": 1})[:-4])
     assert read_changes(tmp_path, ("reward",), first=0, last=4)["reward"].change == 2.0
+
+
+def test_an_evaluation_is_whole_once_its_metrics_are_written(tmp_path):
+    """Its records come first: a kill between the two leaves them, and they are dropped."""
+    assert not is_evaluated(tmp_path, 0)
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 1, "loss": 1}\n{"step": 1, "eval/reward": 2}\n{"step": 2, "loss": 1}\n')
+    assert not is_evaluated(tmp_path, 2)
+    write_records(tmp_path, 1, [{"row": 0}])
+    kept = (tmp_path / EVAL_FILE).read_bytes()
+    write_records(tmp_path, 2, [{"row": 0}])
+    drop_records(tmp_path, 2)
+    assert (tmp_path / EVAL_FILE).read_bytes() == kept
+    with metrics.open("a") as file:
+        file.write('{"step": 2, "eval/reward": 2}\n')
+    assert is_evaluated(tmp_path, 2) and not is_evaluated(tmp_path, 1)
+
+
+def test_the_end_of_a_long_file_is_enough(tmp_path):
+    lines = [{"step": 1, "eval/reward": 1.0}, *({"step": 2, "text": "x" * 1000} for _ in range(TAIL_BYTES // 1000))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert not is_evaluated(tmp_path, 2)
