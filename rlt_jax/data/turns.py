@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlt_jax.data.rendering import Message, TemplateRefused, renderer_of
 from rlt_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,9 +36,6 @@ THOUGHT_START, THOUGHT_END = (
 )
 GAP = "\n\n"  # between system prompt and question where the template has no system turn
 TODAY = "26 Jul 2024"  # for templates that write the date (Llama 3), so that prompts are the same every day
-FIXED_DATE = f"{{% macro strftime_now(format) %}}{TODAY}{{% endmacro %}}{{{{ '' }}}}"  # stands before such a template
-
-Message = dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,8 @@ def turns_of(tokenizer: "PreTrainedTokenizerFast") -> Turns:
     """Render the template with known texts, and see what stands around them.
 
     Raises:
-      UserError: the template leaves out, repeats or reorders the system prompt, the question or the answer.
+      UserError: the template leaves out, repeats or reorders the system prompt, the question or the answer, or it
+        takes more time or memory than it may.
     """
     has_system = _has_system_turn(tokenizer)
     asked = [*([_message("system", SYSTEM)] if has_system else []), _message("user", USER)]
@@ -70,7 +70,7 @@ def turns_of(tokenizer: "PreTrainedTokenizerFast") -> Turns:
         )
     try:  # of an earlier turn, whose thoughts templates leave out
         earlier = _render(tokenizer, [*answered, _message("user", LATER)], generate=False)
-    except UserError:
+    except TemplateRefused:
         earlier = finished
     before = _after_question(earlier).partition(ANSWER)[0]
     header = _common_start(begun, before)
@@ -146,7 +146,7 @@ def _has_system_turn(tokenizer: "PreTrainedTokenizerFast") -> bool:
     refused = None
     try:
         text = _render(tokenizer, [_message("system", SYSTEM), _message("user", USER)], generate=True)
-    except UserError as error:
+    except TemplateRefused as error:
         refused, text = error, ""
     if text.count(SYSTEM) == text.count(USER) == 1 and text.index(SYSTEM) < text.index(USER):
         return True
@@ -154,7 +154,7 @@ def _has_system_turn(tokenizer: "PreTrainedTokenizerFast") -> bool:
         try:
             if _render(tokenizer, [_message("user", USER)], generate=True).count(USER) == 1:
                 return False
-        except UserError:
+        except TemplateRefused:
             pass
     if refused is not None:
         raise refused
@@ -194,28 +194,21 @@ def _render(tokenizer: "PreTrainedTokenizerFast", messages: list[Message], *, ge
 
 
 def _render_all(tokenizer: "PreTrainedTokenizerFast", chats: list[list[Message]], *, generate: bool) -> list[str]:
-    """Each chat as the template writes it; looks up the template and its settings once."""
+    """Each chat as the template writes it."""
     if not chats:
         return []
-    from jinja2 import TemplateError  # here, to keep the package quick to import
-
     try:
         template = tokenizer.get_chat_template()
     except ValueError as error:  # several templates, none of them the default
         raise UserError(
             f"expected one chat template, or one called default, but: {error}: keep one in chat_template.jinja"
         ) from None
-    try:
-        texts = tokenizer.apply_chat_template(
-            chats,
-            chat_template=FIXED_DATE + template if "strftime_now" in template else template,
-            tokenize=False,
-            add_generation_prompt=generate,
-            date_string=TODAY,
-        )
-    except TemplateError as error:
-        raise UserError(
-            f"expected a chat template that takes a system and a user message, but it says: {error}: use the model's "
-            "own template"
-        ) from None
-    return [str(text) for text in texts]  # tokenize=False
+    variables = {**tokenizer.special_tokens_map, "date_string": TODAY}
+    return renderer_of(template, variables, file=_template_file(tokenizer)).render(chats, generate=generate)
+
+
+def _template_file(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """Where its template comes from, for messages."""
+    folder = Path(tokenizer.name_or_path)
+    named = [folder / name for name in ("chat_template.jinja", "tokenizer_config.json")]
+    return str(next((file for file in named if file.is_file()), folder))
