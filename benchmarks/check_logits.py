@@ -40,10 +40,14 @@ def main() -> None:
     args = parser.parse_args()
     rows = read_rows(args.data, max(args.texts, args.prompts))
     tokenizer = load_tokenizer(args.model)
-    oracle = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
+    oracle = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32, trust_remote_code=False).eval()
     model, params = load_model(args.model, dtype="float32")
 
-    exact = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float64).eval() if args.exact else None
+    exact = (
+        AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float64, trust_remote_code=False).eval()
+        if args.exact
+        else None
+    )
     twin = load_model(args.same_as, dtype="float32") if args.same_as else None
 
     passed = True

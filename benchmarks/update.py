@@ -177,10 +177,12 @@ def run_torch(folder: Path, size: int, tokens: int, repeats: int, *, random: boo
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.device(device):
         if random:
-            config = AutoConfig.from_pretrained(folder)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             net = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
         else:
-            net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="sdpa")
+            net = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.bfloat16, attn_implementation="sdpa", trust_remote_code=False
+            )
     net.train()
     net.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     ids = torch.randint(0, net.config.vocab_size, (size, tokens), device=device)

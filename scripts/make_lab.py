@@ -88,13 +88,15 @@ def make_model(source: str, folder: Path, *, as_qwen2: bool) -> None:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as place:
             if source:
                 try:
-                    llama = AutoModelForCausalLM.from_pretrained(source, dtype="float32")
+                    llama = AutoModelForCausalLM.from_pretrained(source, dtype="float32", trust_remote_code=False)
                     tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
                 except (OSError, ValueError) as error:
                     raise UserError(f"--model {source}: expected the folder or hub name of a Llama: {error}") from None
             else:
                 weights = fetch_weights(Path(place))
-                llama = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype="float32")
+                llama = AutoModelForCausalLM.from_pretrained(
+                    weights.parent, gguf_file=weights.name, dtype="float32", trust_remote_code=False
+                )
                 tokenizer = gguf_tokenizer(weights)
             made = Path(place) / "made"
             if llama.config.model_type != "llama":

@@ -177,7 +177,8 @@ def test_every_package_that_is_imported_is_required():
     found = {name.split(".")[0] for file in FILES for name in imports_of(file)}
     import sys
 
-    for package in found - set(sys.stdlib_module_names) - {"rlt_jax", "_typeshed"} - optional:
+    # rlt_messages lies beside the program of the engine's process
+    for package in found - set(sys.stdlib_module_names) - {"rlt_jax", "_typeshed", "rlt_messages"} - optional:
         assert names.get(package, package) in required, f"{package} is imported, but no dependency of the package"
 
 

@@ -110,8 +110,13 @@ def _on_hub(name: str, split: str, subset: str | None, flag: str) -> Source:
 
     try:
         rows: Any = datasets.load_dataset(name, subset, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())
+        if isinstance(error, RuntimeError) and "script" in reason:
+            raise UserError(
+                f"expected a data set of files, but {name!r} is a script, and code that comes with data is never run: "
+                "download its files, or convert them to .jsonl or .parquet, and give their folder"
+            ) from None
         if "available configs" in reason or "BuilderConfig" in reason:
             came = "none is chosen" if subset is None else f"{subset!r} is chosen"
             raise UserError(

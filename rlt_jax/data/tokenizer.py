@@ -8,7 +8,7 @@ differ from those the model was trained on (tests/data/test_tokenizer.py shows i
 import json
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,8 +33,11 @@ _FILES = (
 def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
     """Load the tokenizer of a model folder or hub name, with the splitting of its tokenizer.json and its chat template.
 
+    No code of the folder is run: where tokenizer.json is, an `auto_map` that names some is not needed.
+
     Raises:
-      UserError: no such folder or hub name, no tokenizer in it, or one without character offsets.
+      UserError: no such folder or hub name, no tokenizer in it, one without character offsets, or one that only the
+        folder's own code can read.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast  # here: the import takes seconds
 
@@ -45,9 +48,13 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
             f"expected tokenizer.json (or vocab.json and merges.txt) in {folder}, but there is none: copy the "
             "tokenizer's files of the base model into the folder"
         )
+    if not has_json:
+        _refuse_custom_code(folder)
     tokenizer_class = PreTrainedTokenizerFast if has_json else AutoTokenizer
     try:
-        tokenizer = tokenizer_class.from_pretrained(folder, local_files_only=True)
+        tokenizer = tokenizer_class.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **_own_splitting(folder)
+        )
     except Exception as error:  # the Rust parser raises bare Exceptions; the files are at fault in any case
         raise UserError(
             f"expected a readable tokenizer in {folder}, but loading it says: {error}: restore its files"
@@ -58,6 +65,41 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
             f"{type(tokenizer).__name__}: add its tokenizer.json"
         )
     return tokenizer
+
+
+def _refuse_custom_code(folder: Path) -> None:
+    """Refuse a tokenizer that only a Python file of its folder can read."""
+    import transformers
+
+    config = _json_object(folder / "tokenizer_config.json")
+    maps = [config.get("auto_map"), _json_object(folder / "config.json").get("auto_map")]
+    own = next(
+        (found for found in maps if isinstance(found, list) or (isinstance(found, dict) and "AutoTokenizer" in found)),
+        None,
+    )
+    name = config.get("tokenizer_class")
+    if own is not None and not (isinstance(name, str) and hasattr(transformers, name)):
+        raise UserError(
+            f"expected tokenizer.json in {folder}, or a tokenizer class of transformers, but its auto_map names code "
+            f"({own['AutoTokenizer'] if isinstance(own, dict) else own}), and code that comes with a model is never "
+            "run: add tokenizer.json (of the base model, or made on a machine where you trust that code: "
+            "AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True).save_pretrained(NEW_FOLDER))"
+        )
+
+
+def _own_splitting(folder: Path) -> dict[str, bool]:
+    """Keeps transformers from advising to replace the splitting of tokenizer.json, unless the folder asks for that."""
+    asked = "fix_mistral_regex" in _json_object(folder / "tokenizer_config.json")
+    return {} if asked else {"fix_mistral_regex": False}
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    """A file's JSON object; empty if there is none, which whoever needs it will say."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def eos_ids(tokenizer: "PreTrainedTokenizerFast", model_folder: str | Path) -> tuple[int, ...]:
@@ -153,7 +195,7 @@ def _splitting_difference(teacher: "PreTrainedTokenizerFast", student: "PreTrain
 def model_files(path: str | Path) -> Path:
     """`path` if it is a folder, else a local copy of the small files of that hub repository."""
     folder = local_folder(path)
-    return fetch(str(path), files=_FILES) if folder is None else folder
+    return fetch(str(path), files=_FILES, without=("*.py",)) if folder is None else folder
 
 
 def known_ids(tokenizer: "PreTrainedTokenizerFast") -> np.ndarray:

@@ -30,6 +30,8 @@ def check_supported(values: Mapping[str, Any], family: Family, where: str) -> No
         found.append(f"mlp_bias={values['mlp_bias']!r} (only false)")
     if values.get("is_causal", True) is not True:
         found.append(f"is_causal={values['is_causal']!r} (only true)")
+    if (code := _own_code(values, family)) is not None:
+        found.append(f"auto_map with {code} (only {family.architecture}: code that comes with a model is never run)")
     if values.get("quantization_config") is not None:
         found.append("quantization_config (only bfloat16, float16 and float32 weights)")
     for key, wanted in (("per_layer_config", "all layers alike"), ("dual_chunk_attention_config", "plain attention")):
@@ -37,6 +39,14 @@ def check_supported(values: Mapping[str, Any], family: Family, where: str) -> No
             found.append(f"{key} (only {wanted})")
     if found:
         raise UserError(f"{where} asks for what is not supported: {'; '.join(found)}: use another model or turn it off")
+
+
+def _own_code(values: Mapping[str, Any], family: Family) -> str | None:
+    """The code that computes the model, by its auto_map; None if `architectures` says that the family's own does."""
+    own, architectures = values.get("auto_map"), values.get("architectures")
+    if not isinstance(own, Mapping) or (isinstance(architectures, list) and family.architecture in architectures):
+        return None
+    return next((str(own[name]) for name in ("AutoModelForCausalLM", "AutoModel") if name in own), None)
 
 
 def check_windows(values: Mapping[str, Any], family: Family, positions: int, where: str) -> None:

@@ -24,6 +24,7 @@ from rlt_jax import stops
 from rlt_jax.errors import UserError
 from rlt_jax.paths import did_you_mean
 from rlt_jax.sampling.engine import EngineCompletion, EngineDied, EngineFailed, EngineRefused, Job
+from rlt_jax.sampling.vllm_process.rlt_messages import receive_message, send_message
 from rlt_jax.sampling.weights import Tensor, send_on_gpu, write_shared_file
 
 log = logging.getLogger("rlt_jax")
@@ -176,7 +177,7 @@ class ChildEngine:
             return ""
         return "\n".join(text.splitlines()[-lines:])
 
-    def _call(self, method: str, args, listen: Callable[[tuple], None] | None = None):
+    def _call(self, method: str, args, listen: Callable[[Sequence[Any]], None] | None = None):
         """Send a request, pass its messages to `listen`, and return its value.
 
         Raises:
@@ -187,11 +188,11 @@ class ChildEngine:
         if self._connection is None:
             raise EngineDied(f"{method}: the engine is not running")
         try:
-            self._connection.send((method, args))
+            send_message(self._connection, (method, args))
             while True:
                 while not self._connection.poll(POLL_SECONDS):
                     stops.check()
-                message = self._connection.recv()
+                message = receive_message(self._connection)
                 if message[0] == "ok":
                     return message[1]
                 if message[0] == "error":

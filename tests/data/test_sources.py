@@ -137,6 +137,22 @@ def test_subsets_on_the_hub(tmp_path, monkeypatch, subset, message):
     assert loaded.taken == "team/units (subset main, split train, 5 rows)"
 
 
+def test_a_data_set_that_is_a_script_is_refused_and_not_run(tmp_path, monkeypatch):
+    """With `datasets` itself, from a folder in place of the hub."""
+    datasets = pytest.importorskip("datasets")
+    folder, load = tmp_path / "units", datasets.load_dataset
+    folder.mkdir()
+    (folder / "units.py").write_text("import pathlib\npathlib.Path(__file__).with_name('marker').touch()\n")
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, *args, **kwargs: load(str(folder), *args, **kwargs))
+    monkeypatch.setattr("rlt_jax.data.sources.check_dataset", lambda name: None)
+    monkeypatch.setattr("builtins.input", lambda *text: "y")
+    with pytest.raises(UserError, match="'team/units' is a script, and code that comes with data is never run"):
+        load_rows("team/units")
+    with pytest.raises(UserError):
+        load_rows(str(folder))
+    assert not (folder / "marker").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -1,7 +1,9 @@
 """Tokenizers are read as their files say; teacher and student must share ids."""
 
+import ast
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,6 +76,67 @@ def test_missing_and_broken_tokenizers(folder, tmp_path):
         load_tokenizer("nobody/no-such-model")
     with pytest.raises(UserError, match="missing does not exist: check the path"):
         load_tokenizer(tmp_path / "missing")
+
+
+MARKING = """
+import pathlib
+pathlib.Path(__file__).with_name("marker").touch()
+from transformers import PreTrainedTokenizerFast as Own, Qwen2Config as OwnConfig
+"""
+
+
+def with_own_code(folder: Path, **config) -> None:
+    """Let the folder name code of its own, which makes a file when it is run."""
+    (folder / "own.py").write_text(MARKING)
+    for name, auto_map in (
+        ("config.json", {"AutoConfig": "own.OwnConfig", "AutoTokenizer": ["own.Own", "own.Own"]}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["own.Own", "own.Own"]}),
+    ):
+        values = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+        (folder / name).write_text(json.dumps(values | {"auto_map": auto_map} | config))
+
+
+def test_code_that_comes_with_a_tokenizer_is_never_run(folder, monkeypatch, tmp_path):
+    """Where it is needed, that is said; transformers would ask on the standard input and run it on `y`."""
+    expected = encode(load_tokenizer(folder), "So 12\n\n<|im_end|>")
+    monkeypatch.setattr("builtins.input", lambda *text: "y")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    with_own_code(folder, tokenizer_class="Own")
+    assert encode(load_tokenizer(folder), "So 12\n\n<|im_end|>").tolist() == expected.tolist()  # it has tokenizer.json
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(
+        UserError, match=r"its auto_map names code \(.*own.Own.*\), and code that comes with a model is"
+    ):
+        load_tokenizer(folder)
+    with_own_code(folder, tokenizer_class="Qwen2Tokenizer")  # which reads vocab.json itself
+    assert encode(load_tokenizer(folder), "So 12\n\n<|im_end|>").tolist()[-1] == 999
+    assert not (folder / "marker").exists() and not (tmp_path / "modules").exists()
+
+
+def test_every_loader_that_could_run_code_is_told_not_to():
+    """In the package and in its scripts."""
+    root = Path(__file__).parents[2]
+    calls = 0
+    for file in [file for part in ("rlt_jax", "scripts", "benchmarks") for file in (root / part).rglob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            if (name := ast.unparse(node.func)).endswith(("tokenizer_class.from_pretrained", "vllm.LLM")) or (
+                name.startswith("Auto") and name.endswith(".from_pretrained")
+            ):
+                calls += 1
+                told = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+                assert told.get("trust_remote_code") == "False", f"{file}: {name}"
+    assert calls >= 7
+
+
+def test_a_folder_is_read_by_its_own_splitting_without_advice_to_replace_it(folder, capfd):
+    """transformers takes a folder without a model_type for an early Mistral model's."""
+    expected = encode(load_tokenizer(folder), "So 12 It's")
+    (folder / "config.json").write_text("{}")
+    capfd.readouterr()
+    assert encode(load_tokenizer(folder), "So 12 It's").tolist() == expected.tolist()
+    assert "regex" not in "".join(capfd.readouterr())
 
 
 def test_eos_ids_join_tokenizer_and_generation_config(folder):

@@ -166,3 +166,16 @@ def test_biases_of_all_four_projections_are_used(checkpoint):
         np.testing.assert_array_equal(attention[name]["bias"], theirs.detach().numpy())
     assert CONFIGS["llama-tied"].attention_bias and "lm_head" not in params
     assert "bias" not in load_model(checkpoint("llama"))[1]["layers"]["self_attn"]["q_proj"]
+
+
+def test_a_model_that_its_own_code_computes_is_refused():
+    """Unless `architectures` says that the family's own class does: then the code is not needed."""
+    own = {"auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
+    values = BASE | {"model_type": "qwen2"} | own
+    for architectures in (["OwnModel"], None, "Qwen2ForCausalLM"):
+        with pytest.raises(
+            UserError, match=r"auto_map with own.OwnModel \(only Qwen2ForCausalLM: code .* is never run"
+        ):
+            parse_config(values | {"architectures": architectures}, "config.json")
+    assert parse_config(values | {"architectures": ["Qwen2ForCausalLM"]}, "config.json").model_type == "qwen2"
+    assert parse_config(BASE | {"model_type": "qwen2", "auto_map": {"AutoConfig": "own.OwnConfig"}}, "c").model_type

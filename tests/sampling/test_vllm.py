@@ -19,6 +19,7 @@ from rlt_jax.sampling.child import SCRIPT, ChildEngine
 from rlt_jax.sampling.engine import EngineRefused
 from rlt_jax.sampling.native import NativeSampler
 from rlt_jax.sampling.vllm import MAX_FAILURES, Probe, VllmSampler
+from rlt_jax.sampling.vllm_process.rlt_messages import receive_message, send_message
 from rlt_jax.types import Request, SamplingParams
 from tests.sampling.conftest import logprobs_of, needs_vllm, perturbed, tensors_of
 
@@ -436,8 +437,8 @@ def test_the_child_ends_when_its_trainer_is_gone():
     with theirs:
         command = [sys.executable, str(SCRIPT), str(theirs.fileno())]
         child = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
-    ours.send(("nonsense", ()))
-    assert ours.recv() == ("error", "RuntimeError", "nonsense before start")
+    send_message(ours, ("nonsense", ()))
+    assert receive_message(ours) == ["error", "RuntimeError", "nonsense before start"]
     ours.close()
     assert child.wait(timeout=30) == -signal.SIGKILL
 

@@ -1,7 +1,7 @@
 """The engine's side of `rlt_jax.sampling.child`: a process that owns a vLLM engine and serves a trainer over a pipe.
 
 Run as `PYTHON rlt_engine.py FD` by `rlt_jax.sampling.child`, under any Python that has vLLM 0.26 to 0.32. It needs
-nothing of rlt_jax but the other file in this folder, and exchanges plain tuples, numbers and bytes.
+nothing of rlt_jax but the other files in this folder, and exchanges plain tuples, numbers and bytes (`rlt_messages`).
 
 A request is (method, args). The answer is ("ok", value) or ("error", exception type, text), preceded by any number of
 ("completion", index, token ids, log-probs, finished) and ("tokens", count) while it generates. The process group ends
@@ -15,7 +15,12 @@ import sys
 import threading
 import time
 from array import array
+from functools import partial
 from multiprocessing.connection import Connection
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # which an isolated Python leaves out
+
+from rlt_messages import receive_message, send_message
 
 # vLLM's own kernels, and CUDA graphs for decoding: its compiler takes half a minute or more at every start.
 WITHOUT_COMPILER = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
@@ -42,7 +47,7 @@ def main() -> None:
         method, args = requests.get()
         try:
             if method == "start":
-                engine = Engine(connection.send, **args)
+                engine = Engine(partial(send_message, connection), **args)
                 value = engine.describe()
             elif engine is None:
                 raise RuntimeError(f"{method} before start")
@@ -52,16 +57,16 @@ def main() -> None:
             import traceback
 
             traceback.print_exc()  # to the engine's log; the trainer gets the message
-            connection.send(("error", type(error).__name__, str(error)))
+            send_message(connection, ("error", type(error).__name__, str(error)))
         else:
-            connection.send(("ok", value))
+            send_message(connection, ("ok", value))
 
 
 def _receive(connection: Connection, requests: queue.SimpleQueue) -> None:
     """Queue the trainer's requests; when it is gone, end this process and those it started."""
     try:
         while True:
-            requests.put(connection.recv())
+            requests.put(receive_message(connection))
     except (EOFError, OSError):
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
@@ -97,6 +102,7 @@ class Engine:
             model=model,
             load_format="dummy",
             skip_tokenizer_init=True,
+            trust_remote_code=False,  # a model's folder runs no code; never an option
             generation_config="vllm",  # else the model folder's penalties and top-p apply silently
             logprobs_mode="processed_logprobs",
             enable_prefix_caching=True,
