@@ -2,11 +2,14 @@
 
 import errno
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
+from types import TracebackType
 
 from rlt_jax import stops
+from rlt_jax.secrets import redacted
 from rlt_jax.stops import StopRequested
 from rlt_jax.terminal import open_terminal, output_failure, visible
 
@@ -43,12 +46,14 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
 def run_command(main: Callable[[], None]) -> None:
     """Call `main` at once, with the error handling of `command`."""
     open_terminal()
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _show_bug
     code: object = None
     try:
         with stops.handled():
             main()
     except UserError as error:
-        print(f"error: {visible(str(error))}", file=sys.stderr)
+        print(f"error: {visible(redacted(str(error)))}", file=sys.stderr)
         code = 2
     except SystemExit as stop:
         code = stop.code
@@ -86,3 +91,8 @@ def run_command(main: Callable[[], None]) -> None:
     stops.ended(code if isinstance(code, int) else int(code is not None))
     if code is not None:
         raise SystemExit(code)
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback as the interpreter does, without secrets; for streams that do not keep them out themselves."""
+    print(redacted("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)

@@ -16,6 +16,7 @@ import sys
 import threading
 from typing import IO, TextIO
 
+from rlt_jax.secrets import redacted
 from rlt_jax.stops import requested
 
 REPLACE = "rlt_jax.replace"  # name of the error handler for signs that an encoding lacks
@@ -116,10 +117,10 @@ def takes(stream: IO[str], text: str) -> bool:
 
 
 class VisibleFormatter(logging.Formatter):
-    """Formats log records so that what they quote of rows and files is `visible`."""
+    """Formats log records so that what they quote of rows and files is `visible`, and no secret is in them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return visible(super().format(record))
+        return visible(redacted(super().format(record)))
 
 
 class _Output(io.FileIO):
@@ -127,6 +128,10 @@ class _Output(io.FileIO):
 
     failure: OSError | None = None
     interruption: BaseException | None = None  # raised by a signal's handler after the bytes were written
+
+    def __init__(self, number: int, mode: str, closefd: bool) -> None:
+        super().__init__(number, mode, closefd)
+        self.number = number
 
     def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override]  # any buffer
         """Write, or drop what cannot be written.
@@ -154,12 +159,14 @@ class _Output(io.FileIO):
 
 
 class _Text(io.TextIOWrapper):
-    """Text to an `_Output`, whose interruptions it raises."""
+    """Text to an `_Output`, whose interruptions it raises; on stderr, where libraries write too, without secrets."""
 
     def write(self, text: str) -> int:
-        count = super().write(text)
+        raw = getattr(self.buffer, "raw", None)
+        shown = redacted(text) if isinstance(raw, _Output) and raw.number == 2 else text
+        super().write(shown)
         self._raise_interruption()
-        return count
+        return len(text)
 
     def flush(self) -> None:
         super().flush()

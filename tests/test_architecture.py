@@ -15,9 +15,10 @@ REPOSITORY = PACKAGE.parent
 DOORS = {"train", "sft", "generate", "score", "evaluate", "plan", "ablate", "pipeline", "replay"}  # nobody imports them
 
 MAY_IMPORT = {  # room (a folder, or a module of the ground) -> the rooms below that it may import, from the ground up
+    "secrets": set(),
     "stops": set(),
-    "terminal": {"stops"},
-    "errors": {"stops", "terminal"},
+    "terminal": {"secrets", "stops"},
+    "errors": {"secrets", "stops", "terminal"},
     "disk": {"errors"},
     "paths": {"errors"},
     "hub": {"errors", "paths"},
@@ -25,25 +26,25 @@ MAY_IMPORT = {  # room (a folder, or a module of the ground) -> the rooms below 
     "types": set(),
     "batching": set(),
     "losses": {"types"},
-    "report": {"errors", "stops", "terminal", "disk", "types"},
-    "configs": {"errors", "disk", "paths", "types"},
-    "data": {"errors", "paths", "hub", "types"},
-    "models": {"errors", "stops", "disk", "finite", "hub"},
+    "report": {"secrets", "stops", "terminal", "errors", "disk", "types"},
+    "configs": {"secrets", "errors", "disk", "paths", "types"},
+    "data": {"secrets", "errors", "paths", "hub", "types"},
+    "models": {"stops", "errors", "disk", "hub", "finite"},
     "device": {"errors", "disk", "types"},
     "learner": {"stops", "finite", "types", "batching", "losses", "configs", "models", "device"},
-    "rewards": {"errors", "stops", "finite", "types", "batching", "losses", "configs", "data", "models", "device"},
+    "rewards": {"stops", "errors", "finite", "types", "batching", "losses", "configs", "data", "models", "device"},
     "evals": {"types", "report", "configs", "data"},
-    "sampling": {"errors", "stops", "paths", "types", "batching", "configs", "models", "rewards"},
+    "sampling": {"secrets", "stops", "errors", "paths", "types", "batching", "configs", "models", "rewards"},
     "planner": {
         *("errors", "terminal", "paths", "hub", "types", "batching", "report", "configs", "data", "models", "device"),
         *("learner", "rewards"),
     },
     "runs": {
-        *("errors", "stops", "terminal", "disk", "finite", "hub", "types", "losses", "report", "configs", "data"),
-        *("models", "device", "learner", "rewards", "planner", "sampling"),
+        *("secrets", "stops", "terminal", "errors", "disk", "hub", "finite", "types", "losses", "report", "configs"),
+        *("data", "models", "device", "learner", "rewards", "planner", "sampling"),
     },
     "studies": {
-        *("errors", "stops", "disk", "paths", "types", "report", "configs", "data", "rewards", "evals", "planner"),
+        *("stops", "errors", "disk", "paths", "types", "report", "configs", "data", "rewards", "evals", "planner"),
         "runs",
     },
 }
@@ -62,7 +63,8 @@ OUTSIDE = {  # package from outside -> the only places that may import it
 }
 
 NO_JAX = {  # quick to import, host only
-    *("stops", "terminal", "errors", "disk", "paths", "hub", "types", "batching", "configs", "data", "evals", "report"),
+    *("secrets", "stops", "terminal", "errors", "disk", "paths", "hub", "types", "batching", "configs", "data"),
+    *("evals", "report"),
 }
 
 MOST_LINES = 500  # of a file
@@ -116,7 +118,9 @@ def test_imports(file):
 def test_nothing_at_the_top_is_neither_a_door_nor_ground():
     assert {room_of(place_of(file)) for file in FILES} - {"__init__"} == MAY_IMPORT.keys() | DOORS
     ground = {path.stem for path in PACKAGE.glob("*.py")} - DOORS - {"__init__"}
-    assert ground == {"stops", "terminal", "errors", "disk", "finite", "paths", "hub", "types", "batching"}
+    assert ground == {
+        *("secrets", "stops", "terminal", "errors", "disk", "paths", "hub", "finite", "types", "batching"),
+    }
 
 
 def test_rooms_stand_above_all_that_they_import():

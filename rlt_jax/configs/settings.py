@@ -5,6 +5,7 @@ import sys
 
 from rlt_jax.errors import UserError
 from rlt_jax.paths import expanded
+from rlt_jax.secrets import without_forms
 
 NO_PATHS = frozenset(
     {
@@ -27,7 +28,8 @@ class Settings:
         """Expand `~`.
 
         Raises:
-          UserError: there is no such user or home folder, or a text that the locale cannot hold.
+          UserError: there is no such user or home folder, or a text that the locale cannot hold, or one with a
+            password or token in it: settings are written into files.
         """
         assert dataclasses.is_dataclass(self)
         for field in dataclasses.fields(self):
@@ -43,6 +45,11 @@ class Settings:
 
 def _whole(text: str, name: str) -> str:
     """The text of field `name`, expanded if it is a path."""
+    if (shown := without_forms(text)) != text:
+        raise UserError(
+            f"{name}={shown}: expected no password or token, as settings are written into config.yaml and logs: leave "
+            "it out, and give it by an environment variable (HF_TOKEN, VLLM_API_KEY) or `hf auth login`"
+        )
     is_path = name not in NO_PATHS
     encoding = sys.getfilesystemencoding() if is_path else "utf-8"
     try:

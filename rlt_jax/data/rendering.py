@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlt_jax.errors import UserError
+from rlt_jax.secrets import public_environment
 
 Message = dict[str, str]
 
@@ -27,8 +28,6 @@ PER_CALL = 256  # chats that are sent at once,
 CHARACTERS_PER_CALL = 2**20  # of together so many characters, unless there is one alone
 SECONDS = 5.0  # of processor time for a template at the start; each chat adds to what is left of it
 STALLED_SECONDS = 600.0  # for one call, if the process gets no processor time at all
-INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "TMPDIR")
-"""Environment variables that the process gets, besides Python's own: no tokens and passwords."""
 
 
 class TemplateRefused(UserError):
@@ -86,15 +85,12 @@ class Renderer:
         return texts
 
     def _start(self) -> None:
-        environment = {
-            name: value for name, value in os.environ.items() if name in INHERITED or name.startswith("PYTHON")
-        }
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).with_name("template_worker.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environment,
+            env=public_environment(),
             start_new_session=True,  # Ctrl-C is the trainer's
         )
         self._owner = os.getpid()

@@ -87,7 +87,7 @@ def _refuse_custom_code(folder: Path) -> None:
         )
 
 
-def _own_splitting(folder: Path) -> dict[str, bool]:
+def _own_splitting(folder: Path) -> dict[str, Any]:
     """Keeps transformers from advising to replace the splitting of tokenizer.json, unless the folder asks for that."""
     asked = "fix_mistral_regex" in _json_object(folder / "tokenizer_config.json")
     return {} if asked else {"fix_mistral_regex": False}

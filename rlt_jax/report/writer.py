@@ -21,6 +21,7 @@ from rlt_jax.report.folder import writing_to
 from rlt_jax.report.json_text import json_line
 from rlt_jax.report.step_lines import iter_lines, keep_until
 from rlt_jax.report.tensorboard_file import TensorBoardFile, open_tensorboard
+from rlt_jax.secrets import redacted_values
 
 METRICS_FILE = "metrics.jsonl"
 COMPLETIONS_FILE = "completions.jsonl"
@@ -202,7 +203,7 @@ def _open_wandb(run_dir: Path, project: str, config: Mapping[str, object], resum
             dir=str(run_dir),
             id=run_id,
             resume="allow",
-            config=dict(config),
+            config=redacted_values(dict(config)),
         )
     except wandb.Error as error:
         raise UserError(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rlt_jax import stops
+from rlt_jax.secrets import redacted
 from rlt_jax.stops import StopRequested
 from rlt_jax.terminal import visible
 
@@ -73,7 +74,7 @@ def run_logged(
 
         def show(lines: Iterable[str]) -> None:
             nonlocal last
-            for line in lines:
+            for line in map(redacted, lines):
                 output.write(line)
                 if not quiet:
                     print(f"{name}: {visible(line)}", end="", flush=True)

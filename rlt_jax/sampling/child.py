@@ -26,6 +26,7 @@ from rlt_jax.paths import did_you_mean
 from rlt_jax.sampling.engine import EngineCompletion, EngineDied, EngineFailed, EngineRefused, Job
 from rlt_jax.sampling.vllm_process.rlt_messages import receive_message, send_message
 from rlt_jax.sampling.weights import Tensor, send_on_gpu, write_shared_file
+from rlt_jax.secrets import public_environment
 
 log = logging.getLogger("rlt_jax")
 
@@ -208,7 +209,7 @@ class ChildEngine:
             raise EngineDied(f"{method}: the engine's process ended ({code})") from None
 
     def _environment(self) -> dict[str, str]:
-        inherited = dict(os.environ)
+        inherited = public_environment()  # it reads local files alone
         if self._python != sys.executable:  # that interpreter has its own packages
             for name in ("PYTHONPATH", "PYTHONHOME"):
                 inherited.pop(name, None)
