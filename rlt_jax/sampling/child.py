@@ -40,6 +40,9 @@ DEFAULTS = {  # of environment variables that vLLM and torch read when they star
     # Fork vLLM's scheduler from the child, which has started neither CUDA nor JAX: that halves the start-up time.
     "VLLM_WORKER_MULTIPROC_METHOD": "fork",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # looking for a GPU must not initialise CUDA before the fork
+    # One process needs no network: what torch listens on without a password is this machine's alone.
+    "VLLM_HOST_IP": "127.0.0.1",
+    "GLOO_SOCKET_IFNAME": "lo",
     "OMP_WAIT_POLICY": "PASSIVE",  # on a CPU, spinning threads of the engine and of JAX slow each other down 80 times
 }
 

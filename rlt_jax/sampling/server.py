@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import ipaddress
 import logging
+import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from rlt_jax import stops
 from rlt_jax.errors import UserError
 from rlt_jax.sampling.engine import EngineCompletion, EngineDied, EngineRefused, Job
 from rlt_jax.sampling.weights import Tensor, write_shared_file
+from rlt_jax.secrets import redacted
 
 log = logging.getLogger("rlt_jax")
 
@@ -46,6 +48,7 @@ NEUTRAL = {  # every sampling parameter, so that no default of the server or the
 TIMEOUT = httpx.Timeout(None, connect=10.0)  # seconds; a completion may take any time
 NO_REUSE = httpx.Limits(max_keepalive_connections=0)  # the server may be closing the idle connection that we would pick
 STOP_SECONDS = 0.2  # between two looks at whether to stop
+API_KEY = "VLLM_API_KEY"  # environment variable, which vLLM's server reads too
 ERROR_LENGTH = 500  # most characters shown of a server's message
 
 
@@ -73,7 +76,9 @@ class ServerEngine:
         self._url = _checked_url(url, allow_remote=allow_remote)
         self._model_name = model_name
         self._start_timeout = start_timeout
-        self._client = httpx.Client(base_url=self._url, timeout=TIMEOUT, limits=NO_REUSE, trust_env=False)
+        self._client = httpx.Client(
+            base_url=self._url, timeout=TIMEOUT, limits=NO_REUSE, trust_env=False, headers=_headers()
+        )
         self._first_weights = ""  # folder or hub name that the server was started with
         self.facts: dict[str, Any] = {}
         if not _is_healthy(self._url):
@@ -116,7 +121,9 @@ class ServerEngine:
 
         async def sample_all() -> None:
             connections = asyncio.Semaphore(_max_connections())
-            client = httpx.AsyncClient(base_url=self._url, timeout=TIMEOUT, limits=NO_REUSE, trust_env=False)
+            client = httpx.AsyncClient(
+                base_url=self._url, timeout=TIMEOUT, limits=NO_REUSE, trust_env=False, headers=_headers()
+            )
             async with client, asyncio.TaskGroup() as group:  # one failure cancels the others, also in the server
                 for job in jobs:
                     group.create_task(sample(client, connections, job))
@@ -259,6 +266,12 @@ class ServerEngine:
         if response.status_code == 200:
             with contextlib.suppress(ValueError):
                 return response.json()
+        if response.status_code == 401:
+            said = "was refused" if os.environ.get(API_KEY) else "is not set"
+            raise EngineRefused(
+                f"the vLLM server at {self._url} asks for a key, but the environment variable {API_KEY} {said}: set it "
+                "to the server's --api-key"
+            )
         answer = f"answered {response.request.url.path} with {response.status_code}: {_message(response)}"
         if response.status_code >= 500 and not _is_healthy(self._url):
             raise EngineDied(f"the vLLM server at {self._url} lost its engine and {answer}")
@@ -274,6 +287,12 @@ class ServerEngine:
     def _unusable(self, reason: str) -> UserError:
         command = COMMAND.format(port=httpx.URL(self._url).port or 80)
         return UserError(f"--sampler.url {self._url}: {reason}. Start the server with\n{command}")
+
+
+def _headers() -> dict[str, str]:
+    """The key of a server that was started with --api-key: it guards /v1, though not the development endpoints."""
+    key = os.environ.get(API_KEY)
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def wait_until_healthy(url: str, *, seconds: float) -> None:
@@ -328,7 +347,9 @@ def _checked_url(url: str, *, allow_remote: bool) -> str:
     except httpx.InvalidURL:
         usable = False
     if not usable:
-        raise UserError(f"--sampler.url {url}: expected http://HOST:PORT and no more, such as http://127.0.0.1:8000")
+        raise UserError(
+            f"--sampler.url {redacted(url)}: expected http://HOST:PORT and no more, such as http://127.0.0.1:8000"
+        )
     if not allow_remote and not _is_loopback(parts.host):
         raise UserError(
             f"--sampler.url {url}: {parts.host} is not this machine's loopback address. The server must see the "

@@ -1,7 +1,9 @@
 """Send weights from JAX arrays to an engine in another process: by shared memory, or on the GPU by CUDA IPC."""
 
 import contextlib
+import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 STAGING_BYTES = 2_000_000_000  # of the buffer on the GPU that weights pass through
+SHARED_MEMORY = "/dev/shm"
+PREFIX = "rlt_jax-weights-of-"  # of folders in it that hold weights on their way
 ALIGNMENT = 256  # bytes, of tensors in that buffer
 
 
@@ -60,19 +64,52 @@ def write_shared_file(tensors: Sequence[Tensor]) -> Iterator[Path]:
         tensor.name: leaves[id(tensor.leaf)] if tensor.index is None else leaves[id(tensor.leaf)][tensor.index]
         for tensor in tensors
     }
-    folder = _roomy_folder(sum(tensor.nbytes for tensor in tensors))
-    with tempfile.TemporaryDirectory(prefix="rlt_jax-weights-", dir=folder) as name:
-        path = Path(name) / "model.safetensors"
+    remove_leftovers()
+    with _private_folder(_roomy_folder(sum(tensor.nbytes for tensor in tensors))) as folder:
+        path = folder / "model.safetensors"
+        path.touch(mode=0o600)
         save_file(arrays, path)
+        path.chmod(0o600)
         yield path
+
+
+def remove_leftovers() -> None:
+    """Remove what trainers of this user left that were killed while they sent weights: the memory of a model."""
+    for folder in {SHARED_MEMORY, tempfile.gettempdir()}:
+        for left in Path(folder).glob(f"{PREFIX}*"):
+            with contextlib.suppress(OSError):  # another one removes it, or it is another user's
+                if left.is_symlink() or left.stat().st_uid != os.getuid():
+                    continue
+                lock = os.open(left, os.O_RDONLY)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: its owner lives
+                    shutil.rmtree(left)
+                finally:
+                    os.close(lock)
+
+
+@contextlib.contextmanager
+def _private_folder(parent: str | None) -> Iterator[Path]:
+    """A folder of mode 0700 with a random name, locked while it is used, so that leftovers can be told from it."""
+    made = Path(tempfile.mkdtemp(prefix=".rlt_jax-", dir=parent))
+    lock = os.open(made, os.O_RDONLY)
+    folder = made.with_name(PREFIX + made.name.removeprefix(".rlt_jax-"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made.rename(folder)  # only now it has the name that is looked for
+        yield folder
+    finally:
+        for left in (made, folder):
+            shutil.rmtree(left, ignore_errors=True)
+        os.close(lock)
 
 
 def _roomy_folder(size: int) -> str | None:
     """Shared memory if `size` bytes fit; else None, for the system's temporary folder."""
     with contextlib.suppress(OSError):
-        room = os.statvfs("/dev/shm")
+        room = os.statvfs(SHARED_MEMORY)
         if room.f_bavail * room.f_frsize > 1.05 * size:
-            return "/dev/shm"
+            return SHARED_MEMORY
     return None
 
 

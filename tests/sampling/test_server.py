@@ -403,7 +403,7 @@ def test_malformed_urls(url):
     with pytest.raises(UserError) as caught:
         ServerEngine(url, allow_remote=True)
     expected = "expected http://HOST:PORT and no more, such as http://127.0.0.1:8000"
-    assert str(caught.value) == f"--sampler.url {url}: {expected}"
+    assert str(caught.value) == f"--sampler.url {url.replace('me:secret', '***')}: {expected}"
 
 
 @pytest.mark.parametrize("host", ["10.0.0.5", "0.0.0.0", "localhost.example.com", "128.0.0.1", "[2001:db8::1]"])
@@ -429,15 +429,21 @@ def test_nothing_answers(host, allow_remote):
 
 
 @contextlib.contextmanager
-def answering(answers: dict[str, object]) -> Iterator[int]:
-    """A server that gives these answers by path, in JSON, and 404 to all else; yields its port."""
+def answering(answers: dict[str, object], *, key: str | None = None) -> Iterator[int]:
+    """A server that gives these answers by path, in JSON, and 404 to all else; yields its port.
+
+    Args:
+      key: that it asks for below /v1, as vLLM's does.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             known = self.path in answers
             body = json.dumps(answers.get(self.path, {"detail": "Not Found"})).encode()
-            self.send_response(200 if known else 404)
+            guarded = key is not None and self.path.startswith("/v1")
+            allowed = not guarded or self.headers.get("Authorization") == f"Bearer {key}"
+            self.send_response(401 if not allowed else 200 if known else 404)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -484,3 +490,18 @@ def test_servers_that_cannot_be_used(answers, reason):
         ServerEngine(f"http://127.0.0.1:{port}")
     url = f"http://127.0.0.1:{port}"
     assert str(caught.value) == f"--sampler.url {url}: {reason.format(url=url)}. {COMMAND.format(port=port)}"
+
+
+def test_a_server_that_asks_for_a_key(monkeypatch):
+    answers = {"/health": None, "/is_paused": {"is_paused": False}, "/v1/models": MODELS, "/v1/completions": RAW}
+    with answering(answers, key="a-key-of-this-run") as port:
+        for key, said in ((None, "is not set"), ("another-key-entirely", "was refused")):
+            monkeypatch.delenv("VLLM_API_KEY", raising=False)
+            if key is not None:
+                monkeypatch.setenv("VLLM_API_KEY", key)
+            with pytest.raises(UserError, match=f"the environment variable VLLM_API_KEY {said}: set it to") as caught:
+                ServerEngine(f"http://127.0.0.1:{port}")
+            assert "key-of-this-run" not in str(caught.value) and "another-key" not in str(caught.value)
+        monkeypatch.setenv("VLLM_API_KEY", "a-key-of-this-run")
+        with pytest.raises(UserError, match="its log-probs are before temperature"):  # which it says only after /v1
+            ServerEngine(f"http://127.0.0.1:{port}")

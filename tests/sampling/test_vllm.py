@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import psutil
 import pytest
 
 from rlt_jax.errors import UserError
@@ -39,9 +40,11 @@ def engine(spoilt_folder, tmp_path_factory):
     """One engine for the whole module, under an interpreter that is not `sys.executable` by name."""
     folder = tmp_path_factory.mktemp("engine")
     python = script(folder / "python", f'exec {sys.executable} "$@"')
-    engine = ChildEngine(
-        spoilt_folder, python=str(python), options=OPTIONS, log_file=folder / "vllm.log", weights_on_gpu=False
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", "hf_abcdefghijklmnopqrstuvwxyz")
+        engine = ChildEngine(
+            spoilt_folder, python=str(python), options=OPTIONS, log_file=folder / "vllm.log", weights_on_gpu=False
+        )
     yield engine
     engine.close()
 
@@ -441,6 +444,14 @@ def test_the_child_ends_when_its_trainer_is_gone():
     assert receive_message(ours) == ["error", "RuntimeError", "nonsense before start"]
     ours.close()
     assert child.wait(timeout=30) == -signal.SIGKILL
+
+
+def test_nothing_listens_but_on_this_machine_and_the_engine_gets_no_tokens(engine):
+    process = psutil.Process(engine.pid)
+    for one in [process, *process.children(recursive=True)]:
+        assert "HF_TOKEN" not in one.environ()
+        heard = [connection.laddr.ip for connection in one.net_connections("inet") if connection.status == "LISTEN"]
+        assert set(heard) <= {"127.0.0.1", "::1"}
 
 
 def test_all_completions_are_one_submission(engine, tiny_teacher):

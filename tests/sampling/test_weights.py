@@ -1,11 +1,16 @@
 """What is sent to an engine: exactly the checkpoint's tensors, in a file or in buffer-fulls."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rlt_jax.sampling.weights import ALIGNMENT, Tensor, _chunks, check_tensors, write_shared_file
+from rlt_jax.sampling.weights import ALIGNMENT, Tensor, _chunks, check_tensors, remove_leftovers, write_shared_file
 
 STACK = jnp.arange(24, dtype=jnp.float32).reshape(2, 3, 4)
 TABLE = jnp.arange(10, dtype=jnp.bfloat16).reshape(5, 2)
@@ -52,3 +57,46 @@ def test_buffer_fulls_hold_every_tensor_once_and_fit(size):
         assert all(offset % ALIGNMENT == 0 for _, offset in chunk)
         assert all(end <= offset for end, (_, offset) in zip(ends, chunk[1:]))
     assert len(chunks) == {48: 3, 300: 2, 512: 2, 10**6: 1}[size]
+
+
+def files_of(path):
+    return path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777
+
+
+def test_a_shared_file_is_for_its_owner_alone():
+    tensors = [Tensor("a", jnp.ones(4), None)]
+    before = os.umask(0)
+    try:
+        with write_shared_file(tensors) as path, write_shared_file(tensors) as other:
+            assert files_of(path) == files_of(other) == (0o600, 0o700)
+            assert path.parent != other.parent
+            remove_leftovers()
+            assert path.exists() and other.exists()
+    finally:
+        os.umask(before)
+    assert not path.parent.exists() and not other.parent.exists()
+
+
+KILLED = """
+import os, signal, sys
+import jax.numpy as jnp
+from rlt_jax.sampling.weights import Tensor, write_shared_file
+with write_shared_file([Tensor("a", jnp.ones(4), None)]) as path:
+    print(path, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_trainer_left_is_removed_by_the_next(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, check=False)
+    left = Path(done.stdout.strip())
+    assert left.exists()
+    link = left.parent.with_name(left.parent.name + "-link")  # of that name, but leads elsewhere
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    link.symlink_to(kept)
+    try:
+        with write_shared_file([Tensor("a", jnp.ones(4), None)]) as path:
+            assert not left.parent.exists() and path.exists() and kept.exists() and link.is_symlink()
+    finally:
+        link.unlink()
