@@ -9,6 +9,7 @@ configs:
     path: main/train-*             # a pattern or a list of patterns; * within a name, ** across folders
 """
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -84,10 +85,10 @@ def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
 
 def _subset(config: object, card: Path) -> CardSubset:
     if not isinstance(config, Mapping) or not isinstance(config.get("config_name"), str):
-        raise _malformed(card, f"an entry of configs has no config_name: {config}")
+        raise _malformed(card, f"an entry of configs has no config_name: {reprlib.repr(config)}")
     name, folder = config["config_name"], config.get("data_dir") or ""
     if not isinstance(folder, str) or _leaves(folder):
-        raise _malformed(card, f"data_dir of {name} is no folder below it: {folder}")
+        raise _malformed(card, f"data_dir of {name} is no folder below it: {reprlib.repr(folder)}")  # YAML can be huge
     files = config.get("data_files")
     patterns = None if files is None else _patterns(files, name, card)
     return CardSubset(name, config.get("default") is True, folder, patterns)

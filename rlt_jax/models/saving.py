@@ -143,6 +143,14 @@ def _tokenizer_files(folder: Path) -> list[Path]:
     files = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
     if not any(file.name in ("tokenizer.json", "vocab.json", "tokenizer.model") for file in files):
         raise UserError(f"expected a tokenizer (tokenizer.json) to copy in {folder}, found none: give its folder")
+    for file in files:
+        target = file.resolve()
+        # of the same name, as a person links it, or in the hub's cache; anything else could be a private file
+        if file.is_symlink() and target.name != file.name and target.parent.name != "blobs":
+            raise UserError(
+                f"expected {file} to be a file, or a link to one of that name, but it leads to {file.readlink()}, "
+                "which would be copied into the saved model: put the file itself there"
+            )
     return files
 
 

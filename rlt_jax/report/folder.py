@@ -1,4 +1,4 @@
-"""A clear error for run folders that cannot be written."""
+"""A clear error for run folders that cannot be written, or that lead elsewhere."""
 
 import os
 from collections.abc import Iterator
@@ -22,3 +22,25 @@ def writing_to(run_dir: Path) -> Iterator[None]:
             f"expected a run folder that can be written, got {run_dir} ({error.strerror}): "
             "choose another folder, or fix this one"
         ) from error
+
+
+def refuse_links(run_dir: Path) -> None:
+    """Refuse a run folder that has links out of it: what a run writes there would change files elsewhere.
+
+    The folder itself may be a link, and so may what is below `wandb`, whose links are its own.
+
+    Raises:
+      UserError: there is such a link.
+    """
+    inside = run_dir.resolve()
+    for place, folders, files in os.walk(run_dir):
+        for name in (*folders, *files):
+            entry = Path(place) / name
+            if entry.is_symlink() and not entry.resolve().is_relative_to(inside):
+                raise UserError(
+                    f"expected a run folder without links to other places, but {entry} leads to {entry.readlink()}, "
+                    "which the run would write: remove the link, or choose another folder (--output-dir itself may be "
+                    "a link, to a larger disk for example)"
+                )
+        if Path(place) == run_dir and "wandb" in folders:
+            folders.remove("wandb")

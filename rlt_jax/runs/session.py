@@ -33,7 +33,7 @@ from rlt_jax.device.placement import free
 from rlt_jax.errors import UserError
 from rlt_jax.finite import NotFinite
 from rlt_jax.models import Model, Params, save_model
-from rlt_jax.report.folder import writing_to
+from rlt_jax.report.folder import refuse_links, writing_to
 from rlt_jax.report.log import ENGINE_LOG_FILE, log_to_file, setup_logging, start_log_file
 from rlt_jax.report.owner import remove_empty, sole_user
 from rlt_jax.report.progress import ProgressDisplay, open_progress
@@ -433,6 +433,7 @@ def open_session(config: TrainConfig | SftConfig) -> Iterator[Session]:
     folder = Path(config.output_dir)
     setup_logging(None)
     stops.limit(config.stop_grace)
+    refuse_links(folder)
     with (
         stops.reported(lambda: f"before the run began; nothing in {folder} has changed"),
         sole_user(folder, "--output-dir"),

@@ -72,7 +72,7 @@ def test_the_card_decides(folder, configs, split, subset, expected):
          r"expected files of 'main/more-\*' \(split train of subset main in .*README.md\), but no .*download them"),
         ("\n- config_name: a\n  data_files: ../x.jsonl", "train", None, "its subset a names ../x.jsonl: download it"),
         ("\n- config_name: a\n  data_files: 'hf://datasets/a/b.jsonl'", "train", None, "names hf://datasets/a/b.jsonl"),
-        ("\n- config_name: a\n  data_dir: /etc", "train", None, "data_dir of a is no folder below it: /etc"),
+        ("\n- config_name: a\n  data_dir: /etc", "train", None, "data_dir of a is no folder below it: '/etc'"),
         ("\n- config_name: a\n  data_dir: main\n  data_files: '*-0*'\n- config_name: a", "train", None, "a name twice"),
         ("\n- config_name: a\n  data_files: 3", "train", None, "data_files of a is no pattern"),
         ("\n- data_files: x", "train", None, "an entry of configs has no config_name"),
@@ -85,6 +85,14 @@ def test_what_is_refused(folder, configs, split, subset, message):
     with pytest.raises(UserError, match=message) as refused:
         chosen(folder, configs, split, subset)
     assert "\n" not in str(refused.value)
+
+
+def test_metadata_that_repeats_itself_without_end_is_refused_at_once(folder):
+    """Each anchor holds the one before nine times: 9^40 texts, in 2 KB."""
+    lines = ["a0: &a0 x", *(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]" for n in range(40))]
+    (folder / "README.md").write_text("---\n" + "\n".join(lines) + "\nconfigs: *a40\n---\n")
+    with pytest.raises(UserError, match="an entry of configs has no config_name"):
+        choose_files(folder, "train")
 
 
 def test_parts_and_files_are_checked_as_without_a_card(folder):

@@ -187,6 +187,28 @@ def test_end_tokens_that_the_files_do_not_name_are_added(golden, tmp_path, gener
         assert saved.read_bytes() == file.read_bytes()
 
 
+def test_a_link_to_a_private_file_is_not_copied_into_a_saved_model(golden, checkpoint, tmp_path):
+    """Though links to a file of the same name are, and those of the hub's cache."""
+    model, params = load_model(checkpoint("llama"))
+    source = shutil.copytree(golden / "teacher", tmp_path / "source", ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "blobs").mkdir()
+    for name, target in (
+        ("tokenizer.json", tmp_path / "blobs" / "0123"),
+        ("tokenizer_config.json", tmp_path / "tokenizer_config.json"),
+    ):
+        (source / name).rename(target)
+        (source / name).symlink_to(target)
+    save_model(tmp_path / "saved", model, params, tokenizer_from=source)
+    assert (tmp_path / "saved" / "tokenizer.json").read_bytes() == (tmp_path / "blobs" / "0123").read_bytes()
+    (tmp_path / ".netrc").write_text("password")
+    (source / "added_tokens.json").symlink_to("../.netrc")
+    with pytest.raises(
+        UserError, match=r"added_tokens.json to be a file, .* but it leads to ../.netrc, which would be"
+    ):
+        save_model(tmp_path / "other", model, params, tokenizer_from=source)
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_folder_without_a_tokenizer_is_refused(golden, checkpoint, tmp_path):
     with pytest.raises(UserError, match=r"expected a tokenizer \(tokenizer.json\) to copy in"):
         save_model(tmp_path / "saved", *load_model(golden / "teacher"), tokenizer_from=checkpoint("qwen2"))

@@ -89,6 +89,32 @@ def test_a_refused_start_changes_nothing_in_a_folder_that_was_there(tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["metrics.jsonl", "config.yaml", ".lock", "logs", "logs/training.log", "final", "checkpoints", "checkpoints/5/x"],
+)
+def test_a_link_out_of_the_run_folder_is_refused_and_not_written_through(tmp_path, name):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    (run / name).parent.mkdir(parents=True)
+    elsewhere.mkdir()
+    (elsewhere / "mine").write_text("mine")
+    (run / name).symlink_to(elsewhere if "." not in name else elsewhere / "mine")
+    before = contents(tmp_path)
+    message = rf"{name} leads to .*elsewhere.*, which the run would write: remove the link"
+    with pytest.raises(UserError, match=message), open_session(replace(TINY, output_dir=str(run))):
+        pass
+    assert contents(tmp_path) == before
+
+
+def test_the_run_folder_itself_may_be_a_link_and_so_may_what_stays_in_it(tmp_path):
+    (tmp_path / "disk" / "wandb").mkdir(parents=True)
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "latest").symlink_to("wandb")
+    (tmp_path / "disk" / "wandb" / "live.txt").symlink_to("/etc/hostname")  # as wandb makes them
+    with open_session(replace(TINY, output_dir=str(tmp_path / "run"))):
+        pass
+
+
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
 def test_an_interrupted_start_leaves_nothing(tmp_path, interruption):
     with pytest.raises(interruption), open_session(replace(TINY, output_dir=str(tmp_path / "run"))):
