@@ -30,6 +30,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
+            start_new_session=True,  # Ctrl-C is the command's: a killed comparison would count as not equal
         )
         self.ready = False
 
