@@ -1,9 +1,9 @@
-# make train | make test | make test-fast | make test-vllm: the first of them sets up .venv.
+# make train | make test | make test-fast | make test-vllm | make test-faults: the first of them sets up .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup vllm train test test-fast test-vllm lint clean
+.PHONY: setup vllm train test test-fast test-vllm test-faults lint clean
 
 setup: $(VENV)/.installed
 
@@ -36,12 +36,16 @@ test: vllm
 test-fast: setup
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest -m 'not slow and not vllm'
+	$(BIN)/python -m pytest -m 'not slow and not vllm and not faults'
 
 # only the vLLM tests; they must run, so a missing vLLM is an error here
 test-vllm: vllm
 	$(BIN)/python -c 'import vllm'
-	$(BIN)/python -m pytest -m vllm
+	$(BIN)/python -m pytest -m 'vllm and not faults'
+
+# hundreds of kills, corruptions and signals: about an hour on two cores; `make test` has a few of each
+test-faults: vllm
+	$(BIN)/python -m pytest tests/faults -m faults --dist worksteal
 
 lint: setup
 	$(BIN)/python -m ruff check .

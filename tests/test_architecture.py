@@ -160,10 +160,10 @@ def test_the_loop_fits_on_a_screen():
 
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "tests").rglob("test_*.py")), ids=lambda file: file.name)
 def test_tests_stand_where_the_code_does(file):
-    """tests/losses/test_kl.py tests losses/kl.py; those of whole commands stand in tests/commands."""
+    """tests/losses/test_kl.py tests losses/kl.py; those of whole commands stand in tests/commands, tests/faults."""
     room = file.relative_to(REPOSITORY / "tests").parts[:-1]
     tested = file.stem.removeprefix("test_")
-    if room[:1] in ((), ("commands",), ("scripts",)):
+    if room[:1] in ((), ("commands",), ("faults",), ("scripts",)):
         return
     names = {path.stem for path in (PACKAGE.joinpath(*room)).glob("*") if path.suffix in ("", ".py")}
     assert tested in names or file.relative_to(REPOSITORY / "tests").as_posix() in OF_NO_MODULE
