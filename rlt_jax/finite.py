@@ -81,21 +81,25 @@ def check_rows(
         raise NotFinite(f"{what}: {found} in {listed}{more}, of {len(values)}", values=record)
 
 
-@jax.jit
 def largest(tree: Tree) -> jax.Array:
     """The largest magnitude f32[] in a tree of arrays; NaN if one of them holds a number that is not finite.
 
-    Reads the arrays where they lie, with one program for a tree.
+    Reads the arrays where they lie, with two programs for a tree.
     """
+    # The maximum alone will not do: on a CPU, XLA's drops NaN. A number times 0 is NaN unless the number is finite. As
+    # one program the two would take five times as long: XLA fuses them and then uses no vector instructions.
+    return _maximum(tree) + _zero_if_finite(tree)
 
-    def of_leaf(leaf: jax.Array) -> jax.Array:
-        # The maximum alone will not do: on a CPU, XLA's drops NaN. A number times 0 is NaN unless the number is finite.
-        # Both read 500 MB in 0.1 s on two CPU cores, where a test of each number takes 0.3 s.
-        return jnp.max(jnp.abs(leaf)).astype(jnp.float32) + jnp.sum(leaf.astype(jnp.float32) * 0)
 
-    # added, not compared: see above
-    leaves = jnp.stack([of_leaf(leaf) for leaf in jax.tree.leaves(tree)])
-    return jnp.max(leaves) + jnp.sum(leaves * 0)
+@jax.jit
+def _maximum(tree: Tree) -> jax.Array:
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)).astype(jnp.float32) for leaf in jax.tree.leaves(tree)]))
+
+
+@jax.jit
+def _zero_if_finite(tree: Tree) -> jax.Array:
+    """0, or NaN if a number of the tree is not finite."""
+    return jnp.sum(jnp.stack([jnp.sum(leaf.astype(jnp.float32) * 0) for leaf in jax.tree.leaves(tree)]))
 
 
 def bits(array: np.ndarray) -> bytes:
