@@ -182,6 +182,37 @@ def without_unknown(
     return known, unknown
 
 
+def without_mistyped(
+    config_class: "type[DataclassInstance]", values: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """(`values` without those that do not have their field's type, a message for each of them).
+
+    Such as those of a field that had another type in another version. Keys must be known (`without_unknown`).
+    """
+    kept = merged_values({}, values)
+    try:
+        merged = json.dumps(merged_values(class_defaults(config_class), kept), default=_unsupported)
+        pydantic.TypeAdapter(config_class).validate_json(merged, strict=True)
+    except pydantic.ValidationError as error:
+        problems = [
+            _message(problem) for problem in error.errors(include_url=False) if _removed(kept, list(problem["loc"]))
+        ]
+        return kept, list(dict.fromkeys(problems))
+    return kept, []
+
+
+def _removed(values: dict[str, Any], path: list[Any]) -> bool:
+    """Take the value at a path of keys, or the innermost part of it that is a field's, out of nested dicts."""
+    first, *rest = path
+    if first not in values:
+        return False
+    if rest and isinstance(values[first], dict):
+        values[first] = dict(values[first])
+        return _removed(values[first], rest)
+    del values[first]
+    return True
+
+
 def type_problems(config: "DataclassInstance") -> list[str]:
     """A message for each value that does not have its field's type; dataclasses themselves do not check types."""
     text = json.dumps(dataclasses.asdict(config), default=_unsupported)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlt_jax.configs import SftConfig, TrainConfig, save_config
 from rlt_jax.configs.checks import same_path
-from rlt_jax.configs.files import build, read_yaml, without_unknown
+from rlt_jax.configs.files import build, read_yaml, without_mistyped, without_unknown
 from rlt_jax.configs.presets import train_config
 from rlt_jax.configs.resume import Change, changes
 from rlt_jax.data import ChatFormat
@@ -91,7 +91,8 @@ def changed_settings(config: TrainConfig | SftConfig, folder: Path, *, quiet: bo
     """The settings in which a run folder's config.yaml differs; [] without one, which the log says.
 
     Another seed is left out, as the checkpoint refuses it, and so is another spelling of a path. A setting that
-    config.yaml lacks counts as its default, one that this version lacks is named in the log.
+    config.yaml lacks counts as its default; one that this version lacks, or that has another type in it, is named in
+    the log, and counts as its default, too.
 
     Args:
       quiet: log nothing.
@@ -105,6 +106,9 @@ def changed_settings(config: TrainConfig | SftConfig, folder: Path, *, quiet: bo
         return []
     try:
         values, unknown = without_unknown(type(config), read_yaml(file))
+        preset = {"preset": values["preset"]} if "preset" in values else {}
+        values, mistyped = without_mistyped(type(config), values)
+        values |= preset  # an unknown one leaves nothing to compare with
         if isinstance(config, TrainConfig):
             saved: TrainConfig | SftConfig = train_config(values, source=str(file))
         else:
@@ -116,6 +120,8 @@ def changed_settings(config: TrainConfig | SftConfig, folder: Path, *, quiet: bo
         ) from None
     if unknown and not quiet:
         log.warning("%s: this version has no %s: not compared", file, ", ".join(unknown))
+    if mistyped and not quiet:
+        log.warning("%s: not compared, as if it were not there: %s", file, "; ".join(mistyped))
     found = changes(replace(config, seed=saved.seed), saved)
     return [change for change in found if not _same_path(change.before, change.now)]
 

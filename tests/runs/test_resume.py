@@ -81,7 +81,25 @@ def test_without_a_config_nothing_is_compared_and_the_log_says_so(tmp_path, logg
     ]
 
 
-@pytest.mark.parametrize("text", ["", "- a", "max_steps: many", "preset: huge", "{", "loss: 3"])
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("temperature", "temperature='many': expected a number"),
+        ("max_steps", "max_steps='many': expected a whole number"),
+        ("  beta", "loss.beta='many': expected a number"),
+    ],
+)
+def test_a_setting_that_has_another_type_in_this_version_does_not_end_the_run(tmp_path, logged, field, message):
+    save_config(TINY, tmp_path / "config.yaml")
+    lines = (tmp_path / "config.yaml").read_text().splitlines()
+    (place,) = [i for i, line in enumerate(lines) if line.startswith(f"{field}:")]
+    lines[place] = f"{field}: many"
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    assert shown(TINY, tmp_path) == []
+    assert logged.messages == [f"{tmp_path}/config.yaml: not compared, as if it were not there: {message}"]
+
+
+@pytest.mark.parametrize("text", ["", "- a", "preset: huge", "{", "a: \0"])
 def test_a_damaged_config_is_refused_with_words(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(UserError) as refusal:
