@@ -14,7 +14,7 @@ import pytest
 from tests.faults.comparing import lines
 from tests.faults.scenes import TRAIN, size
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("memory")]  # one process: the run is made once
 
 WARM_UP = 250  # steps in which programs are compiled and the allocator's pools fill
 STEPS = WARM_UP + size("STEPS", 550)

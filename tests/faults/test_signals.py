@@ -30,7 +30,7 @@ CASES = [
         *place,
         *stop,
         i,
-        id=f"{place[0].name}-{place[1]}-{stop[0].name}{'-twice' * stop[1]}-{i}",
+        id=f"{place[0].name.replace(' ', '-')}-{place[1]}-{stop[0].name}{'-twice' * stop[1]}-{i}",
         marks=NEEDS[place[0].name],
     )
     for i, (place, stop) in ((i, ORDER[i % len(ORDER)]) for i in range(COUNT))
