@@ -17,10 +17,11 @@ log = logging.getLogger("rlt_jax")
 class Saver:
     """Writes checkpoints in the background, one at a time."""
 
-    step: int  # of the newest checkpoint that was read or begun; 0: none
+    step: int  # of the newest whole checkpoint; 0: none
+    begun: int  # of the newest that is whole or being written
 
     def __init__(self, checkpoints: Checkpoints, clock: PhaseClock, *, step: int) -> None:
-        self.step = step
+        self.step = self.begun = step
         self._checkpoints = checkpoints
         self._clock = clock
         self._held_up = 0.0  # seconds by saves since the last line of metrics
@@ -29,7 +30,7 @@ class Saver:
         """Start to write a checkpoint, which reads the arrays until `wait` returns; see `Checkpoints.save`."""
         self.wait()  # a save in progress
         self._checkpoints.save(step, arrays, facts, metric=metric)
-        self.step = step
+        self.begun = step
 
     def wait(self) -> None:
         """Wait until the checkpoint being written, if any, is whole. The running phase is not charged for it.
@@ -50,6 +51,7 @@ class Saver:
                 "--learning-rate, or look for what went wrong in metrics.jsonl"
             ) from error
         self._held_up += time.perf_counter() - start
+        self.step = self.begun
 
     def metrics(self) -> dict[str, float]:
         """What saving cost since the last line of metrics; {} without a save."""

@@ -353,7 +353,7 @@ class Session:
         self._saver.save(step, arrays, {**facts, "inputs": self._inputs}, metric=metric)
         stops.note_saved(self._report())
         if step == self.max_steps:
-            self._saver.wait()
+            self.wait_for_save()
 
     def wait_for_save(self) -> None:
         """Wait until the checkpoint being written, if any, is whole: before anything donates its arrays.
@@ -362,6 +362,7 @@ class Session:
           UserError: it could not be written, or holds numbers that are not finite.
         """
         self._saver.wait()
+        stops.note_saved(self._report())
 
     def oldest_checkpoint(self) -> int:
         """Step of the oldest of the newest checkpoints, from which the run may be resumed; 0 without one."""
@@ -401,8 +402,9 @@ class Session:
         Args:
           arrays: of that step.
         """
-        if self.done > self._saver.step:
+        if self.done > self._saver.begun:
             self.save(self.done, arrays, **facts)
+        self.wait_for_save()
 
     def _report(self) -> str:
         """What is safe and what to do, for a run that stops now."""
