@@ -6,7 +6,7 @@ import pytest
 
 from tests.faults.chains import killed_again_and_again, rng_of
 from tests.faults.damaged import corrupt_and_resume, killed_folder
-from tests.faults.scenes import NOT_YET, TRAIN
+from tests.faults.scenes import TRAIN
 from tests.faults.stopping import stop_and_resume
 
 pytestmark = pytest.mark.slow
@@ -20,7 +20,6 @@ def test_kills(launcher, undisturbed, tried, tmp_path):
     killed_again_and_again(launcher, undisturbed, tried, TRAIN, tmp_path, seed=(0, 1), kills=3)
 
 
-@NOT_YET
 def test_corruptions(launcher, undisturbed, tried, tmp_path):
     base, whole, failed = killed_folder(launcher, TRAIN, tmp_path / "base", at="export"), undisturbed.folder(TRAIN), []
     for i in range(CORRUPTIONS):
@@ -31,7 +30,6 @@ def test_corruptions(launcher, undisturbed, tried, tmp_path):
     assert not failed, "\n\n".join(failed)
 
 
-@NOT_YET
 @pytest.mark.parametrize(("number", "phase", "double"), STOPS, ids=["SIGTERM", "SIGINT", "SIGTERM-twice"])
 def test_signals(number, phase, double, launcher, undisturbed, tried, tmp_path):
     rng = rng_of(TRAIN, (number,))
