@@ -175,3 +175,12 @@ def test_where_nothing_can_be_lowered_the_plan_explains():
     assert str(refusal.value).endswith("\nthe plan")
     with pytest.raises(ZeroDivisionError), explain_out_of_memory(str):
         1 / 0  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\0", "[1]", "{}", '{"generate": "many", "score": 1, "update": 1}', "[" * 100_000, "\xff"]
+)
+def test_a_damaged_record_is_refused_with_words(tmp_path, text):
+    (tmp_path / "backoff.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"backoff.json: expected the batch sizes that a run recorded, .* delete"):
+        MemoryBackoff(BatchSizes(8, 8, 8), tmp_path, exhausted=lambda: "")

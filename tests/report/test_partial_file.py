@@ -147,3 +147,16 @@ def test_fingerprints_differ_with_any_part():
     texts = [["a", "b"], ["ab", ""], ["a", "c"], ["a"], ["a", 1], ["a", "1"], []]
     assert len({fingerprint(parts) for parts in texts}) == len(texts)
     assert fingerprint(["a", "\ud800"]) == fingerprint(iter(["a", "\ud800"]))
+
+
+@pytest.mark.parametrize("damage", [b"\xff\0garbage\n", b'{"records": 3, "counts": {}}\n', b"[" * 100_000 + b"\n"])
+def test_damage_in_the_middle_is_kept_aside_and_done_again(tmp_path, damage):
+    out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
+    with open_partial(out, {"seed": 1}) as file:
+        for number in range(3):
+            file.add(Chunk([{"chunk": number}], {"drawn": 1}))
+    lines = partial.read_bytes().splitlines(keepends=True)
+    partial.write_bytes(b"".join([*lines[:2], damage, *lines[2:]]))
+    with open_partial(out, {"seed": 1}) as file:
+        assert file.done == 1 and file.counts() == {"drawn": 1}
+    assert (tmp_path / "out.jsonl.partial.damaged-1").read_bytes() == b"".join([damage, *lines[2:]])
