@@ -23,7 +23,7 @@ from rlt_jax.finite import NotFinite
 from rlt_jax.models import Params
 from rlt_jax.report.curves import draw_curves_or_warn
 from rlt_jax.report.paired import print_summary
-from rlt_jax.report.step_lines import read_lines
+from rlt_jax.report.step_lines import latest_lines
 from rlt_jax.report.writer import COMPLETIONS_FILE, METRICS_FILE
 from rlt_jax.rewards.records import rollout_metrics
 from rlt_jax.rewards.rlt import RewardFn
@@ -60,7 +60,7 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
         state, reference = session.resume(
             rlt.params, like=rlt.state_like(), fresh=rlt.fresh_state, max_steps=config.max_steps
         )
-        rlt.watch.restore(read_lines(session.folder / METRICS_FILE))
+        rlt.watch.restore(latest_lines(session.folder / METRICS_FILE))
         sampler = rlt.open_sampler(state.params, version=session.start_step)
         try:
             if session.owes_evaluation():

@@ -50,6 +50,16 @@ def iter_lines(path: Path) -> Iterator[dict[str, Any]]:
     _warn(path, bad)
 
 
+def latest_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file that a Writer wrote, the last one first, read from its end; none without a file."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for _, line in _backwards(file, file.seek(0, os.SEEK_END)):
+            if (record := parsed_line(line)) is not None:
+                yield record
+
+
 def parsed_line(line: bytes) -> dict[str, Any] | None:
     """The object of a line; None if it is none with a step."""
     try:

@@ -7,6 +7,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 from rlt_jax.configs import AlarmsConfig
@@ -49,11 +50,15 @@ class Alarms:
         self._beyond: dict[str, int] = {}  # name -> logged steps in a row
         self.active: set[str] = set()
 
-    def restore(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Take in the lines of metrics.jsonl so far, without a word."""
-        for line in lines:
-            if "grad_norm" in line:
-                self(line)
+    def restore(self, latest: Iterable[Mapping[str, Any]]) -> None:
+        """Take in what counts of the lines of metrics.jsonl so far, without a word.
+
+        Args:
+          latest: the last line first.
+        """
+        steps = (line for line in latest if "grad_norm" in line)
+        for line in reversed(list(islice(steps, PAST_NORMS + self._config.patience))):
+            self(line)
 
     def __call__(self, metrics: Mapping[str, float | None]) -> tuple[dict[str, float], list[str]]:
         """`alarm/NAME` 0 or 1 for each alarm that the metrics allow, and what to say."""

@@ -9,9 +9,9 @@ import numpy as np
 from rlt_jax.data import ChatFormat
 from rlt_jax.disk import LineFile
 from rlt_jax.report.folder import writing_to
-from rlt_jax.report.json_text import json_line, parsed_json
+from rlt_jax.report.json_text import json_line
 from rlt_jax.report.paired import PairedChange, paired_change
-from rlt_jax.report.step_lines import read_lines
+from rlt_jax.report.step_lines import latest_lines, read_lines
 from rlt_jax.report.whole_file import whole_file
 from rlt_jax.report.writer import METRICS_FILE
 from rlt_jax.rewards.metrics import eval_metrics
@@ -22,7 +22,6 @@ from rlt_jax.types import Completion, Prompt, Request
 
 SOLUTION_LOGP = "solution_logp/mean"  # the component that shows how likely the student finds the solution
 EVAL_FILE = "eval.jsonl"
-TAIL_BYTES = 1 << 18  # of METRICS_FILE, in which the lines of its last step are
 
 
 def evaluation_requests(prompts: Sequence[Prompt], *, seed: int) -> list[Request]:
@@ -59,13 +58,7 @@ def is_evaluated(run_dir: Path, step: int) -> bool:
     Args:
       step: the last one of which there are lines.
     """
-    path = run_dir / METRICS_FILE
-    if not path.exists():
-        return False
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        lines = file.read().split(b"\n")[:-1]
-    records = (parsed_json(line) for line in reversed(lines))
+    records = latest_lines(run_dir / METRICS_FILE)
     return any(
         name.startswith("eval/")
         for record in takewhile(lambda record: record["step"] == step, records)

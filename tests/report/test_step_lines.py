@@ -128,3 +128,12 @@ def test_the_tail_is_cut_without_reading_the_rest(path, monkeypatch):
     monkeypatch.setattr(step_lines, "parsed_line", lambda text: parsed.append(text) or parsed_line(text))
     assert kept(path, data, 19_990) == data[: data.index(b'{"step": 19991')]
     assert len(parsed) == 10
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 3000])
+def test_the_latest_lines_are_those_of_the_whole_file_backwards(tmp_path, size):
+    path = tmp_path / "metrics.jsonl"
+    assert list(latest_lines(path)) == []
+    records = [{"step": i, "text": "x" * (i % 50)} for i in range(size)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"step": 3, "te')
+    assert list(latest_lines(path)) == records[::-1]

@@ -87,6 +87,6 @@ def test_a_resumed_run_has_the_same_alarms(cut):
             line.update(BEYOND["zero_spread"])
     whole, resumed = alarms(), alarms()
     told = [whole(line) for line in lines]
-    resumed.restore([{"step": 0, "eval/reward": 1.0}, *lines[:cut]])
+    resumed.restore(reversed([{"step": 0, "eval/reward": 1.0}, *lines[:cut]]))
     assert [resumed(line) for line in lines[cut:]] == told[cut:]
     assert any(said for _, said in told)
