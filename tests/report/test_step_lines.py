@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlt_jax.report import step_lines
-from rlt_jax.report.step_lines import iter_lines, keep_until, parsed_line, read_lines
+from rlt_jax.report.step_lines import iter_lines, keep_until, latest_lines, parsed_line, read_lines
 
 
 def line(step: int, text: str = "x") -> bytes:

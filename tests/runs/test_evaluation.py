@@ -11,7 +11,6 @@ from rlt_jax.models import load_model
 from rlt_jax.rewards.scorer import completion_rows, make_scorer
 from rlt_jax.runs.evaluation import (
     EVAL_FILE,
-    TAIL_BYTES,
     drop_records,
     evaluation_requests,
     evaluation_results,
@@ -147,6 +146,6 @@ def test_an_evaluation_is_whole_once_its_metrics_are_written(tmp_path):
 
 
 def test_the_end_of_a_long_file_is_enough(tmp_path):
-    lines = [{"step": 1, "eval/reward": 1.0}, *({"step": 2, "text": "x" * 1000} for _ in range(TAIL_BYTES // 1000))]
+    lines = [{"step": 1, "eval/reward": 1.0}, *({"step": 2, "text": "x" * 1000} for _ in range(3000))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert not is_evaluated(tmp_path, 2)
