@@ -71,7 +71,7 @@ def main(
     for name, is_time, number in (
         ("in a step", lambda: steps_done(folder) >= save_steps + 1, signal.SIGKILL),
         ("in a save", lambda: any((folder / "checkpoints").glob(".*writing*")), signal.SIGKILL),
-        ("SIGTERM", lambda: steps_done(folder) >= steps - 2, signal.SIGTERM),
+        ("SIGTERM", lambda: steps_done(folder) >= steps - 1, signal.SIGTERM),
     ):
         started = time.perf_counter()
         code = interrupt(command, folder, is_time, number)
@@ -102,9 +102,11 @@ def run(command: list[str], folder: Path, *, fresh: bool = True) -> dict:
 
 
 def interrupt(command: list[str], folder: Path, is_time: Callable[[], bool], number: int) -> int:
-    """Start, send the signal half a second after it is time, and wait for the end; the exit code."""
+    """Start, send the signal half a second after the run has begun and it is time, and wait for the end; the exit
+    code."""
+    began, metrics = time.time(), folder / "metrics.jsonl"
     with subprocess.Popen([*command, "--output-dir", str(folder)]) as process:
-        while process.poll() is None and not is_time():
+        while process.poll() is None and not (metrics.exists() and metrics.stat().st_mtime > began and is_time()):
             time.sleep(0.02)
         time.sleep(0.5)
         process.send_signal(number)

@@ -79,7 +79,7 @@ def log_to_file(text: str) -> None:
     logger = logging.getLogger("rlt_jax")
     record = logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None)
     for handler in logger.handlers:
-        if isinstance(handler, logging.FileHandler):
+        if isinstance(handler, _LogFile):
             handler.handle(record)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from rlt_jax import disk, evaluate, generate, score, sft, train
 
 TINY = Path(train.__file__).parent / "assets" / "tiny"
-TIMES = ("time", "seconds/", "tokens_per_second/", "memory/", "compilations")
+TIMES = ("time", "seconds/", "tokens_per_second/", "memory/", "checkpoint/", "compilations")
 SMALL = (
     *("--preset", "tiny", "--train-batch-size", "4", "--num-generations", "2", "--per-device-train-batch-size", "4"),
     *("--score-batch-size", "4", "--max-completion-length", "8", "--data.eval-rows", "2", "--eval-steps", "2"),

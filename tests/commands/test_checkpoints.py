@@ -62,7 +62,10 @@ def test_the_newest_and_the_best_stay(whole):
     best = min(losses, key=losses.__getitem__)
     assert steps(whole) == sorted({"3", "4", str(best)})
     record = json.loads((whole / "checkpoints" / "4" / "manifest.json").read_text())
-    assert record["facts"] == {"seed": 42, "step": 4, "metric": {"name": "eval/loss", "value": losses[4]}}
+    facts = record["facts"]
+    assert facts["seed"] == 42 and facts["step"] == 4 and facts["skipped_steps"] == 0
+    assert facts["metric"] == {"name": "eval/loss", "value": losses[4]}
+    assert facts["inputs"] == json.loads((whole / "inputs.json").read_text())
 
 
 def test_what_a_save_took_is_written_with_the_next_step(whole):

@@ -5,7 +5,9 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-TIMES = ("time", "seconds/", "tokens_per_second/", "memory/", "compilations", "engine_restarts")  # may differ
+TIMES = (  # may differ
+    *("time", "seconds/", "tokens_per_second/", "memory/", "checkpoint/", "compilations", "engine_restarts"),
+)
 RECORDS = ("metrics.jsonl", "eval.jsonl", "completions.jsonl")  # one JSON object a line
 TEMPORARY = re.compile(r"tmp|writing|replaced|partial|(^|/)\.")
 

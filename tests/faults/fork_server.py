@@ -48,6 +48,8 @@ def become(order: dict) -> None:
         os.dup2(output.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts with &
     importlib.import_module("sitecustomize").install(order["phases"])
+    sys.orig_argv, sys.argv = [sys.executable, "-m", order["module"], *order["argv"]], ["-m"]
+    importlib.import_module("rlt_jax.stops").install_for_command()  # as importing the package does in a new process
     sys.argv = [order["module"], *order["argv"]]
     runpy.run_module(order["module"], run_name="__main__", alter_sys=True)
 

@@ -4,9 +4,12 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import replace
 
+import jax
 import pytest
 
+from rlt_jax.configs import PRESETS, CheckpointConfig
 from rlt_jax.errors import UserError
 from rlt_jax.runs.run_folder import FolderWatch, check_export, recover_export, warn_of_room
 
@@ -64,10 +67,13 @@ def test_a_disk_without_room_is_warned_of(tmp_path, monkeypatch, logged, keep, e
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "data").write_bytes(b"x" * there)
     usage = namedtuple("usage", "total used free")
+    checkpoint = CheckpointConfig(keep=keep or 2, at_end=keep > 0, export=export > 0)
+    config = replace(PRESETS["tiny"], save_steps=25 if keep else 0, checkpoint=checkpoint)
+    state, params = (jax.ShapeDtypeStruct((size,), "uint8") for size in (2 * GB, export))
     for free in (enough, enough - 1):
         monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: usage(0, 0, free))
         assert logged.messages == []
-        warn_of_room(tmp_path, state_bytes=2 * GB, keep=keep, export_bytes=export)
+        warn_of_room(config, tmp_path, state=state, params=params)
     (message,) = logged.messages
     assert message.startswith(f"{tmp_path}: {enough / GB:.2f} GB free, but the run will write about {enough / GB:.2f}")
     assert (f"{keep + 1} checkpoints of 2.00 GB" in message) == (keep > 0)
