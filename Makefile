@@ -45,7 +45,7 @@ test-vllm: vllm
 
 # hundreds of kills, corruptions and signals: about 40 minutes on two cores; `make test` has a few of each
 test-faults: vllm
-	$(BIN)/python -m pytest tests/faults -m faults --dist loadgroup
+	$(BIN)/python -m pytest tests/faults tests/commands -m faults --dist worksteal
 
 lint: setup
 	$(BIN)/python -m ruff check .

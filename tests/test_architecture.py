@@ -35,13 +35,14 @@ MAY_IMPORT = {  # room (a folder, or a module of the ground) -> the rooms below 
     "rewards": {"stops", "errors", "finite", "types", "batching", "losses", "configs", "data", "models", "device"},
     "evals": {"types", "report", "configs", "data"},
     "sampling": {"secrets", "stops", "errors", "paths", "types", "batching", "configs", "models", "rewards"},
+    "checkpoints": {"errors", "finite", "types", "report"},
     "planner": {
         *("errors", "terminal", "paths", "hub", "types", "batching", "report", "configs", "data", "models", "device"),
         *("learner", "rewards"),
     },
     "runs": {
         *("secrets", "stops", "terminal", "errors", "disk", "hub", "finite", "types", "losses", "report", "configs"),
-        *("data", "models", "device", "learner", "rewards", "planner", "sampling"),
+        *("data", "models", "device", "learner", "rewards", "checkpoints", "planner", "sampling"),
     },
     "studies": {
         *("stops", "errors", "disk", "paths", "types", "report", "configs", "data", "rewards", "evals", "planner"),
@@ -55,7 +56,7 @@ OUTSIDE = {  # package from outside -> the only places that may import it
     "httpx": {"sampling/server.py"},
     "flax": {"models"},
     "optax": {"learner"},
-    "orbax": {"runs/stored_arrays.py"},
+    "orbax": {"checkpoints/stored_arrays.py"},
     "math_verify": {"evals/math_worker.py"},
     "sympy": {"evals/math_worker.py"},
     "pynvml": {"device/gpu.py", "device/monitor.py"},

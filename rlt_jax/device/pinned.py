@@ -13,7 +13,7 @@ LIMIT_VARIABLE = "XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB"  # in GiB, despite its name
 
 GIB = 2**30  # bytes
 # Ends of regions too short for a buffer (below 1 GB for a 7B model), JAX's own staging buffers, and the arrays on their
-# way from the GPU to a checkpoint (`runs.checkpoint.COPIES_GB`).
+# way from the GPU to a checkpoint (`checkpoints.stored_arrays.PART_GB`).
 _SLACK = 5 * GIB
 
 

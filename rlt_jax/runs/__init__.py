@@ -1,1 +1,1 @@
-"""What the commands share: the run around the steps, what is loaded, checkpoints, processes."""
+"""What the commands share: the run around the steps, what is loaded, processes."""

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from rlt_jax.checkpoints.checksums import checksum, file_sums
 from rlt_jax.errors import UserError
 from rlt_jax.models import find_weights, resolve_folder
-from rlt_jax.runs.checksums import checksum, file_sums
 
 PACKAGES = ("rlt_jax", "jax", "jaxlib", "transformers", "tokenizers")  # whose versions may change what is measured
 TOKENIZER_FILES = (

@@ -17,12 +17,12 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from rlt_jax.checkpoints.manifest import sync_folder
 from rlt_jax.device.digest import digest
 from rlt_jax.models import Params
 from rlt_jax.report.folder import writing_to
 from rlt_jax.report.owner import remove_empty
 from rlt_jax.report.partial_file import fingerprint
-from rlt_jax.runs.manifest import sync_folder
 from rlt_jax.types import Completion, Request
 
 FOLDER = "rollouts"  # in the run folder

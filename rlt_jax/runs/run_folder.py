@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from rlt_jax.checkpoints.store import checkpoint_steps, damaged_checkpoints
 from rlt_jax.configs import Resume, SftConfig, TrainConfig
 from rlt_jax.errors import UserError
 from rlt_jax.models import check_replaceable, recover_model
@@ -17,7 +18,6 @@ from rlt_jax.report.folder import writing_to
 from rlt_jax.report.log import LOG_FILE
 from rlt_jax.report.owner import FOLDER_LOCK
 from rlt_jax.report.writer import COMPLETIONS_FILE, METRICS_FILE
-from rlt_jax.runs.checkpoint import checkpoint_steps, damaged_checkpoints
 from rlt_jax.runs.evaluation import EVAL_FILE
 from rlt_jax.runs.resume import CHANGES_FILE
 from rlt_jax.types import GB

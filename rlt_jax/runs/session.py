@@ -25,6 +25,13 @@ from typing import Any
 import jax
 
 from rlt_jax import stops
+from rlt_jax.checkpoints.saver import Saver
+from rlt_jax.checkpoints.store import (
+    Arrays,
+    Checkpoints,
+    check_metric,
+    open_checkpoints,
+)
 from rlt_jax.configs import SftConfig, TrainConfig, command_again
 from rlt_jax.configs.resume import Change
 from rlt_jax.device.jax_setup import CompileCounter, use_compilation_cache
@@ -40,12 +47,6 @@ from rlt_jax.report.progress import ProgressDisplay, open_progress
 from rlt_jax.report.step_lines import keep_until
 from rlt_jax.report.timing import PhaseClock
 from rlt_jax.report.writer import Writer, open_writer
-from rlt_jax.runs.checkpoint import (
-    Arrays,
-    Checkpoints,
-    check_metric,
-    open_checkpoints,
-)
 from rlt_jax.runs.evaluation import EVAL_FILE, drop_records, is_evaluated, write_records
 from rlt_jax.runs.resume import (
     Inputs,
@@ -67,7 +68,6 @@ from rlt_jax.runs.run_folder import (
     recover_export,
     warn_of_room,
 )
-from rlt_jax.runs.saver import Saver
 from rlt_jax.runs.skipping import Evidence, Skips, keep_step, skips_of
 
 log = logging.getLogger("rlt_jax")

@@ -23,10 +23,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from rlt_jax.checkpoints.manifest import Damaged
+from rlt_jax.checkpoints.stored_arrays import Arrays, read_arrays, write_arrays
 from rlt_jax.errors import UserError
 from rlt_jax.finite import NotFinite
-from rlt_jax.runs.manifest import Damaged
-from rlt_jax.runs.stored_arrays import Arrays, read_arrays, write_arrays
 
 log = logging.getLogger("rlt_jax")
 

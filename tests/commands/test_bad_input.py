@@ -21,13 +21,13 @@ from safetensors.numpy import load_file, save_file
 from rlt_jax import score as score_command
 from rlt_jax import sft as sft_command
 from rlt_jax import train as train_command
+from rlt_jax.checkpoints.store import open_checkpoints
 from rlt_jax.configs import PRESETS, parse_train_args
 from rlt_jax.learner.optimizer import make_optimizer
 from rlt_jax.learner.state import init_state
 from rlt_jax.models import load_model
 from rlt_jax.report.owner import sole_user, sole_writer
 from rlt_jax.runs.chat_format import chat_format_of
-from rlt_jax.runs.checkpoint import open_checkpoints
 from rlt_jax.runs.resume import models_of, record_start, run_inputs
 from rlt_jax.runs.setup import load_split_rows
 

@@ -178,7 +178,7 @@ def test_a_supervised_run_that_is_stopped_in_each_phase_is_the_same_run(sft_flag
         ("rlt_jax.learner.step:zero_gradients", 1, 2),
         ("rlt_jax.runs.sft:Sft.held_out_loss", 2, 1),  # of step 2, which is owed then
         ("rlt_jax.report.writer:Writer.write", 2, 1),
-        ("rlt_jax.runs.saver:Saver.save", 5, 1),
+        ("rlt_jax.checkpoints.saver:Saver.save", 5, 1),
         ("rlt_jax.sft:check_model", 5, 1),
         ("rlt_jax.sampling.native:NativeSampler._sample", 5, 1),
         ("rlt_jax.models.saving:_write_weights", 5, 1),

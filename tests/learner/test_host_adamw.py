@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlt_jax.checkpoints.store import open_checkpoints
 from rlt_jax.device.jax_setup import CompileCounter
 from rlt_jax.device.monitor import gpu_memory_reader
 from rlt_jax.device.pinned import host_bytes
@@ -22,7 +23,6 @@ from rlt_jax.learner.optimizer import make_apply, make_optimizer
 from rlt_jax.learner.state import init_state, join_master
 from rlt_jax.learner.step import zero_gradients
 from rlt_jax.models import ModelConfig, build_model
-from rlt_jax.runs.checkpoint import open_checkpoints
 
 SHAPES = {  # a layer has 449 parameters; embedding and head are cut into 18 rows each
     "embed_tokens": {"weight": (54, 24)},

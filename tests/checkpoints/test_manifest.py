@@ -5,8 +5,8 @@ import os
 
 import pytest
 
+from rlt_jax.checkpoints.manifest import Damaged, unreadable
 from rlt_jax.errors import UserError
-from rlt_jax.runs.manifest import Damaged, unreadable
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG])

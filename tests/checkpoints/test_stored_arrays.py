@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
 
+from rlt_jax.checkpoints import stored_arrays
+from rlt_jax.checkpoints.checksums import checksum
+from rlt_jax.checkpoints.manifest import MANIFEST_FILE, Damaged, read_manifest
+from rlt_jax.checkpoints.stored_arrays import read_arrays, write_arrays
 from rlt_jax.errors import UserError
 from rlt_jax.finite import NotFinite
-from rlt_jax.runs import stored_arrays
-from rlt_jax.runs.checksums import checksum
-from rlt_jax.runs.manifest import MANIFEST_FILE, Damaged, read_manifest
-from rlt_jax.runs.stored_arrays import read_arrays, write_arrays
 
 RNG = np.random.default_rng(0)
 
@@ -241,7 +241,7 @@ def test_arrays_that_orbax_reads_wrongly_are_noticed(whole, monkeypatch):
 COPIES = """
 import pathlib, sys, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from rlt_jax.runs.stored_arrays import read_arrays, write_arrays
+from rlt_jax.checkpoints.stored_arrays import read_arrays, write_arrays
 mesh = jax.make_mesh((2,), ("x",))
 # NumPy copies an array of two devices, as it does one of a GPU; the array keeps that copy
 arrays = [jax.device_put(jnp.arange(8.0) + i, NamedSharding(mesh, PartitionSpec("x"))) for i in range(3)]

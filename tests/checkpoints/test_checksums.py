@@ -7,8 +7,8 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlt_jax.checkpoints.checksums import array_checksum, file_sum, file_sums
 from rlt_jax.finite import NotFinite
-from rlt_jax.runs.checksums import array_checksum, file_sum, file_sums
 
 FLOATS = ["float16", "bfloat16", "float32", "float64"]
 

@@ -22,9 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rlt_jax.errors import UserError
-from rlt_jax.runs.checksums import THREADS, array_checksum
-from rlt_jax.runs.manifest import (
+from rlt_jax.checkpoints.checksums import THREADS, array_checksum
+from rlt_jax.checkpoints.manifest import (
     MANIFEST_FILE,
     Damaged,
     Manifest,
@@ -34,6 +33,7 @@ from rlt_jax.runs.manifest import (
     sync_folder,
     write_manifest,
 )
+from rlt_jax.errors import UserError
 
 Arrays = Any
 

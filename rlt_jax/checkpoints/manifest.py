@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, get_type_hints
 
+from rlt_jax.checkpoints.checksums import checksum, file_sums
 from rlt_jax.errors import UserError
-from rlt_jax.runs.checksums import checksum, file_sums
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1  # of the folder; raised when an older reader would misread it

@@ -5,11 +5,11 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from rlt_jax.checkpoints.store import Checkpoints, metrics_of
+from rlt_jax.checkpoints.stored_arrays import Arrays
 from rlt_jax.errors import UserError
 from rlt_jax.finite import NotFinite
 from rlt_jax.report.timing import PhaseClock
-from rlt_jax.runs.checkpoint import Checkpoints, metrics_of
-from rlt_jax.runs.stored_arrays import Arrays
 
 log = logging.getLogger("rlt_jax")
 

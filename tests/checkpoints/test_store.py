@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlt_jax.checkpoints import store as checkpoint
+from rlt_jax.checkpoints.store import check_metric, checkpoint_steps, open_checkpoints
 from rlt_jax.errors import UserError
 from rlt_jax.finite import NotFinite
 from rlt_jax.learner.optimizer import make_apply, make_optimizer
 from rlt_jax.learner.state import init_state
-from rlt_jax.runs import checkpoint
-from rlt_jax.runs.checkpoint import check_metric, checkpoint_steps, open_checkpoints
 
 
 def training_state(dtype, steps=2):
@@ -242,8 +242,8 @@ def test_what_killed_processes_left_is_removed(copy):
 
 READING_DAMAGE = """
 import gc, json, pathlib, sys, jax.numpy as jnp
-from rlt_jax.runs import manifest, stored_arrays
-from rlt_jax.runs.checkpoint import open_checkpoints
+from rlt_jax.checkpoints import manifest, stored_arrays
+from rlt_jax.checkpoints.store import open_checkpoints
 from rlt_jax.errors import UserError
 folder, arrays = pathlib.Path(sys.argv[1]), [jnp.ones((300, 300))] * 20
 checkpoints = open_checkpoints(folder, keep=1)
@@ -336,7 +336,7 @@ def test_a_process_killed_while_it_deletes_leaves_no_half_checkpoint(tmp_path, m
 
 ENDLESS = """
 import pathlib, sys, jax, jax.numpy as jnp
-from rlt_jax.runs.checkpoint import open_checkpoints
+from rlt_jax.checkpoints.store import open_checkpoints
 checkpoints = open_checkpoints(pathlib.Path(sys.argv[1]), keep=2)
 arrays = [jnp.full((1000, 1000), i, "float32") for i in range(8)]
 for step in range(1, 10_000):
@@ -368,7 +368,7 @@ def test_whatever_a_killed_process_was_doing_the_last_whole_one_serves(tmp_path)
 FULL_DISK = """
 import gc, os, pathlib, signal, sys, jax.numpy as jnp
 from rlt_jax.errors import UserError
-from rlt_jax.runs.checkpoint import open_checkpoints
+from rlt_jax.checkpoints.store import open_checkpoints
 before = [signal.getsignal(number) for number in range(1, 32)]
 folder = pathlib.Path(sys.argv[1])
 checkpoints = open_checkpoints(folder, keep=2)
@@ -415,7 +415,8 @@ def test_a_folder_that_vanished_is_not_made_again(tmp_path):
 
 MEMORY_OF_SAVING = """
 import pathlib, sys, threading, jax, psutil
-from rlt_jax.runs import checkpoint, stored_arrays
+from rlt_jax.checkpoints import store as checkpoint
+from rlt_jax.checkpoints import stored_arrays
 stored_arrays.PART_GB = 0.1
 arrays = [jax.random.normal(jax.random.key(i), (1024, 1024, 16)) for i in range(16)]  # 64 MiB each
 checkpoints = checkpoint.open_checkpoints(pathlib.Path(sys.argv[1]), keep=1)

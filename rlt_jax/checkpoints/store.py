@@ -22,10 +22,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlt_jax.checkpoints.manifest import MANIFEST_FILE, Damaged, Manifest, read_manifest, unreadable
+from rlt_jax.checkpoints.stored_arrays import Arrays, read_arrays, write_arrays
 from rlt_jax.errors import UserError
 from rlt_jax.report.folder import writing_to
-from rlt_jax.runs.manifest import MANIFEST_FILE, Damaged, Manifest, read_manifest, unreadable
-from rlt_jax.runs.stored_arrays import Arrays, read_arrays, write_arrays
 from rlt_jax.types import GB
 
 log = logging.getLogger("rlt_jax")
