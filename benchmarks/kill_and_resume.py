@@ -35,6 +35,7 @@ def main(
     prompt: int = 1024,
     steps: int = 6,
     save_steps: int = 2,
+    kill: bool = True,
 ) -> None:
     """Measure.
 
@@ -45,6 +46,7 @@ def main(
       prompt: tokens of every prompt.
       steps: of each run.
       save_steps: steps between two checkpoints.
+      kill: run the twin, too.
     """
     work.mkdir(parents=True, exist_ok=True)
     model = TINY if layers == 0 else work / f"random-{layers}-layers"
@@ -64,6 +66,9 @@ def main(
     print(json.dumps(alone["steps"][-1]), flush=True)
     figures |= cost_of_saving(alone["steps"], save_steps)
     figures["checkpoint on disk, GB"] = size_gb(newest_checkpoint(work / "alone"))
+    if not kill:
+        print_figures(figures)
+        return
     shutil.rmtree(work / "alone")  # there may be no room for two
 
     folder, kills = work / "killed", 0

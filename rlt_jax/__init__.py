@@ -6,6 +6,14 @@ from rlt_jax.train import train
 train(replace(PRESETS["tiny"], output_dir="runs/mine"), reward_fn=my_reward)
 """
 
+import sys
+
+if sys.argv[:1] == ["-m"] and any(word.startswith("rlt_jax.") for word in sys.orig_argv[1:4]):
+    import _signal  # built in: `signal` takes a millisecond, in which Ctrl-C would show a traceback of an import
+
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)  # until `stops` handles it
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -81,7 +81,8 @@ def stop_and_resume(
         wrong.append(f"still runs: {left}")
     if not double:
         wrong += _lost(folder, place.step)
-        if place.step and f"--output-dir {folder}" not in printed and f"--config {folder}" not in printed:
+        named = (f"--output-dir {folder}", f"--config {folder}", "the run is finished, its files are complete")
+        if place.step and not any(words in printed for words in named):
             wrong.append("no command that resumes is named")
     resumed = launcher.run(scene, folder)
     if resumed.code != 0:
