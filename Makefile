@@ -43,7 +43,7 @@ test-vllm: vllm
 	$(BIN)/python -c 'import vllm'
 	$(BIN)/python -m pytest -m 'vllm and not faults'
 
-# hundreds of kills, corruptions and signals: about 40 minutes on two cores; `make test` has a few of each
+# hundreds of kills, corruptions and signals: about an hour on two cores; `make test` has a few of each
 test-faults: vllm
 	$(BIN)/python -m pytest tests/faults tests/commands -m faults --dist worksteal
 
