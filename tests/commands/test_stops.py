@@ -71,12 +71,14 @@ def stopped(monkeypatch, main, capsys) -> Callable[..., str]:
 
         handlers = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
         before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
         try:
             with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
                 patch.setattr(owner, name, interrupted)
                 main(module, *flags)
         finally:
             signal.signal(signal.SIGINT, before)
+            signal.signal(signal.SIGHUP, hangup)
         assert handlers == [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
         shown = capsys.readouterr()
         assert end.value.code == 128 + number, shown
