@@ -38,8 +38,9 @@ def cannot_write(what: object, error: OSError, *, otherwise: str, resumes: bool 
     return UserError(f"cannot write {what} ({error.strerror}): {advice}")
 
 
-def replace_file(path: Path, content: str | bytes) -> None:
-    """Replace a file by a new one with this content: whatever happens, one of both is there, and whole.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path to write to, which replaces `path` once the block has succeeded and it is on disk, else is removed.
 
     Raises:
       OSError: it cannot be written; it holds the path.
@@ -47,13 +48,23 @@ def replace_file(path: Path, content: str | bytes) -> None:
     temporary = writing_name(path)
     try:
         with _named(path):
-            temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+            yield temporary
             to_disk(temporary)
             temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Replace a file by a new one with this content: whatever happens, one of both is there, and whole.
+
+    Raises:
+      OSError: as in `replacing`.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 def writing_name(path: Path) -> Path:

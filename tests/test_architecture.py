@@ -35,7 +35,7 @@ MAY_IMPORT = {  # room (a folder, or a module of the ground) -> the rooms below 
     "rewards": {"stops", "errors", "finite", "types", "batching", "losses", "configs", "data", "models", "device"},
     "evals": {"types", "report", "configs", "data"},
     "sampling": {"secrets", "stops", "errors", "paths", "types", "batching", "configs", "models", "rewards"},
-    "checkpoints": {"errors", "finite", "types", "report"},
+    "checkpoints": {"errors", "disk", "finite", "types", "report"},
     "planner": {
         *("errors", "terminal", "paths", "hub", "types", "batching", "report", "configs", "data", "models", "device"),
         *("learner", "rewards"),

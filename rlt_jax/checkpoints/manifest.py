@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, get_type_hints
 
 from rlt_jax.checkpoints.checksums import checksum, file_sums
+from rlt_jax.disk import to_disk
 from rlt_jax.errors import UserError
 
 MANIFEST_FILE = "manifest.json"
@@ -81,7 +82,7 @@ def write_manifest(folder: Path, arrays: Iterable[StoredArray], facts: Mapping[s
         file.flush()
         os.fsync(file.fileno())
     for inside in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
-        sync_folder(inside)
+        to_disk(inside)
     return manifest
 
 
@@ -137,15 +138,6 @@ def unreadable(folder: Path, error: OSError) -> Exception:
     if isinstance(error, PermissionError | TimeoutError | InterruptedError) or error.errno in _PASSING:
         return UserError(f"{folder}: expected a checkpoint that can be read, but {name}{reason}: fix that, and repeat")
     return Damaged(f"{name}{reason}")
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

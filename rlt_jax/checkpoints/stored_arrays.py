@@ -30,9 +30,9 @@ from rlt_jax.checkpoints.manifest import (
     StoredArray,
     check_files,
     read_manifest,
-    sync_folder,
     write_manifest,
 )
+from rlt_jax.disk import to_disk
 from rlt_jax.errors import UserError
 
 Arrays = Any
@@ -65,7 +65,7 @@ def write_arrays(folder: Path, arrays: Arrays, facts: Mapping[str, Any], *, fini
             stored += _write_part(writing, part, members, finite=finite)
         manifest = write_manifest(writing, stored, facts)
         writing.rename(folder)
-        sync_folder(folder.parent)
+        to_disk(folder.parent)
     except BaseException:
         shutil.rmtree(writing, ignore_errors=True)
         raise

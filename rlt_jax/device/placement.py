@@ -24,6 +24,11 @@ def pinned_host() -> SingleDeviceSharding:
     return SingleDeviceSharding(jax.devices()[0], memory_kind="pinned_host")
 
 
+def nbytes(tree: Any) -> int:
+    """Bytes of a tree of arrays, or of their shapes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 def free(tree: Any) -> None:
     """Free a tree's memory now, even if it is still referenced."""
     for leaf in jax.tree.leaves(tree):

@@ -24,7 +24,7 @@ from rlt_jax.models.stored_tensors import STORED
 from rlt_jax.models.tensor_names import leaf_of, name_table, named_tensors
 from rlt_jax.models.weight_files import INDEX, WEIGHTS
 
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -130,7 +130,7 @@ def check_replaceable(target: Path) -> None:
     foreign = sorted(
         entry.name
         for entry in target.iterdir()
-        if entry.name not in (*_TOKENIZER_FILES, *about, "config.json", INDEX) and entry.suffix != ".safetensors"
+        if entry.name not in (*TOKENIZER_FILES, *about, "config.json", INDEX) and entry.suffix != ".safetensors"
     )
     if foreign:
         raise UserError(
@@ -140,7 +140,7 @@ def check_replaceable(target: Path) -> None:
 
 
 def _tokenizer_files(folder: Path) -> list[Path]:
-    files = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if not any(file.name in ("tokenizer.json", "vocab.json", "tokenizer.model") for file in files):
         raise UserError(f"expected a tokenizer (tokenizer.json) to copy in {folder}, found none: give its folder")
     for file in files:

@@ -45,7 +45,7 @@ are 7.8 GB together in a run that took 88.3 GB of the host with a pool of 80.5 G
 VLLM_PROCESSES = 6.0e9
 """Host memory of vLLM's two processes. Estimated like TRAINER_PROCESS."""
 CHECKPOINT_COPY = 4.0e9
-"""Host memory for the arrays that are being written to a checkpoint at one time (`runs.stored_arrays.PART_GB`).
+"""Host memory for the arrays that are being written to a checkpoint at one time (`checkpoints.stored_arrays.PART_GB`).
 Estimate."""
 EXPORT_SHARD = 5.0e9
 """Host memory for one shard of the exported model: the default of `models.save_model`."""

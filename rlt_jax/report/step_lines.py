@@ -10,11 +10,10 @@ import itertools
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from rlt_jax.disk import replace_file, to_disk, writing_name
+from rlt_jax.disk import replace_file, replacing
 from rlt_jax.report.json_text import parsed_json
 
 BLOCK = 1 << 20  # bytes read at once
@@ -199,16 +198,8 @@ def _repair(path: Path) -> int:
     _warn(path, [number for number, _ in bad])
     keep_aside(path, [line for _, line in bad])
     numbers = {number for number, _ in bad}
-    temporary = writing_name(path)
-    try:
-        with path.open("rb") as file, temporary.open("wb") as repaired:
-            repaired.writelines(line for number, line in enumerate(file, start=1) if number not in numbers)
-        to_disk(temporary)
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+    with replacing(path) as temporary, path.open("rb") as file, temporary.open("wb") as repaired:
+        repaired.writelines(line for number, line in enumerate(file, start=1) if number not in numbers)
     return count
 
 

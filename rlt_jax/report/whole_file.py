@@ -1,10 +1,10 @@
 """Atomic writing: a file is written under a temporary name next to its target, and renamed at the end."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from rlt_jax.disk import cannot_write, to_disk, writing_name
+from rlt_jax.disk import cannot_write, replacing
 from rlt_jax.report.owner import remove_empty
 
 
@@ -20,17 +20,13 @@ def whole_file(path: Path, name: str) -> Iterator[Path]:
     Raises:
       UserError: the file cannot be written.
     """
-    temporary = writing_name(path)
     new_folders = [folder for folder in path.parents if not folder.exists()]  # innermost first
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        yield temporary
-        to_disk(temporary)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.touch()
+            yield temporary
     except OSError as error:
         raise cannot_write(f"{name} {path}", error, otherwise="choose another file", resumes=False) from None
     finally:
-        with suppress(OSError):  # renamed; or a parent is a file, or the disk can no longer be written
-            temporary.unlink()
         remove_empty(new_folders)

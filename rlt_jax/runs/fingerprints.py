@@ -7,13 +7,9 @@ from pathlib import Path
 
 from rlt_jax.checkpoints.checksums import checksum, file_sums
 from rlt_jax.errors import UserError
-from rlt_jax.models import find_weights, resolve_folder
+from rlt_jax.models import TOKENIZER_FILES, find_weights, resolve_folder
 
 PACKAGES = ("rlt_jax", "jax", "jaxlib", "transformers", "tokenizers")  # whose versions may change what is measured
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
-    *("merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json", "generation_config.json"),
-)
 
 
 def model_fingerprints(models: Mapping[str, str]) -> dict[str, str]:

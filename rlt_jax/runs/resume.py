@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlt_jax.configs import SftConfig, TrainConfig, save_config
 from rlt_jax.configs.checks import same_path
@@ -28,11 +28,10 @@ from rlt_jax.report.folder import writing_to
 from rlt_jax.report.json_text import json_text
 from rlt_jax.report.partial_file import fingerprint
 from rlt_jax.report.step_lines import keep_until, read_lines
+from rlt_jax.rewards.rlt import RewardFn
+from rlt_jax.rewards.scorer import function_name
 from rlt_jax.runs.fingerprints import model_fingerprints, version_fingerprints
 from rlt_jax.types import Row
-
-if TYPE_CHECKING:
-    from rlt_jax.rewards.rlt import RewardFn
 
 CONFIG_FILE = "config.yaml"
 INPUTS_FILE = "inputs.json"
@@ -57,7 +56,7 @@ def run_inputs(
     held_out: Sequence[Row],
     *,
     models: Mapping[str, str] | None = None,
-    reward_fn: "RewardFn | None" = None,
+    reward_fn: RewardFn | None = None,
 ) -> Inputs:
     """What a run reads, for later comparison: texts as they are, rows, models and versions as fingerprints.
 
@@ -75,7 +74,7 @@ def run_inputs(
         **version_fingerprints(),
     }
     if reward_fn is not None:
-        inputs["the reward function"] = getattr(reward_fn, "__qualname__", type(reward_fn).__name__)
+        inputs["the reward function"] = function_name(reward_fn)
     return inputs
 
 

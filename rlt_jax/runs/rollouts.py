@@ -5,20 +5,20 @@ when it is started again, instead of drawing them again. A completion depends on
 parameters, and so does the key by which a draw is found again: after a change of any, it is another draw.
 """
 
+import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from rlt_jax.checkpoints.manifest import sync_folder
+from rlt_jax.checkpoints.checksums import array_checksum, checksum
 from rlt_jax.device.digest import digest
+from rlt_jax.disk import replace_file, to_disk
 from rlt_jax.models import Params
 from rlt_jax.report.folder import writing_to
 from rlt_jax.report.owner import remove_empty
@@ -89,14 +89,8 @@ def write_rollout(path: Path, completions: Sequence[Completion], *, key: str) ->
         "finished": np.array([one.finished for one in completions], np.uint8),
         "weight_versions": np.array([one.weight_version for one in completions], np.int64),
     }
-    data = save(arrays, metadata={"key": key, "checksum": _checksum(arrays)})
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+    replace_file(path, save(arrays, metadata={"key": key, "checksum": _checksum(arrays)}))
+    to_disk(path.parent)
 
 
 def read_rollout(path: Path, *, key: str | None = None) -> list[Completion] | None:
@@ -122,8 +116,5 @@ def read_rollout(path: Path, *, key: str | None = None) -> list[Completion] | No
 
 
 def _checksum(arrays: dict[str, np.ndarray]) -> str:
-    digest = xxhash.xxh3_128()
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape} ".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return digest.hexdigest()
+    parts = [(name, x.dtype.name, x.shape, array_checksum(x)) for name, x in sorted(arrays.items())]
+    return checksum(json.dumps(parts).encode())

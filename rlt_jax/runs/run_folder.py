@@ -8,10 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from rlt_jax.checkpoints.store import checkpoint_steps, damaged_checkpoints
 from rlt_jax.configs import Resume, SftConfig, TrainConfig
+from rlt_jax.device.placement import nbytes
 from rlt_jax.errors import UserError
 from rlt_jax.models import check_replaceable, recover_model
 from rlt_jax.report.folder import writing_to
@@ -90,7 +89,7 @@ def warn_of_room(config: TrainConfig | SftConfig, folder: Path, *, state: Tree, 
     checkpoint = config.checkpoint
     writes = checkpoint.at_end or config.save_steps > 0
     keep = checkpoint.keep + (checkpoint.keep_best is not None) if writes else 0
-    state_bytes, export_bytes = _nbytes(state), _nbytes(params) if checkpoint.export else 0
+    state_bytes, export_bytes = nbytes(state), nbytes(params) if checkpoint.export else 0
     checkpoints = (keep + 1) * state_bytes if keep else 0  # one more while it is written
     needed = max(0, checkpoints - _size(folder / "checkpoints")) + export_bytes
     with suppress(OSError):
@@ -165,7 +164,3 @@ class FolderWatch:
                 f"--output-dir {self._folder} can no longer be written (read-only file system, or permission denied): "
                 f"make it writable {again}"
             )
-
-
-def _nbytes(arrays: Tree) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays))

@@ -25,6 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from rlt_jax.checkpoints.manifest import Damaged
 from rlt_jax.checkpoints.stored_arrays import Arrays, read_arrays, write_arrays
+from rlt_jax.device.placement import nbytes
 from rlt_jax.errors import UserError
 from rlt_jax.finite import NotFinite
 
@@ -169,7 +170,7 @@ def read_state(folder: Path, like: Arrays) -> Arrays:
 
 
 def _write_state(folder: Path, arrays: Arrays) -> None:
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arrays))
+    size = nbytes(arrays)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if (free := shutil.disk_usage(folder.parent).free) < 1.1 * size:
         raise OSError(f"{size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free in {folder.parent}")

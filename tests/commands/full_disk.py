@@ -17,10 +17,11 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from comparing import without_times  # beside this program
+
 from rlt_jax import disk, evaluate, generate, score, sft, train
 
 TINY = Path(train.__file__).parent / "assets" / "tiny"
-TIMES = ("time", "seconds/", "tokens_per_second/", "memory/", "checkpoint/", "compilations")
 SMALL = (
     *("--preset", "tiny", "--train-batch-size", "4", "--num-generations", "2", "--per-device-train-batch-size", "4"),
     *("--score-batch-size", "4", "--max-completion-length", "8", "--data.eval-rows", "2", "--eval-steps", "2"),
@@ -113,17 +114,16 @@ def call(module, *flags: object) -> dict:
     return {"code": code, "said": out.getvalue()}
 
 
-def without_times(path: Path) -> list[dict] | None:
+def records(path: Path) -> list[dict] | None:
     if not path.exists():
         return None
-    records = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{name: x for name, x in record.items() if not name.startswith(TIMES)} for record in records]
+    return without_times(json.loads(line) for line in path.read_text().splitlines())
 
 
 def result(folder: Path) -> dict:
     """What a run computed."""
     weights = folder / "final" / "model.safetensors"
-    return {name: without_times(folder / f"{name}.jsonl") for name in ("metrics", "completions", "eval")} | {
+    return {name: records(folder / f"{name}.jsonl") for name in ("metrics", "completions", "eval")} | {
         "weights": weights.read_bytes() if weights.exists() else None
     }
 

@@ -22,19 +22,15 @@ from rlt_jax.runs import sft as sft_module
 from rlt_jax.runs.rlt import Rlt
 from rlt_jax.runs.skipping import read_step
 from rlt_jax.train import train
+from tests.commands.comparing import without_times
 
 pytestmark = pytest.mark.slow
 
 UP = "model.layers.1.mlp.up_proj.weight"
-TIMES = ("time", "seconds/", "tokens_per_second/", "memory/", "checkpoint/", "compilations")
 
 
 def lines(run: Path, name: str = "metrics.jsonl") -> list[dict]:
     return [json.loads(line) for line in (run / name).read_text().splitlines()]
-
-
-def without_times(records: list[dict]) -> list[dict]:
-    return [{name: x for name, x in record.items() if not name.startswith(TIMES)} for record in records]
 
 
 def checkpoint(run: Path, step: int) -> dict[str, str]:

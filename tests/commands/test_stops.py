@@ -18,17 +18,16 @@ from rlt_jax import score as score_command
 from rlt_jax import sft as sft_command
 from rlt_jax import train as train_command
 from rlt_jax.configs import parse_train_args
+from tests.commands.comparing import without_times
 from tests.commands.stopping import leftovers, stop_when
 
 pytestmark = pytest.mark.slow
 
-TIMES = ("time", "seconds/", "tokens_per_second/", "memory/", "checkpoint/", "compilations")  # may differ
 STEPS = 12
 
 
 def records(path: Path) -> list[dict]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{name: value for name, value in line.items() if not name.startswith(TIMES)} for line in lines]
+    return without_times(json.loads(line) for line in path.read_text().splitlines())
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:

@@ -27,6 +27,7 @@ from rlt_jax.models import load_model
 from rlt_jax.rewards.rlt import RewardInputs, Rewards
 from rlt_jax.runs.chat_format import load_chat_format
 from rlt_jax.train import train
+from tests.commands.comparing import without_times
 
 pytestmark = pytest.mark.slow
 
@@ -44,9 +45,6 @@ METRICS = (  # of every training line, beside the components
 COMPARED = (  # log-probs of sampler and policy
     *("sampler_logp_diff", "sampler_logp_diff_max", "importance_ratio", "importance_ratio_max", "importance_capped"),
 )
-TIMES = (  # what may differ between equal runs
-    *("time", "seconds/", "tokens_per_second/", "memory/", "checkpoint/", "compilations"),
-)
 
 
 def lines(path: Path) -> list[dict]:
@@ -55,10 +53,6 @@ def lines(path: Path) -> list[dict]:
 
 def training_lines(run_dir: Path) -> list[dict]:
     return [line for line in lines(run_dir / "metrics.jsonl") if "reward" in line]
-
-
-def without_times(records: list[dict]) -> list[dict]:
-    return [{name: x for name, x in record.items() if not name.startswith(TIMES)} for record in records]
 
 
 def checkpoint(run_dir: Path, step: int) -> list[np.ndarray]:

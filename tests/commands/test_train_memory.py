@@ -22,7 +22,8 @@ from rlt_jax.rewards.rlt import RewardInputs, Rewards, rlt_reward
 from rlt_jax.runs import rlt, setup
 from rlt_jax.train import train
 from rlt_jax.types import GB
-from tests.commands.test_train import assert_same_run, checkpoint, training_lines, without_times
+from tests.commands.comparing import without_times
+from tests.commands.test_train import assert_same_run, checkpoint, training_lines
 
 pytestmark = pytest.mark.slow
 

@@ -5,9 +5,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-TIMES = (  # may differ
-    *("time", "seconds/", "tokens_per_second/", "memory/", "checkpoint/", "compilations", "engine_restarts"),
-)
+from tests.commands import comparing as commands
+
 RECORDS = ("metrics.jsonl", "eval.jsonl", "completions.jsonl")  # one JSON object a line
 TEMPORARY = re.compile(r"tmp|writing|replaced|partial|(^|/)\.")
 
@@ -21,7 +20,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def without_times(records: Iterable[dict]) -> list[dict]:
-    return [{name: x for name, x in record.items() if not name.startswith(TIMES)} for record in records]
+    return commands.without_times(records, also=("engine_restarts",))
 
 
 def weights(folder: Path) -> dict[str, bytes]:

@@ -9,8 +9,6 @@ import rlt_jax
 
 TINY = Path(rlt_jax.__file__).parent / "assets" / "tiny"
 
-# Checkpoints are not verified, and a stop does not save: to be removed with the first commit after which both are so.
-
 SEED = int(os.environ.get("RLT_FAULTS_SEED", "0"))
 
 
