@@ -165,7 +165,10 @@ def test_a_plan_in_ascii(in_terminal, columns):
 
 
 def test_a_plan_that_is_cut_off(run):
-    done = run(*PLAN, shell="| head -1")
+    for _ in range(5):  # where `head` is slow to end, the pipe takes the whole plan, and nothing is cut off
+        done = run(*PLAN, shell="| head -1")
+        if done.code:
+            break
     assert done.code == 141 and re.fullmatch(rb"Plan of --preset tiny .*\n", done.out)
 
 
