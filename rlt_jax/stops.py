@@ -37,9 +37,16 @@ class StopRequested(KeyboardInterrupt):
     """The command is to stop. Not an `Exception`: nothing that handles errors should handle it."""
 
     def __init__(self, number: int | None = None, report: str | None = None) -> None:
-        self.signal = number if number is not None else (_state.signal or signal.SIGINT)
         self.report = report  # what is saved and what to do, in words
-        super().__init__(self.signal)
+        self._number = number
+        self._state = _state
+        super().__init__(number)
+
+    @property
+    def signal(self) -> int:
+        """The first signal that came. Of several at once Python handles the lowest first, whichever came first: what
+        the watcher has read by the time somebody asks is right."""
+        return self._number or self._state.arrived or self._state.signal or signal.SIGINT
 
     def __str__(self) -> str:
         return f"stopped by {signal.Signals(self.signal).name}: {self.report or 'the same command starts again'}"
@@ -58,7 +65,8 @@ class _State:
     def __init__(self) -> None:
         self.installed = False
         self.mode = _Mode.RAISES
-        self.signal: int | None = None  # the first one
+        self.signal: int | None = None  # the first one that was handled
+        self.arrived: int | None = None  # the first one that came
         self.lost = False  # a StopRequested was raised where Python drops it
         self.grace: float | None = GRACE
         self.saved = ""  # what is safe if the process ends now, in words
@@ -272,6 +280,7 @@ def _watch(reader: int) -> None:
             stops = [byte for byte in received if byte in SIGNALS]
             if stops and not number:
                 number, first = stops[0], time.monotonic()
+                _state.arrived = number
                 if _state.mode is _Mode.ENDS:
                     _end(number, "")
             elif stops and time.monotonic() - first > SAME_PRESS:
