@@ -63,6 +63,7 @@ class Saver:
         """Wait for a save in progress when the run is left: it reads arrays that what follows may free."""
         try:
             self.wait()
+            self._checkpoints.close()
         except UserError as failure:
             if error is None:
                 raise

@@ -60,6 +60,8 @@ class Checkpoints:
         self._keep = keep
         self._keep_best = keep_best
         self._writer: threading.Thread | None = None
+        self._written = threading.Event()  # the writer reads the arrays no more
+        self._waited = True
         self._failure: Exception | None = None
 
     def steps(self) -> list[int]:
@@ -69,7 +71,7 @@ class Checkpoints:
     @property
     def saving(self) -> bool:
         """Whether a save was begun for which nobody has waited."""
-        return self._writer is not None
+        return not self._waited
 
     def save(self, step: int, arrays: Arrays, facts: Mapping[str, Any], *, metric: float | None = None) -> None:
         """Start to write the checkpoint of a step in the background; saving a step twice is a no-op.
@@ -82,7 +84,7 @@ class Checkpoints:
         Raises:
           What `wait` does, about the save before.
         """
-        self.wait()
+        self.close()
         if step in self.steps():
             return
         facts = {**facts, "step": step}
@@ -90,22 +92,38 @@ class Checkpoints:
             facts["metric"] = {"name": self._keep_best, "value": float(metric)}
         # no daemon: JAX and Orbax crash where a thread of theirs outlives the interpreter
         self._writer = threading.Thread(target=self._write, args=(step, arrays, facts), name=f"checkpoint {step}")
+        self._waited = False
+        self._written.clear()
         self._writer.start()
 
     def wait(self) -> None:
-        """Wait until the save in progress, if any, is whole and published, and older ones are deleted.
+        """Wait until the save in progress, if any, is whole and published; older ones may still be being deleted.
 
         Raises:
           NotFinite: an array was not finite.
           UserError: no space, or the folder cannot be written.
         Then nothing of that checkpoint is left behind.
         """
-        if self._writer is None:
+        if self._waited:
             return
-        self._writer.join()
-        self._writer, failure, self._failure = None, self._failure, None
+        self._written.wait()
+        self._waited = True
+        failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
+
+    def close(self) -> None:
+        """Wait also until older checkpoints are deleted.
+
+        Raises:
+          What `wait` does.
+        """
+        try:
+            self.wait()
+        finally:
+            if self._writer is not None:
+                self._writer.join()
+                self._writer = None
 
     def restore(self, like: Arrays, *, seed: int, max_steps: int) -> Restored:
         """The newest whole checkpoint, placed like `like` (arrays or ShapeDtypeStructs).
@@ -195,7 +213,10 @@ class Checkpoints:
             self._failure = self._explained(step, error)
         except Exception as error:
             self._failure = error.with_traceback(None)  # its frames hold the arrays
-        else:
+        whole = self._failure is None  # asked here: `wait` takes it away
+        del arrays
+        self._written.set()
+        if whole:
             self._prune()
 
     def _explained(self, step: int, error: OSError) -> UserError:

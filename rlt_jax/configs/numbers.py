@@ -56,7 +56,8 @@ class AlarmsConfig(Settings):
     """Highest multiple of the median of past gradient norms that `grad_norm` may be without alarm; none up to
     max_grad_norm."""
     patience: int = 3
-    """Logged steps in a row beyond the limit that make an alarm of zero_spread, cut_off or entropy."""
+    """Logged steps in a row beyond the limit that make an alarm of zero_spread, cut_off or entropy, and within it that
+    end one."""
 
 
 def number_problems(checks: ChecksConfig, alarms: AlarmsConfig | None = None) -> Iterator[str]:

@@ -29,7 +29,7 @@ ADVICE = {
     "grad_spike": "the gradient is clipped to --optimizer.max-grad-norm; if the reward falls afterwards, lower "
     "--learning-rate",
 }
-LASTING = ("zero_spread", "cut_off", "entropy")  # alarms only after `patience` logged steps
+LASTING = ("zero_spread", "cut_off", "entropy")  # begin and end after `patience` logged steps
 
 
 class Reading(NamedTuple):
@@ -47,7 +47,7 @@ class Alarms:
         self._config = config
         self._max_grad_norm = max_grad_norm  # a gradient that is not clipped is no spike
         self._norms: deque[float] = deque(maxlen=PAST_NORMS)
-        self._beyond: dict[str, int] = {}  # name -> logged steps in a row
+        self._opposed: dict[str, int] = {}  # name -> logged steps in a row that spoke against its present state
         self.active: set[str] = set()
 
     def restore(self, latest: Iterable[Mapping[str, Any]]) -> None:
@@ -57,7 +57,10 @@ class Alarms:
           latest: the last line first.
         """
         steps = (line for line in latest if "grad_norm" in line)
-        for line in reversed(list(islice(steps, PAST_NORMS + self._config.patience))):
+        lines = list(islice(steps, PAST_NORMS + self._config.patience))[::-1]
+        for line in lines[:1]:  # how long an alarm has lasted is no matter
+            self.active = {name for name in ADVICE if line.get(f"alarm/{name}")}
+        for line in lines:
             self(line)
 
     def __call__(self, metrics: Mapping[str, float | None]) -> tuple[dict[str, float], list[str]]:
@@ -65,15 +68,18 @@ class Alarms:
         numbers = {name: value for name, value in metrics.items() if value is not None}
         said, states = [], {}
         for name, reading in self._readings(numbers).items():
-            self._beyond[name] = self._beyond.get(name, 0) + 1 if reading.beyond else 0
+            was = name in self.active
+            self._opposed[name] = self._opposed.get(name, 0) + 1 if reading.beyond != was else 0
             needed = self._config.patience if name in LASTING else 1
-            on = self._beyond[name] >= needed
+            on = was if self._opposed[name] < needed else not was
+            if on != was:
+                self._opposed[name] = 0
             states[f"alarm/{name}"] = float(on)
-            if on and name not in self.active:
+            if on and not was:
                 in_a_row = f" in {needed} logged steps in a row" if needed > 1 else ""
                 found = f"{reading.value:.4g} (limit {reading.limit:.4g}){in_a_row}"
                 said.append(f"alarm {name}: {found}: {ADVICE[name]}")
-            elif not on and name in self.active:
+            elif was and not on:
                 said.append(f"alarm {name} has ended: {reading.value:.4g} (limit {reading.limit:.4g})")
             self.active = self.active | {name} if on else self.active - {name}
         if norm := numbers.get("grad_norm"):  # not of steps without a gradient

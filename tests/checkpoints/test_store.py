@@ -47,7 +47,7 @@ def write(folder, arrays_of_step, *, keep=2, keep_best=None):
     for step, arrays in arrays_of_step.items():
         arrays, metric = arrays if keep_best else (arrays, None)
         checkpoints.save(step, arrays, {"seed": 1}, metric=metric)
-    checkpoints.wait()
+    checkpoints.close()
     return folder
 
 

@@ -49,9 +49,22 @@ def test_each_is_said_when_it_begins_and_when_it_ends(name):
     assert [states[f"alarm/{name}"] for states, _ in told] == [float(i >= first) for i in range(5)]
     assert [len(said) for _, said in told] == [int(i == first) for i in range(5)]
     assert f"alarm {name}: " in told[first][1][0] and "limit" in told[first][1][0]
-    states, (end,) = watch(HEALTHY)
-    assert states[f"alarm/{name}"] == 0.0 and end.startswith(f"alarm {name} has ended: ")
-    assert watch(HEALTHY)[1] == []
+    after = [watch(HEALTHY) for _ in range(5)]
+    last = first + 1
+    assert [states[f"alarm/{name}"] for states, _ in after] == [float(i + 1 < last) for i in range(5)]
+    assert [len(said) for _, said in after] == [int(i + 1 == last) for i in range(5)]
+    assert after[first][1][0].startswith(f"alarm {name} has ended: ")
+
+
+@pytest.mark.parametrize("name", PATIENT)
+def test_a_value_about_its_limit_does_not_begin_and_end_it_again_and_again(name):
+    watch, said = alarms(), []
+    for _ in range(3):
+        said += watch(HEALTHY | BEYOND[name])[1]
+    for _ in range(20):
+        for beyond in (False, False, True, True):
+            said += watch(HEALTHY | (BEYOND[name] if beyond else {}))[1]
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("name", BEYOND)
@@ -83,10 +96,11 @@ def test_a_resumed_run_has_the_same_alarms(cut):
     for i, line in enumerate(lines):
         for name in draw.sample(sorted(BEYOND), draw.choice([0, 0, 1, 2])):
             line.update(BEYOND[name])
-        if 20 < i < 30:
+        if 2 < i < 80:  # longer than what is read again
             line.update(BEYOND["zero_spread"])
     whole, resumed = alarms(), alarms()
     told = [whole(line) for line in lines]
-    resumed.restore(reversed([{"step": 0, "eval/reward": 1.0}, *lines[:cut]]))
+    logged = [line | states for line, (states, _) in zip(lines, told, strict=True)]
+    resumed.restore(reversed([{"step": 0, "eval/reward": 1.0}, *logged[:cut]]))
     assert [resumed(line) for line in lines[cut:]] == told[cut:]
     assert any(said for _, said in told)
