@@ -67,12 +67,23 @@ def make_model(folder: Path, *, layers: int = 28) -> None:
     scratch.mkdir(parents=True, exist_ok=True)
     (scratch / "config.json").write_text(json.dumps(QWEN_7B | {"num_hidden_layers": layers}))
     save_model(folder, *init_model(scratch, 0, dtype="bfloat16"))
+    write_tokenizer(folder, vocab_size=QWEN_7B["vocab_size"])
+
+
+def write_tokenizer(folder: Path, *, vocab_size: int) -> list[int]:
+    """Write the tiny models' tokenizer, with a token for every row of the embedding: vLLM can exclude few ids.
+
+    Returns:
+      The ids of its special tokens.
+    """
     for file in TOKENIZER:
         if (TINY / file).is_file():
             shutil.copyfile(TINY / file, folder / file)
     tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = tokenizer["model"]["vocab"]
-    known = {*vocabulary.values(), *(token["id"] for token in tokenizer["added_tokens"])}
-    # a token for every row of the embedding: vLLM can exclude few ids
-    vocabulary |= {f"filler{i}": i for i in range(QWEN_7B["vocab_size"]) if i not in known}
+    special = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    vocabulary |= special  # else they get ids after all others, when the file is read
+    known = set(vocabulary.values())
+    vocabulary |= {f"filler{i}": i for i in range(vocab_size) if i not in known}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    return list(special.values())
