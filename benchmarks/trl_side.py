@@ -154,7 +154,7 @@ def main(spec_file: Path, out: Path) -> None:
 
     spec = json.loads(spec_file.read_text())
     prompts = [json.loads(line) for line in Path(spec["prompts"]).read_text().splitlines()]
-    liger = spec["gpu"] and find_spec("liger_kernel") is not None
+    liger = spec["liger"] and spec["gpu"] and find_spec("liger_kernel") is not None
     bf16 = spec["dtype"] == "bfloat16"
     config = GRPOConfig(
         output_dir=str(out.with_suffix("")),
@@ -218,7 +218,10 @@ def main(spec_file: Path, out: Path) -> None:
         if unknown := [ids for ids in prompt_ids if tuple(ids) not in known]:
             raise SystemExit(f"TRL reads a prompt of {len(unknown[0])} tokens that is none of {spec['prompts']}")
         result = generate(prompt_ids, *args, **kwargs)
-        counted.append({"prompt": sum(map(len, prompt_ids)), "completion": sum(map(len, result[0]))})
+        lengths = [len(ids) for ids in result[0]]
+        if set(lengths) != {spec["completion"]}:
+            raise SystemExit(f"TRL wrote completions of {min(lengths)} to {max(lengths)} tokens: expected no EOS")
+        counted.append({"prompt": sum(map(len, prompt_ids)), "completion": sum(lengths)})
         return result
 
     compute_loss = trainer.compute_loss

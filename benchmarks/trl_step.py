@@ -77,6 +77,7 @@ def main(
     group: int = 8,
     micro_batch: int = 8,
     vllm_share: float = 0.3,
+    liger: bool = True,
     importance_correction: bool = False,
     check_reward: bool = False,
     trl_python: str = sys.executable,
@@ -96,7 +97,8 @@ def main(
       completions: in a step. None: 64, or 16 with --small.
       group: completions per question.
       micro_batch: sequences per forward and backward pass, and per forward pass of scoring.
-      vllm_share: of the GPU's memory, for vLLM.
+      vllm_share: of the GPU's memory, for vLLM: TRL's of the whole, ours of `-- --budget-gb`, 85 in the preset.
+      liger: let TRL use Liger's layers, if liger-kernel is installed.
       importance_correction: let TRL correct for vLLM's log-probs as it does by default, which takes one more forward
         pass than ours does by default.
       check_reward: also compute the rewards of TRL's first step with ours, and print the largest difference.
@@ -136,6 +138,7 @@ def main(
         "learning_rate": LEARNING_RATE,
         "vllm": vllm,
         "vllm_share": vllm_share,
+        "liger": liger,
         "importance_correction": importance_correction,
         **reward_spec(),
         "keep_completions": check_reward,
@@ -379,9 +382,11 @@ def print_table(ran: Mapping[str, Measured]) -> None:
         line(label, partial(rest_median, phase=phase), ".2f", ratio=True)
     line("first step, s", lambda one: one["steps"][0]["seconds"]["step"], ".2f", ratio=True)
     line("whole run with start and end, s", lambda one: one["run_s"], ".1f", ratio=True)
-    for phase in PHASES:
+    gpu = any(one["gpu_gb"] == one["gpu_gb"] for one in ran.values())  # NaN without one
+    for phase in PHASES if gpu else ():
         line(f"GPU, {phase}, GB", lambda one, phase=phase: one["peaks"][phase], ".1f")
-    line("GPU, whole run, GB", lambda one: one["gpu_gb"], ".1f")
+    if gpu:
+        line("GPU, whole run, GB", lambda one: one["gpu_gb"], ".1f")
     for kind in TOKENS:
         line(f"tokens a step, {kind}", lambda one, kind=kind: one["steps"][-1]["tokens"][kind], ",")
 
