@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 
 from rlt_jax.configs import TrainConfig, check_config, parse_train_args, run_or_print
-from rlt_jax.device.placement import free
+from rlt_jax.device.placement import to_device
 from rlt_jax.errors import command
 from rlt_jax.finite import NotFinite
 from rlt_jax.models import Params
@@ -61,6 +61,7 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
             rlt.params, like=rlt.state_like(), fresh=rlt.fresh_state, max_steps=config.max_steps
         )
         rlt.watch.restore(latest_lines(session.folder / METRICS_FILE))
+        state = rlt.set_aside(state)
         sampler = rlt.open_sampler(state.params, version=session.start_step)
         try:
             if session.owes_evaluation():
@@ -77,23 +78,24 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
                     prompts = [prompt for prompt in prompts for _ in range(config.num_generations)]
 
                 losses = None
+                policy = to_device(state.params)  # a copy if they were set aside: a save may still read them there
                 try:
                     with session.phase("score"):
-                        scored = rlt.score(state.params, reference, prompts, completions)
+                        scored = rlt.score(policy, reference, prompts, completions)
                         ref_logps = rlt.reference_logprobs(reference, scored)
                         advantages = rlt.advantages(scored)
 
                     with session.phase("update"):
-                        gradients, losses = rlt.gradients(state.params, scored, completions, ref_logps, advantages)
+                        gradients, losses = rlt.gradients(policy, scored, completions, ref_logps, advantages)
                         session.wait_for_save()  # it reads what is donated now
-                        state, grad_norm = rlt.optimizer.apply(state, gradients)
-                        free(gradients)
+                        state, grad_norm = rlt.apply(state, policy, gradients)
                         reference = rlt.move_reference(step, reference, state.params)
                         losses = jax.device_get({**losses, "grad_norm": grad_norm})
                 except NotFinite as fault:  # nothing has changed yet
                     session.skip(step, fault, rlt.evidence(prompts, completions), (state.params, reference))
 
                 with session.phase("sync"):
+                    state = rlt.set_aside(state, policy)
                     sampler.wake()
                     sampler.set_weights(state.params, step)
 
@@ -109,7 +111,8 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
             session.save_last((state, reference), questions_drawn=session.done * config.questions_per_step)
             raise
 
-        summarise(session, rlt, state.params)
+        sampler.sleep()
+        summarise(session, rlt, to_device(state.params))
     return session.folder
 
 

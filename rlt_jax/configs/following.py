@@ -173,6 +173,14 @@ def _moments(config: Any, layer: Layer) -> Iterator[Change]:
         yield "memory.moments", "float32", "memory.optimizer=device"
 
 
+def _policy(config: Any, layer: Layer) -> Iterator[Change]:
+    """The native sampler reads the policy's weights on the GPU."""
+    if not isinstance(config, TrainConfig) or config.memory.policy == "device" or config.sampler.kind != "native":
+        return
+    if "memory.policy" not in layer.given:
+        yield "memory.policy", "device", "sampler.kind=native"
+
+
 def _redraws(config: Any, layer: Layer) -> Iterator[Change]:
     if not isinstance(config, GenerateConfig) or "redraws" in layer.given:
         return
@@ -196,6 +204,7 @@ _RULES: tuple[Callable[[Any, Layer], Iterator[Change]], ...] = (
     _evaluation,
     _sampler,
     _moments,
+    _policy,
     _redraws,
     _packing,
 )

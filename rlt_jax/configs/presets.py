@@ -114,16 +114,18 @@ MONO_BASIC = replace(
     max_completion_length=2048,
     budget_gb=40.0,
     planned_gb=None,
-    memory=replace(MONO85.memory, gradients="bfloat16"),
+    vllm_gpu_memory_utilization=0.7,
+    memory=replace(MONO85.memory, policy="host", gradients="bfloat16"),
 )
 """The smallest 7B run, for a first look: 32 completions of up to 2048 tokens per step, 40 GB.
 
     python -m rlt_jax.train --preset mono_basic --teacher FOLDER
 
-Gradients are summed in bfloat16: the weights and float32 gradients of 7.6 B parameters alone take 45.7 GB. The plan is
-39.5 GB of GPU memory and 127.7 GB on the host (96.6 with --memory.moments bfloat16). planned_gb is not set. Rows whose
-question and solution do not fit are skipped and counted. Hardware: meant for one 40 GB GPU. Hours, memory, expected
-numbers: not measured yet.
+Gradients are summed in bfloat16: the weights and float32 gradients of 7.6 B parameters alone take 45.7 GB. vLLM gets 28
+GB, beside which 15.2 GB of weights have no room: the policy waits on the host while vLLM is awake. The plan is 39.5 GB
+of GPU memory and 142.8 GB on the host (112.7 with --memory.moments bfloat16, for a host of 128 GiB). planned_gb is not
+set. Rows whose question and solution do not fit are skipped and counted. Hardware: meant for one 40 GB GPU. Hours,
+memory, expected numbers: not measured yet.
 """
 
 MONO96 = replace(

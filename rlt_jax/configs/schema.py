@@ -347,6 +347,9 @@ class MemoryConfig(Settings):
     layer."""
     frozen: Literal["device", "host"] = "device"
     """Student and reference: always on the GPU, or on the host and copied to the GPU to score."""
+    policy: Literal["device", "host"] = "device"
+    """The policy's weights while vLLM is awake: on the GPU, or on the host, from where they are copied to the GPU to
+    score and update."""
     moments: Dtype = "float32"
     """Dtype of the moments on the host; bfloat16 halves their memory and rounds them at every step."""
     gradients: Dtype = "float32"

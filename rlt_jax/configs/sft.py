@@ -96,7 +96,8 @@ class SftConfig(Settings):
     """Save the attention of this many last layers for the backward pass: on a GPU, more time saved per GB than with
     saved_mlp."""
     memory: MayChange[MemoryConfig] = MemoryConfig()
-    """Where optimizer state is stored, and in which dtype; memory.frozen has no effect, as no model is frozen."""
+    """Where optimizer state is stored, and in which dtype; memory.frozen and memory.policy have no effect, as no
+    model is frozen and no engine draws."""
     data: DataConfig
     """Rows to train and evaluate on; each needs a reasoning_trace."""
     optimizer: Steers[OptimizerConfig] = field(

@@ -237,6 +237,11 @@ def _budget_problems(config: TrainConfig) -> Iterator[str]:
             "plan for less, or raise the budget"
         )
     yield from memory_problems(config.memory)
+    if config.memory.policy == "host" and config.sampler.kind == "native":
+        yield (
+            "memory.policy=host with sampler.kind=native: the native sampler reads the policy's weights on the GPU: "
+            "add --sampler.kind vllm, or leave memory.policy at device"
+        )
     yield from vllm_share_problems(config.vllm_gpu_memory_utilization, of="the budget")
 
 

@@ -5,15 +5,25 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rlt_jax.device.placement import on_device, on_host
+
 
 def digest(tree: Any) -> str:
     """Hexadecimal digits that change with any bit of any leaf, but for one chance in 2**64.
 
     Two sums of the leaves' words, each multiplied by its mixed position, modulo 2**32. Sums of integers do not depend
-    on their order, so equal trees have equal digests on every device.
+    on their order, so equal trees have equal digests on every device. The leaves of a tree in pinned host memory are
+    copied to the device one after the other.
     """
-    sums = jax.device_get(_sums(jax.tree.leaves(tree)))
+    leaves = jax.tree.leaves(tree)
+    sums = [_visiting_sums(leaf) for leaf in leaves] if on_host(tree) else jax.device_get(_sums(leaves))
     return "".join(f"{int(word):08x}" for leaf in sums for word in leaf)
+
+
+def _visiting_sums(leaf: jax.Array) -> Any:
+    with on_device(leaf) as visiting:
+        (sums,) = jax.device_get(_sums([visiting]))
+    return sums
 
 
 @jax.jit

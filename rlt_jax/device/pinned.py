@@ -1,4 +1,4 @@
-"""Arithmetic of pinned host memory: what the streamed optimizer keeps there, and how to limit JAX's pool for it.
+"""Arithmetic of pinned host memory: what is kept there, how to limit JAX's pool for it, and what visits the GPU.
 
 JAX takes pinned memory from the system in regions, each at least twice as large as the one before, never returns any,
 and stops at a limit: 64 GiB, or the value of LIMIT_VARIABLE when JAX starts. Only a limit close to the need keeps the
@@ -15,6 +15,7 @@ GIB = 2**30  # bytes
 # Ends of regions too short for a buffer (below 1 GB for a 7B model), JAX's own staging buffers, and the arrays on their
 # way from the GPU to a checkpoint (`checkpoints.stored_arrays.PART_GB`).
 _SLACK = 5 * GIB
+PART_BYTES = 4_000_000_000  # of layers that visit the GPU together, for a forward pass beside an engine that is awake
 
 
 def host_bytes(num_parameters: int, moments: Dtype, *, master_in_weights: bool = False) -> int:
@@ -32,3 +33,9 @@ def host_bytes(num_parameters: int, moments: Dtype, *, master_in_weights: bool =
 def pool_limit_gib(num_bytes: int) -> int:
     """The value of LIMIT_VARIABLE for a process that keeps `num_bytes` in pinned memory."""
     return math.ceil((num_bytes + _SLACK) / GIB)
+
+
+def layers_of_a_part(layer_bytes: int, num_layers: int, *, part_bytes: int = PART_BYTES) -> int:
+    """How many layers visit the GPU together: the fewest parts of at most `part_bytes`, all of about equal size."""
+    parts = min(math.ceil(num_layers * layer_bytes / part_bytes), num_layers)
+    return math.ceil(num_layers / parts)

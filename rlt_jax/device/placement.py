@@ -51,13 +51,18 @@ def on_host(tree: Any) -> bool:
     return jax.tree.leaves(tree)[0].sharding.memory_kind == "pinned_host"
 
 
+def to_device(tree: Tree) -> Tree:
+    """The tree on the device: itself if it lies there, else a copy."""
+    return jax.device_put(tree, device_memory()) if on_host(tree) else tree
+
+
 @contextmanager
 def on_device(tree: Tree) -> Iterator[Tree]:
     """The tree on the device: itself if it lies there, else a copy that is freed when the context ends."""
     if not on_host(tree):
         yield tree
         return
-    copy = jax.device_put(tree, device_memory())
+    copy = to_device(tree)
     try:
         yield copy
     finally:

@@ -138,6 +138,11 @@ def _optimizer_on_host(config: TrainConfig) -> Iterator[_Change]:
         yield _Change(replace(config, memory=replace(config.memory, optimizer="host")), ("--memory.optimizer host",))
 
 
+def _policy_on_host(config: TrainConfig) -> Iterator[_Change]:
+    if config.memory.policy == "device" and config.sampler.kind != "native":
+        yield _Change(replace(config, memory=replace(config.memory, policy="host")), ("--memory.policy host",))
+
+
 def _moments(config: TrainConfig) -> Iterator[_Change]:
     if config.memory.moments == "float32" and config.memory.optimizer == "host":
         memory = replace(config.memory, moments="bfloat16")
@@ -173,6 +178,7 @@ _LEVERS: tuple[Lever, ...] = (
     _native_batch,
     _frozen_on_host,
     _optimizer_on_host,
+    _policy_on_host,
     _vllm_share,
     _moments,
     _gradients,

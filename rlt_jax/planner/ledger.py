@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from rlt_jax.device.pinned import GIB, host_bytes, pool_limit_gib
+from rlt_jax.device.pinned import GIB, host_bytes, layers_of_a_part, pool_limit_gib
 from rlt_jax.planner.shapes import ModelShape, RunShape
 from rlt_jax.types import Dtype
 
@@ -158,16 +158,20 @@ _GPU_ALWAYS = ("trainer's context", "teacher", "optimizer state", "student", "re
 
 _GPU_OWNERS: dict[PhaseName, tuple[str, ...]] = {
     "load": ("vLLM asleep", "frozen model on its way"),
-    "generate": ("vLLM awake", "key-value cache", "decoding"),
+    "generate": ("vLLM awake", "key-value cache", "decoding", "one array of the teacher"),
     "score teacher": ("vLLM asleep", "teacher's forward pass"),
     "score student": ("vLLM asleep", "visiting student", "student's forward pass"),
     "score reference": ("vLLM asleep", "visiting reference", "reference's forward pass"),
     "update": ("vLLM asleep", "gradients", "activations", "saved attention", "saved MLP", "backward pass"),
     "optimizer": ("vLLM asleep", "gradients", "optimizer state in flight", "float32 masters"),
     "move reference": ("vLLM asleep", "visiting reference"),
-    "sync": ("vLLM awake",),  # at its end; the staging buffer is smaller than the cache, and freed before it exists
+    # At its end: the staging buffer is smaller than the cache, and freed before it exists.
+    "sync": ("vLLM awake", "one array of the teacher", "some layers of the teacher"),
     "save": ("vLLM asleep",),
 }
+
+_TEACHER_ON_HOST: tuple[PhaseName, ...] = ("generate", "sync")
+"""Where the teacher is not on the GPU with `memory.policy` host."""
 
 _HOST_ALWAYS = (
     "trainer's process",
@@ -175,6 +179,7 @@ _HOST_ALWAYS = (
     "pinned optimizer state",
     "pinned student",
     "pinned reference",
+    "pinned teacher",
     "slack of the pinned pool",
 )
 
@@ -212,6 +217,8 @@ def make_ledger(shape: ModelShape, run: RunShape, compiled: Mapping[PhaseName, f
     phases = []
     for name in _GPU_OWNERS:
         gpu = [_entry(owner, gpu_sizes) for owner in (*_GPU_ALWAYS, *_GPU_OWNERS[name])]
+        if run.policy_on_host and name in _TEACHER_ON_HOST:
+            gpu = [entry for entry in gpu if entry.owner != "teacher"]
         if compiled is not None and name in compiled:
             gpu = [entry for entry in gpu if entry.owner not in _TEMPORARIES[name]]
             gpu.append(Entry("temporaries of the program", compiled[name], "compiled"))
@@ -255,10 +262,26 @@ def state_bytes(shape: ModelShape, run: RunShape) -> int:
 
 
 def pinned_bytes(shape: ModelShape, run: RunShape) -> int:
-    """Pinned host memory in use throughout: whichever of optimizer state, student and reference live there."""
+    """Pinned host memory in use throughout: whichever of optimizer state, student, reference and policy live there.
+
+    The policy's is there while its weights are on the GPU, too: a save may read it, and then it waits for the next.
+    """
     state = state_bytes(shape, run) if run.optimizer_on_host else 0
+    state += run.weight_bytes * shape.parameters if run.policy_on_host else 0
     frozen_models = run.weight_bytes * (run.student.parameters + shape.parameters) if run.frozen_on_host else 0
     return state + frozen_models
+
+
+def largest_array_bytes(shape: ModelShape, run: RunShape) -> int:
+    """The largest array of the parameters: a matrix of all layers, or the embedding. One visits the GPU at a time."""
+    widest = max(shape.inner, shape.queries)
+    return run.weight_bytes * max(shape.layers * shape.hidden * widest, shape.embedding_parameters)
+
+
+def part_bytes(shape: ModelShape, run: RunShape) -> int:
+    """The layers that visit the GPU together where a sync is verified without the whole teacher there."""
+    layer = run.weight_bytes * shape.layer_parameters
+    return layers_of_a_part(layer, shape.layers) * layer
 
 
 def checkpoint_bytes(shape: ModelShape, run: RunShape) -> int:
@@ -320,6 +343,8 @@ def _gpu_sizes(shape: ModelShape, run: RunShape) -> dict[str, tuple[float, Sourc
         "vLLM awake": (run.vllm_bytes, "exact"),
         "key-value cache": (cache, "exact"),
         "decoding": (decoding, "formula"),
+        "one array of the teacher": (largest_array_bytes(shape, run) if run.policy_on_host else 0, "exact"),
+        "some layers of the teacher": (part_bytes(shape, run) if run.policy_on_host else 0, "exact"),
         "teacher's forward pass": (teacher_pass, "formula"),
         "visiting student": (student if run.frozen_on_host else 0, "exact"),
         "student's forward pass": (student_pass, "formula"),
@@ -347,6 +372,7 @@ def _host_sizes(shape: ModelShape, run: RunShape) -> dict[str, tuple[float, Sour
         "pinned optimizer state": (state_bytes(shape, run) if run.optimizer_on_host else 0, "exact"),
         "pinned student": (size * run.student.parameters if run.frozen_on_host else 0, "exact"),
         "pinned reference": (weights if run.frozen_on_host else 0, "exact"),
+        "pinned teacher": (weights if run.policy_on_host else 0, "exact"),
         "slack of the pinned pool": (slack, "formula"),
         "tensor on its way": (2 * size * shape.embedding_parameters, "formula"),  # as stored and in the run's dtype
         "weights for the server": (2 * weights if run.sampler == "vllm-server" else 0, "formula"),  # arrays and file

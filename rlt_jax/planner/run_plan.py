@@ -107,6 +107,7 @@ def run_shape(
         moments=config.memory.moments,
         optimizer_on_host=config.memory.optimizer == "host",
         frozen_on_host=config.memory.frozen == "host",
+        policy_on_host=config.memory.policy == "host",
         micro_batch=config.per_device_train_batch_size,
         score_batch=config.score_batch_size,
         teacher_tokens=bucket_length(tokens),

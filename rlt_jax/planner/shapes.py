@@ -65,6 +65,7 @@ class RunShape:
     moments: Dtype  # type of AdamW's moments; on the GPU they are float32
     optimizer_on_host: bool
     frozen_on_host: bool  # student and reference
+    policy_on_host: bool = False  # the teacher's weights, while vLLM is awake
     micro_batch: int  # sequences per forward and backward pass
     score_batch: int  # sequences per forward pass
     teacher_tokens: int  # per sequence that teacher and reference read, padded

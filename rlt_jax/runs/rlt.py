@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,6 +22,7 @@ from rlt_jax.device.backoff import BatchSizes, MemoryBackoff, explain_out_of_mem
 from rlt_jax.device.budget import BudgetWatch, plan_and_measured
 from rlt_jax.device.gpu import read_gpu
 from rlt_jax.device.jax_setup import prepare_memory
+from rlt_jax.device.placement import free, move_to_host, on_host
 from rlt_jax.finite import check_rows, stage
 from rlt_jax.learner.guard import check_update
 from rlt_jax.learner.objective import grpo_objective
@@ -102,6 +104,19 @@ class Rlt:
         """Initial state and reference of a run; takes over the parameters."""
         reference = load_reference(self.config, self.model, params)
         return self.optimizer.init(params), reference
+
+    def set_aside(self, state: TrainState, policy: Params | None = None) -> TrainState:
+        """The state with its weights where they are while the sampler is awake: on the host with `memory.policy`.
+
+        Args:
+          policy: its weights on the device, as in `apply`: a copy that no update took is freed.
+        """
+        if self.config.memory.policy == "device":
+            return state
+        if on_host(state.params):
+            free(policy)
+            return state
+        return state._replace(params=move_to_host(state.params))
 
     # Generate.
 
@@ -238,6 +253,20 @@ class Rlt:
         with stage("gradients", **known):
             check_update(self.model, policy, gradients, losses, bound=self.optimizer.bound, who="the policy")
         return gradients, losses
+
+    def apply(self, state: TrainState, policy: Params, gradients: Params) -> tuple[TrainState, jax.Array]:
+        """The state after an update, its weights on the device, and the gradients' norm f32[] before clipping.
+
+        All arguments are donated or freed. Where the weights were set aside, nobody may read them any more.
+
+        Args:
+          policy: the state's weights on the device: its own, or a copy (`device.placement.to_device`).
+        """
+        if policy is not state.params:
+            free(state.params)  # so that the pinned memory is there for the new weights
+        state, norm = self.optimizer.apply(state._replace(params=policy), gradients)
+        free(gradients)
+        return state, norm
 
     def move_reference(self, step: int, reference: Params, policy: Params) -> Params:
         """The reference after a step: moved towards the policy if a sync is due, and then the old one is donated."""

@@ -22,7 +22,7 @@ from rlt_jax.models import (
     read_config,
     resolve_folder,
 )
-from rlt_jax.rewards.logprobs import row_logprobs
+from rlt_jax.rewards.by_parts import sequence_logprobs_by_parts
 from rlt_jax.sampling.base import Sampler
 from rlt_jax.sampling.child import ChildEngine
 from rlt_jax.sampling.engine import Engine
@@ -191,7 +191,7 @@ def make_sampler(
 
     def logprobs(params: Params, ids: np.ndarray, temperature: float) -> np.ndarray:
         chunk = settings.logprob_chunk
-        return row_logprobs(model, params, [ids], temperature=temperature, batch_size=1, chunk=chunk)[0]
+        return sequence_logprobs_by_parts(model, params, ids, temperature=temperature, chunk=chunk)
 
     max_length = _max_length(settings, model.config.max_positions)
     if engine.facts.get("max_model_len", max_length) < max_length:

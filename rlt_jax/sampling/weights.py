@@ -123,7 +123,7 @@ def send_on_gpu(
     """Copy tensors from JAX's memory into a buffer of another process on the same GPU, one buffer-full at a time.
 
     The other process owns the buffer, so JAX's memory need not be exportable, and no framework but JAX is needed here.
-    Arrays must be ready (`jax.block_until_ready`) and on one GPU.
+    Arrays must be ready (`jax.block_until_ready`), on one GPU or in host memory pinned for it.
 
     Args:
       open_remote: size in bytes -> the CUDA IPC handle of a fresh buffer.
@@ -146,7 +146,7 @@ def send_on_gpu(
             for chunk in _chunks(tensors, size):
                 for tensor, offset in chunk:
                     source = tensor.leaf.unsafe_buffer_pointer() + (tensor.index or 0) * tensor.nbytes
-                    _checked(driver.cuMemcpyDtoDAsync(int(staging) + offset, source, tensor.nbytes, 0))
+                    _checked(driver.cuMemcpyAsync(int(staging) + offset, source, tensor.nbytes, 0))
                 _checked(driver.cuStreamSynchronize(0))
                 manifest = [(t.name, t.leaf.dtype.name, t.shape, offset) for t, offset in chunk]
                 loaded = load_remote(manifest)

@@ -91,14 +91,23 @@ def test_presets_side_by_side(planned):
     }
 
 
-LARGE = ("--preset", "mono_basic", "--vllm-gpu-memory-utilization", "0.7", "--memory.gradients", "float32")
+LARGE = ("--preset", "mono_basic", "--memory.policy", "device", "--memory.gradients", "float32")
 
 
 def test_mono_basic_fits_40_gb(planned):
-    code, out, _ = planned("--preset", "mono_basic", "--host-gb", "130")
+    code, out, _ = planned("--preset", "mono_basic", "--host-gb", "143")
     assert (code, out.splitlines()[-1]) == (0, "Fits")
     assert "GPU: peak 39.47 GB in update; planned none, budget 40 GB" in out
-    assert "Host: peak 127.74 GB in save; 130.0 GB may be used" in out
+    assert "Host: peak 142.78 GB in save; 143.0 GB may be used" in out
+    table = out.split("GPU, GB\n")[1].split("\n\n")[0]
+    heads, *rows = table.splitlines()
+    (all_owners,) = (line.split() for line in rows if line.split()[0] == "all")
+    assert all(float(size) <= 40 for size in all_owners[1:])
+    (teacher,) = (line for line in rows if line.startswith("  teacher  "))
+    for phase, there in (("load", True), ("generate", False), ("update", True), ("sync", False)):
+        end = heads.index(phase) + len(phase)
+        assert (teacher[end - 5 : end] == "15.23") == there
+    assert "  pinned teacher " in out
 
 
 def test_the_advice_for_a_run_that_does_not_fit_makes_it_fit(planned):
@@ -108,7 +117,7 @@ def test_the_advice_for_a_run_that_does_not_fit_makes_it_fit(planned):
     assert verdict[1].startswith("  GPU: 40 GB may be used, up to 14.70 GB too little for update 54.70 GB")
     assert verdict[2] == "It would fit with"
     advice = verdict[3].split("  (")[0].split()
-    assert " ".join(advice) == "--vllm-gpu-memory-utilization 0.55 --memory.gradients bfloat16"
+    assert " ".join(advice) == "--memory.policy host --memory.gradients bfloat16"
     code, out, _ = planned(*LARGE, *advice)
     assert (code, out.splitlines()[-1]) == (0, "Fits")
 

@@ -187,6 +187,7 @@ FOLLOWED = {
     "held-out rows": (train, ("--preset", "paper", "--eval-steps", 5), {"data.eval_rows": None}),
     "rows of another file": (train, ("--data.eval-path", "e.jsonl"), {"data.eval_rows": None}),
     "moments": (train, ("--memory.moments", "bfloat16"), {"memory.optimizer": "host"}),
+    "the policy's place": (train, ("--preset", "mono_basic", "--sampler.kind", "native"), {"memory.policy": "device"}),
     "a supervised micro-batch": (sft, ("--per-device-train-batch-size", 1), {"train_batch_size": None}),
     "packing": (sft, ("--packed-length", 512), {"packing": True}),
     "supervised moments": (sft, ("--memory.moments", "bfloat16"), {"memory.optimizer": "host"}),
@@ -228,6 +229,11 @@ GIVEN = {
     "moments": (
         ("--memory.moments", "bfloat16", "--memory.optimizer", "device"),
         "memory.moments=bfloat16 with memory.optimizer=device",
+    ),
+    "the policy's place": (
+        ("--preset", "mono_basic", "--sampler.kind", "native", "--memory.policy", "host"),
+        "memory.policy=host with sampler.kind=native: the native sampler reads the policy's weights on the GPU: add "
+        "--sampler.kind vllm, or leave memory.policy at device",
     ),
     "groups": (
         ("--train-batch-size", 20),

@@ -16,7 +16,7 @@ from rlt_jax.types import Normalization
 
 # (train batch, micro-batch, generations, prompt, completion, vLLM share, aggregation, budget GB, planned GB)
 TABLE = {
-    "mono_basic": (32, 3, 8, 2048, 2048, 0.55, 3, 40.0, None),
+    "mono_basic": (32, 3, 8, 2048, 2048, 0.7, 3, 40.0, None),
     "mono85": (96, 3, 24, 6144, 6144, 0.55, 3, 85.0, 77.0),
     "mono85_fallback": (64, 2, 16, 4096, 6144, 0.5, 3, 85.0, None),
     "mono96": (128, 4, 32, 8192, 8192, 0.6, 4, 96.0, 89.0),
@@ -55,6 +55,7 @@ def test_presets_for_one_gpu_share_it_with_vllm_and_the_host():
         memory = PRESETS[name].memory
         assert PRESETS[name].sampler.kind == "vllm"
         assert (memory.optimizer, memory.frozen) == ("host", "host")
+        assert memory.policy == ("host" if name == "mono_basic" else "device")
         assert (memory.moments, memory.gradients) == ("float32", "bfloat16" if name == "mono_basic" else "float32")
     assert PRESETS["tiny"].sampler.kind == PRESETS["paper"].sampler.kind == "native"
 

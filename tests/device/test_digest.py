@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlt_jax.device.digest import digest
+from rlt_jax.device.placement import on_host, pinned_host
 
 
 def tree(dtype: str) -> dict[str, jax.Array]:
@@ -25,6 +26,14 @@ def test_equal_trees_have_equal_digests_and_any_bit_changes_them(dtype):
             raw.view(np.uint8)[flat * raw.itemsize] ^= 1 << (flat % 8)
             seen.add(digest(params | {name: jnp.asarray(raw.reshape(leaf.shape))}))
     assert len(seen) == 1 + sum(leaf.size for leaf in params.values())
+
+
+def test_a_tree_on_the_host_has_the_digest_that_it_has_on_the_device():
+    params = tree("bfloat16")
+    host = jax.device_put(params, pinned_host())
+    assert on_host(host) and digest(host) == digest(params)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(host))
+    assert digest(jax.device_put(params | {"b": params["b"] + 1}, pinned_host())) != digest(params)
 
 
 def test_order_and_shape_and_the_sign_of_zero_count():

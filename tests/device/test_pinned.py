@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlt_jax.device.pinned import host_bytes, pool_limit_gib
+from rlt_jax.device.pinned import host_bytes, layers_of_a_part, pool_limit_gib
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,12 @@ def test_a_7b_model_takes_76_gb_and_a_limit_a_little_above_it():
     assert pool_limit_gib(host_bytes(7_615_616_512, "bfloat16")) == 48
     assert pool_limit_gib(2**30) == 6
     assert pool_limit_gib(2**30 + 1) == 7
+
+
+@pytest.mark.parametrize(
+    ("layer_bytes", "num_layers", "expected"),
+    [(466_115_584, 28, 7), (10**9, 28, 4), (10**9, 5, 3), (10**6, 28, 28), (10**10, 3, 1)],
+)
+def test_layers_visit_in_the_fewest_parts_of_about_equal_size(layer_bytes, num_layers, expected):
+    """The first are those of a 7B model: four parts of 3.3 GB. One layer is always taken, however large."""
+    assert layers_of_a_part(layer_bytes, num_layers) == expected

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlt_jax.device.placement import device_memory, free, move_to_host, on_device, on_host
+from rlt_jax.device.placement import device_memory, free, move_to_host, on_device, on_host, to_device
 
 
 def tree():
@@ -46,6 +46,16 @@ def test_what_is_on_the_gpu_already_is_not_copied_and_not_freed():
     with on_device(arrays) as here:
         assert here is arrays
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(arrays))
+
+
+def test_a_copy_of_what_is_on_the_host_and_nothing_of_what_is_on_the_gpu():
+    arrays = tree()
+    assert to_device(arrays) is arrays
+    host = move_to_host(arrays)
+    copy = to_device(host)
+    assert on_host(host) and not on_host(copy)
+    jax.tree.map(np.testing.assert_array_equal, copy, tree())
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(host))
 
 
 def test_freeing_twice_is_allowed():

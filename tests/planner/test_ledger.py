@@ -166,6 +166,23 @@ def test_what_stays_on_the_gpu_is_there_in_every_phase():
     assert pinned_bytes(QWEN_7B, on_device) == 0
 
 
+def test_a_policy_on_the_host_is_on_the_gpu_where_the_engine_sleeps():
+    """While the engine is awake, parts of it visit: to tell its weights from others, and to verify a sync."""
+    run = replace(MONO85, policy_on_host=True)
+    parts = {"generate": {"one array of the teacher"}, "save": set()}
+    parts["sync"] = parts["generate"] | {"some layers of the teacher"}
+    for phase in make_ledger(QWEN_7B, run).phases:
+        expected = owners(phase.name) - {"teacher"} | parts[phase.name] if phase.name in ("generate", "sync") else None
+        assert {entry.owner for entry in phase.gpu} == (owners(phase.name) if expected is None else expected)
+    sizes = {entry.owner: entry.size for entry in make_ledger(QWEN_7B, run).phase("sync").gpu}
+    assert sizes["one array of the teacher"] == 2 * 28 * 3584 * 18944  # up, gate or down of all layers
+    assert sizes["some layers of the teacher"] == 2 * 7 * QWEN_7B.layer_parameters
+    assert gb("sync") - gb("sync", policy_on_host=True) == pytest.approx(15.23 - 3.80 - 3.26, abs=0.01)
+    assert pinned_bytes(QWEN_7B, run) == pinned_bytes(QWEN_7B, MONO85) + 2 * PARAMETERS
+    pool = [entry for entry in make_ledger(QWEN_7B, run).phase("update").host if "pinned" in entry.owner]
+    assert sum(entry.size for entry in pool) == pool_limit_gib(pinned_bytes(QWEN_7B, run)) * 2**30
+
+
 def test_a_model_of_another_size_may_be_the_student():
     small = replace(QWEN_7B, layers=7)
     score = make_ledger(QWEN_7B, replace(MONO85, student=small)).phase("score student")
