@@ -105,3 +105,19 @@ def test_a_stop_leaves_no_engine(small, tmp_path):
     message = drawing.check(signal.SIGINT)
     (saved,) = (folder / "checkpoints").iterdir()
     assert f"step {saved.name} is saved; resume with" in message and drawing.seconds < 30
+
+
+def test_a_policy_on_the_host_is_sent_verified_and_trained_alike(run, small, command, tmp_path):
+    """Pushed from the host to the real engine; the first step's completions are those of the run above."""
+    flags = [*small, "--max-steps", 2, "--sampler.kind", "vllm", "--log.sample-probability", 1]
+    command("train", *flags, "--memory.policy", "host", "--output-dir", tmp_path / "run")
+    ours = [record for record in lines(tmp_path / "run" / "metrics.jsonl") if "loss" in record]
+    assert len(ours) == 2 and all(record["sync_logp_diff_max"] < 1e-4 for record in ours)
+    assert all(record["sampler_logp_diff_max"] < 1e-4 for record in ours)
+    theirs = next(record for record in lines(run[0] / "metrics.jsonl") if "loss" in record)
+    assert ours[0]["reward"] == pytest.approx(theirs["reward"], rel=1e-5)
+    texts = [
+        sorted(record["explanation"] for record in lines(folder / "completions.jsonl") if record["step"] == 1)
+        for folder in (tmp_path / "run", run[0])
+    ]
+    assert texts[0] == texts[1]

@@ -1,16 +1,28 @@
 """What is sent to an engine: exactly the checkpoint's tensors, in a file or in buffer-fulls."""
 
+import ctypes
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rlt_jax.sampling.weights import ALIGNMENT, Tensor, _chunks, check_tensors, remove_leftovers, write_shared_file
+from rlt_jax.sampling import weights
+from rlt_jax.sampling.weights import (
+    ALIGNMENT,
+    Tensor,
+    _chunks,
+    check_tensors,
+    remove_leftovers,
+    send_on_gpu,
+    write_shared_file,
+)
 
 STACK = jnp.arange(24, dtype=jnp.float32).reshape(2, 3, 4)
 TABLE = jnp.arange(10, dtype=jnp.bfloat16).reshape(5, 2)
@@ -57,6 +69,55 @@ def test_buffer_fulls_hold_every_tensor_once_and_fit(size):
         assert all(offset % ALIGNMENT == 0 for _, offset in chunk)
         assert all(end <= offset for end, (_, offset) in zip(ends, chunk[1:]))
     assert len(chunks) == {48: 3, 300: 2, 512: 2, 10**6: 1}[size]
+
+
+class Driver:
+    """CUDA's driver where all memory is the host's: copies bytes between the pointers that it is given."""
+
+    CUipcMemHandle = SimpleNamespace
+    CUipcMem_flags = SimpleNamespace(CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS=SimpleNamespace(value=1))
+    done = SimpleNamespace(value=0)
+
+    def __init__(self, buffer: ctypes.Array):
+        self.buffer = buffer
+
+    def cuIpcOpenMemHandle(self, handle, flags):
+        return self.done, ctypes.addressof(self.buffer)
+
+    def cuMemcpyAsync(self, to, source, size, stream):
+        ctypes.memmove(to, source, size)
+        return (self.done,)
+
+    def cuStreamSynchronize(self, stream):
+        return (self.done,)
+
+    def cuIpcCloseMemHandle(self, staging):
+        return (self.done,)
+
+
+@pytest.mark.parametrize("kind", ["device", "pinned_host"])
+def test_arrays_are_sent_from_where_they_lie(kind, monkeypatch):
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind=kind)
+    stack, table = (jax.block_until_ready(jax.device_put(leaf, place)) for leaf in (STACK, TABLE))
+    tensors = [Tensor("layers.0.w", stack, 0), Tensor("layers.1.w", stack, 1), Tensor("embed", table, None)]
+    driver = Driver(ctypes.create_string_buffer(10**4))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(driver=driver))
+    monkeypatch.setattr(weights, "_enter_primary_context", lambda leaf: None)
+    opened, received = [], {}
+
+    def load(manifest):
+        for name, dtype, shape, offset in manifest:
+            found = np.frombuffer(driver.buffer, dtype, int(np.prod(shape)), offset)
+            received[name] = found.reshape(shape).copy()
+        return len(manifest)
+
+    send_on_gpu(
+        tensors, open_remote=lambda size: opened.append(size) or b"", load_remote=load, close_remote=opened.clear
+    )
+    assert opened == [] and received.keys() == SHAPES.keys()
+    for tensor in TENSORS:
+        expected = tensor.leaf if tensor.index is None else tensor.leaf[tensor.index]
+        np.testing.assert_array_equal(received[tensor.name], np.asarray(expected))
 
 
 def files_of(path):
