@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlt_jax.configs import PRESETS, TrainConfig
-    from rlt_jax.rewards.rlt import RewardInputs, Rewards
+    from rlt_jax.rewards.rlt import RewardInputs, Rewards, reads
 
 from rlt_jax.stops import install_for_command
 
@@ -27,13 +27,14 @@ install_for_command()
 
 __version__ = "0.1.0"
 
-__all__ = ["PRESETS", "RewardInputs", "Rewards", "TrainConfig", "__version__"]
+__all__ = ["PRESETS", "RewardInputs", "Rewards", "TrainConfig", "__version__", "reads"]
 
 _HOMES = {  # name -> its module, which is imported when the name is first asked for: `import rlt_jax` stays quick
     "PRESETS": "rlt_jax.configs",
     "TrainConfig": "rlt_jax.configs",
     "RewardInputs": "rlt_jax.rewards.rlt",
     "Rewards": "rlt_jax.rewards.rlt",
+    "reads": "rlt_jax.rewards.rlt",
 }
 
 

@@ -4,7 +4,7 @@ The loop in `train` is the algorithm; `runs/rlt.py` builds its parts, `runs/sess
 
 Departures from the original:
 - Prompts that are too long are skipped and counted: a truncated solution would make the reward meaningless.
-- Checkpoints include the reference: a resumed run is the same run.
+- Checkpoints include the reference: a resumed run is the same run. Without a KL term there is no reference.
 - Pads of a row without EOS are not trained on, and a group of equal rewards gets advantages of exactly 0.
 """
 
@@ -116,7 +116,9 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
     return session.folder
 
 
-def evaluate(session: Session, rlt: Rlt, sampler: Sampler, policy: Params, reference: Params, *, step: int) -> None:
+def evaluate(
+    session: Session, rlt: Rlt, sampler: Sampler, policy: Params, reference: Params | None, *, step: int
+) -> None:
     """Sample explanations of the held-out questions, with the same seeds in every evaluation, and score them."""
     requests = evaluation_requests(rlt.eval_prompts, seed=rlt.config.seed)
     with session.phase("generate"):
@@ -159,9 +161,9 @@ def report(
     rate = rlt.optimizer.learning_rate(step - 1 - session.skipped_steps)
     metrics |= {**losses, "learning_rate": rate, **sampler.metrics(), "skipped_steps": session.skipped_steps}
     metrics |= rlt.alarms(metrics, step=step)
-    tokens = {  # teacher and reference both score the teacher's sequence
+    tokens = {
         "generate": sum(len(completion.token_ids) for completion in completions),
-        "score": sum(2 * len(row.teacher_ids) + len(row.student_ids) for row in scored.rows),
+        "score": rlt.scored_tokens(scored),
         "update": sum(len(row.teacher_ids) for row in scored.rows),
     }
     session.log(step, metrics, tokens=tokens)

@@ -18,6 +18,7 @@ StoredDtype = Literal["auto", "bfloat16", "float32"]  # the same; auto: as store
 RunDtype = Literal["auto", "bfloat16", "float32"]  # the same; auto: float32 on a CPU, bfloat16 elsewhere
 SamplerKind = Literal["native", "vllm", "vllm-server"]
 TagFormat = Literal["bespoke", "r1"]  # `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, or `<NAME>` ... `</NAME>`
+ScoringModel = Literal["student", "teacher"]  # whose log-probs a reward may read
 StudentTokens = Literal["ids", "text"]  # the student reads the teacher's token ids, or its text in tokens of its own
 Reduction = Literal["mean", "sum", "min", "max", "median", "first_quartile", "last_quartile"]  # of a span's tokens
 Normalization = Literal["exp", "exp_norm"]  # of a token's value x: exp(x), or 1 - exp(-x)
@@ -119,15 +120,47 @@ class ScoreRow:
     repeat_rate: float  # the same for runs that occurred earlier in the thought itself
 
 
-class RewardLogprobs(NamedTuple):
-    """Log-probs of the spans that the reward reads, right-padded, nats."""
-
-    solution_logps: np.ndarray  # f32[B, M] student
+class _SpanLogprobs(NamedTuple):
+    solution_logps: np.ndarray | None  # f32[B, M] student
     solution_mask: np.ndarray  # bool[B, M]
-    student_thought_logps: np.ndarray  # f32[B, K]
-    teacher_thought_logps: np.ndarray  # f32[B, K]
+    student_thought_logps: np.ndarray | None  # f32[B, K]
+    teacher_thought_logps: np.ndarray | None  # f32[B, K]
     thought_mask: np.ndarray  # bool[B, K]
     matched: np.ndarray  # bool[B]
+
+
+class RewardLogprobs(_SpanLogprobs):
+    """Log-probs of the spans that the reward reads, right-padded, nats.
+
+    Those of a model that the reward function does not read (`rewards.rlt.reads`) do not exist: to ask for them raises
+    a ValueError.
+    """
+
+    __slots__ = ()
+
+    @property
+    def solution_logps(self) -> np.ndarray:  # type: ignore[override]
+        """The student's, f32[B, M]."""
+        return _read(self[0], "solution_logps", "student")
+
+    @property
+    def student_thought_logps(self) -> np.ndarray:  # type: ignore[override]
+        """The student's, f32[B, K]."""
+        return _read(self[2], "student_thought_logps", "student")
+
+    @property
+    def teacher_thought_logps(self) -> np.ndarray:  # type: ignore[override]
+        """The teacher's, f32[B, K]."""
+        return _read(self[3], "teacher_thought_logps", "teacher")
+
+
+def _read(logps: np.ndarray | None, name: str, model: ScoringModel) -> np.ndarray:
+    if logps is None:
+        raise ValueError(
+            f"{name}: the {model}'s log-probs were not computed, because the reward function is declared not to read "
+            f'them: add "{model}" to its @reads(...)'
+        )
+    return logps
 
 
 class TrainBatch(NamedTuple):
@@ -135,6 +168,6 @@ class TrainBatch(NamedTuple):
 
     ids: Array  # i32[B, T] token ids
     mask: Array  # bool[B, T] True on completion tokens up to and including EOS
-    ref_logps: Array  # f32[B, T] nats, of the token at the same position; 0 off the mask
+    ref_logps: Array | None  # f32[B, T] nats, of the token at the same position; 0 off the mask; None: no KL term
     sampler_logps: Array  # f32[B, T] nats, as in Completion; 0 off the mask
     advantages: Array  # f32[B]

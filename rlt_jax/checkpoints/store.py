@@ -1,8 +1,8 @@
 """Checkpoints of a run: everything that the next step depends on, so that a resumed run repeats it bit for bit.
 
-Arrays: policy, optimizer (moments, low halves of the masters), reference. Facts: step, seed, data position. All
-randomness of a run is derived from (seed, step), so seed and step are the state of its random numbers, and the weights'
-version is the step.
+Arrays: policy, optimizer (moments, low halves of the masters), reference if the run has one. Facts: step, seed, data
+position. All randomness of a run is derived from (seed, step), so seed and step are the state of its random numbers,
+and the weights' version is the step.
 
     checkpoints/STEP/             a whole one, see `stored_arrays.py`
     checkpoints/damaged-STEP/     one that was not whole when a run wanted to resume from it; never deleted

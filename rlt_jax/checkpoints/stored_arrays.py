@@ -77,6 +77,8 @@ def read_arrays(
 ) -> tuple[Arrays, Mapping[str, Any]]:
     """Read (arrays, facts), placed like `like` (arrays or ShapeDtypeStructs), after comparing all of it.
 
+    Where `like` has None, the folder may have arrays: they are compared, too, and dropped.
+
     Args:
       check: called with the manifest before anything large is read; may refuse it.
     Raises:
@@ -84,17 +86,25 @@ def read_arrays(
       UserError: `like` has other names, types or shapes; or it cannot be read at all.
     """
     manifest = read_manifest(folder)
+    places = dict(_named(like))
+    holes = _holes(like)
+    unwanted = {
+        array.name: jax.ShapeDtypeStruct(array.shape, array.dtype)
+        for array in manifest.arrays
+        if array.name.startswith(holes)
+    }
     refuse_other_arrays(folder, manifest, like)
     check(manifest)
     check_files(folder, manifest)
-    places = dict(_named(like))
     by_part: dict[int, list[StoredArray]] = {}
     for array in manifest.arrays:
         by_part.setdefault(array.part, []).append(array)
     read: dict[str, jax.Array] = {}
     try:
         for part, members in by_part.items():
-            read |= _read_part(folder, part, members, places)
+            read |= _read_part(folder, part, members, places | unwanted)
+            for name in unwanted.keys() & read.keys():
+                read.pop(name).delete()
     except Damaged:
         for leaf in read.values():  # room for another attempt, whoever holds the exception
             leaf.delete()
@@ -105,11 +115,14 @@ def read_arrays(
 def refuse_other_arrays(folder: Path, manifest: Manifest, like: Arrays) -> None:
     """Compare names, types and shapes: Orbax alone casts types and drops what one side lacks.
 
+    Arrays where `like` has None are left out.
+
     Raises:
       UserError: some differ, with the first of them.
     """
     expected = {name: f"{leaf.dtype.name}{list(leaf.shape)}" for name, leaf in _named(like)}
-    written = {array.name: str(array) for array in manifest.arrays}
+    holes = _holes(like)
+    written = {array.name: str(array) for array in manifest.arrays if not array.name.startswith(holes)}
     differences = [
         f"{name}: this run has {expected.get(name, 'none')}, the checkpoint {written.get(name, 'none')}"
         for name in sorted(
@@ -127,6 +140,13 @@ def refuse_other_arrays(folder: Path, manifest: Manifest, like: Arrays) -> None:
 
 def _named(arrays: Arrays) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)]
+
+
+def _holes(arrays: Arrays) -> tuple[str, ...]:
+    """Where a tree has None: how the names of the arrays would begin that could stand there."""
+    found = jax.tree_util.tree_leaves_with_path(arrays, is_leaf=lambda leaf: leaf is None)
+    names = [jax.tree_util.keystr(path) for path, leaf in found if leaf is None]
+    return tuple(f"{name}{then}" for name in names for then in "[.")
 
 
 def _parts(leaves: Sequence[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:

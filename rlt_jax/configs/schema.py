@@ -15,7 +15,7 @@ from rlt_jax.configs.checks import column_problems, count_problems, same_path, t
 from rlt_jax.configs.numbers import overflow_problems
 from rlt_jax.configs.resume import MayChange, Steers
 from rlt_jax.configs.settings import Settings
-from rlt_jax.types import Dtype, Normalization, Reduction, SamplerKind, StudentTokens, TagFormat
+from rlt_jax.types import Dtype, Normalization, Reduction, SamplerKind, ScoringModel, StudentTokens, TagFormat
 
 Resume = Literal["auto", "never", "must"]
 
@@ -196,7 +196,8 @@ class LossConfig(Settings):
     """The GRPO objective and how it is computed."""
 
     beta: float = 0.04
-    """Weight of the KL to the reference in the loss, per nat. 0: no KL term."""
+    """Weight of the KL to the reference in the loss, per nat. 0: no KL term, and no reference, unless it scores in the
+    teacher's place (reward.use_reference_teacher_model)."""
     unbias_log_probabilities: bool = True
     """Divide policy and reference logits by the sampling temperature."""
     logprob_chunk: MayChange[int] = 1024
@@ -238,7 +239,8 @@ class RewardConfig(Settings):
     use_schulman_kl_estimation: bool = False
     """Estimate the token KL by k3 = kl - 1 + exp(-kl) instead of the log-ratio kl itself."""
     include_teacher_think_entropy: bool = True
-    """Include the teacher's log-probs in the thought's KL. Off: it is minus the student's log-probs alone."""
+    """Include the teacher's log-probs in the thought's KL. Off: it is minus the student's log-probs alone, and the
+    teacher does not score explanations."""
     not_matched_penalty: float = -1.0
     """Added once to the reward of an explanation whose tags are not closed, reward units, 0 or less."""
     unbias_teacher_log_probs: bool = True
@@ -254,6 +256,11 @@ class RewardConfig(Settings):
     def teacher_temperature(self, sampling_temperature: float) -> float:
         """Temperature that divides the teacher's logits; 1 for greedy explanations (sampling temperature 0)."""
         return (sampling_temperature if self.unbias_teacher_log_probs else 1.0) or 1.0
+
+    @property
+    def reads(self) -> frozenset[ScoringModel]:
+        """The models whose log-probs the reward reads; a KL of weight 0 is still a component."""
+        return frozenset(("student", "teacher") if self.include_teacher_think_entropy else ("student",))
 
     @property
     def student_temperature(self) -> float:

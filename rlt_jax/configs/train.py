@@ -7,7 +7,7 @@ Departures from the original:
 - `optimizer.warmup_ratio` applies to the constant schedule too, so that no flag is silently ignored.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,7 +42,7 @@ from rlt_jax.configs.schema import (
     sampler_problems,
 )
 from rlt_jax.configs.settings import Settings
-from rlt_jax.types import RunDtype
+from rlt_jax.types import RunDtype, ScoringModel
 
 PresetName = Literal["tiny", "mono_basic", "mono85", "mono85_fallback", "mono96", "paper"]
 
@@ -58,7 +58,8 @@ class TrainConfig(Settings):
     student: str
     """Frozen model whose log-probs make the reward: folder or hub name."""
     reference: str | None = None
-    """Reference model of the loss's KL term: folder or hub name. None: the teacher as loaded."""
+    """Reference model of the loss's KL term: folder or hub name. None: the teacher as loaded. No effect without a
+    reference (see loss.beta)."""
     output_dir: MayChange[str]
     """Run folder: resolved configuration, metrics, logs, checkpoints, exported model."""
     resume: MayChange[Resume] = "auto"
@@ -121,7 +122,7 @@ class TrainConfig(Settings):
     memory: MayChange[MemoryConfig] = MemoryConfig()
     """Where optimizer state and frozen models are stored, and in which dtype."""
     ref: Steers[RefConfig] = RefConfig()
-    """The reference model of the loss's KL term, and how it follows the policy."""
+    """The reference model of the loss's KL term, and how it follows the policy. No effect without one (loss.beta 0)."""
     log: MayChange[LogConfig] = LogConfig()
     """What the run writes and shows besides metrics.jsonl and logs/training.log."""
     checkpoint: MayChange[CheckpointConfig] = CheckpointConfig()
@@ -136,10 +137,24 @@ class TrainConfig(Settings):
         """Different questions in one gradient step."""
         return self.train_batch_size // self.num_generations
 
+    def uses_reference(self, reads: Collection[ScoringModel] | None = None) -> bool:
+        """Whether there is a reference: for the loss's KL term, or as the teacher that the reward reads.
+
+        Args:
+          reads: the models that the reward reads; None: those of `reward`, as without a reward function of one's own.
+        """
+        read = self.reward.reads if reads is None else reads
+        return self.loss.beta > 0 or (self.reward.use_reference_teacher_model and "teacher" in read)
+
     @property
     def reference_model(self) -> str:
-        """Folder or hub name of the reference model."""
-        return self.teacher if self.reference is None else self.reference
+        """Folder or hub name of the reference model, if there is one."""
+        return self.teacher if self.own_reference is None else self.own_reference
+
+    @property
+    def own_reference(self) -> str | None:
+        """Folder or hub name of a reference that is not the teacher; None: it is, or nothing can read a reference."""
+        return self.reference if self.loss.beta > 0 or self.reward.use_reference_teacher_model else None
 
     @property
     def policy_temperature(self) -> float:

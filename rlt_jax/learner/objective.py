@@ -25,6 +25,8 @@ def grpo_objective(
 
     On-policy: the old log-probs are the policy's own, held constant, so the ratio is 1 in value.
 
+    The diagnostic `kl` is left out of a batch without the reference's log-probs, which only beta 0 allows.
+
     Args:
       compare_sampler: the sampler's log-probs and the policy's are of one distribution. If not, they are not read, and
         the diagnostics of `importance_weights` are left out.
@@ -59,7 +61,8 @@ def grpo_objective(
         )
         tokens = jnp.maximum(batch.mask.sum(1), 1)
         entropy = -(jnp.where(batch.mask, logps, 0.0).sum(1) / tokens).mean()
-        return loss, Diagnostics({"loss": loss, "kl": aux["kl"], "entropy": entropy, **means}, maxima)
+        kl = {"kl": aux["kl"]} if "kl" in aux else {}
+        return loss, Diagnostics({"loss": loss, **kl, "entropy": entropy, **means}, maxima)
 
     return objective
 

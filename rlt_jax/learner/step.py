@@ -27,7 +27,7 @@ Accumulate = Callable[[Params, Params, MicroBatch, float], tuple[Params, Diagnos
 def grpo_batches(
     ids: Sequence[np.ndarray],
     completion_lengths: Sequence[int],
-    ref_logps: Sequence[np.ndarray],
+    ref_logps: Sequence[np.ndarray] | None,
     sampler_logps: Sequence[np.ndarray],
     advantages: np.ndarray,
     *,
@@ -37,7 +37,7 @@ def grpo_batches(
 
     Args:
       ids: i32[T_i] prompt + completion each; the last completion_lengths[i] tokens are the completion.
-      ref_logps: f32[T_i] nats each.
+      ref_logps: f32[T_i] nats each; None where the loss has no KL term.
       sampler_logps: f32[completion_lengths[i]] nats each, of the completions by their sampler.
       advantages: f32[B].
       batch_size: rows of a micro-batch. Padding rows have an empty mask and contribute nothing.
@@ -48,7 +48,7 @@ def grpo_batches(
         batch = TrainBatch(
             ids=pad([ids[i] for i in indices]),
             mask=pad(mask),
-            ref_logps=pad([ref_logps[i] for i in indices]),
+            ref_logps=None if ref_logps is None else pad([ref_logps[i] for i in indices]),
             sampler_logps=pad([np.pad(sampler_logps[i], (len(ids[i]) - completion_lengths[i], 0)) for i in indices]),
             advantages=np.pad(advantages[indices], (0, batch_size - len(indices))),
         )

@@ -78,7 +78,7 @@ def group_advantages(rewards: jax.Array, num_generations: int, *, eps: float = 1
 def grpo_loss(
     logps: jax.Array,
     old_logps: jax.Array,
-    ref_logps: jax.Array,
+    ref_logps: jax.Array | None,
     advantages: jax.Array,
     mask: jax.Array,
     *,
@@ -97,7 +97,7 @@ def grpo_loss(
       logps: f32[B, T] nats, log-probs of the tokens under the policy.
       old_logps: f32[B, T] nats, under the policy in the ratio's denominator. On-policy: the policy's own (ratio 1 in
         value); the sampler's log-probs belong in `token_weights`.
-      ref_logps: f32[B, T] nats, under the reference.
+      ref_logps: f32[B, T] nats, under the reference; None only with beta 0, and then there is no `kl`.
       advantages: f32[B].
       mask: bool[B, T], True on completion tokens up to and including EOS.
       beta: weight of the KL term.
@@ -107,14 +107,16 @@ def grpo_loss(
     Returns:
       f32[] loss, and f32[] diagnostics: `kl` (nats per token, averaged like the loss), `policy_loss` (the loss without
       its KL term) and `ratio` (mean over all masked tokens).
+    Raises:
+      ValueError: a beta other than 0 without ref_logps.
     """
     logps, mask = at_least_f32(logps), jnp.asarray(mask).astype(bool)
-    old_logps, ref_logps, advantages, weights = (
+    old_logps, advantages, weights = (
         jax.lax.stop_gradient(at_least_f32(x))
-        for x in (old_logps, ref_logps, advantages, jnp.ones_like(logps) if token_weights is None else token_weights)
+        for x in (old_logps, advantages, jnp.ones_like(logps) if token_weights is None else token_weights)
     )
     chex.assert_rank([logps, advantages], [2, 1])
-    chex.assert_equal_shape([logps, old_logps, ref_logps, mask, weights])
+    chex.assert_equal_shape([logps, old_logps, mask, weights])
     chex.assert_equal_shape_prefix([logps, advantages], 1)
 
     def zero_pads(x: jax.Array) -> jax.Array:
@@ -124,8 +126,13 @@ def grpo_loss(
     logps = zero_pads(logps)
     ratio = jnp.exp(logps - zero_pads(old_logps))
     surrogate = zero_pads(weights) * ratio * zero_pads(advantages[:, None])
-    kl = kl_estimate(logps, zero_pads(ref_logps), kind="k3")
     policy_loss = -jnp.mean(masked_mean(surrogate, mask, axis=1))
-    mean_kl = jnp.mean(masked_mean(kl, mask, axis=1))
-    aux = {"kl": mean_kl, "policy_loss": policy_loss, "ratio": masked_mean(ratio, mask)}
-    return policy_loss + beta * mean_kl, jax.lax.stop_gradient(aux)
+    aux = {"policy_loss": policy_loss, "ratio": masked_mean(ratio, mask)}
+    if ref_logps is None:
+        if isinstance(beta, jax.core.Tracer) or beta != 0:  # a traced one is not known to be 0
+            raise ValueError(f"beta={beta} without ref_logps: the KL term needs the reference's log-probs")
+        return policy_loss, jax.lax.stop_gradient(aux)
+    ref_logps = jax.lax.stop_gradient(at_least_f32(ref_logps))
+    chex.assert_equal_shape([logps, ref_logps])
+    mean_kl = jnp.mean(masked_mean(kl_estimate(logps, zero_pads(ref_logps), kind="k3"), mask, axis=1))
+    return policy_loss + beta * mean_kl, jax.lax.stop_gradient({"kl": mean_kl, **aux})

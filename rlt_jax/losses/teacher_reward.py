@@ -45,7 +45,7 @@ def teacher_reward(
     solution_logps: jax.Array,
     solution_mask: jax.Array,
     student_thought_logps: jax.Array,
-    teacher_thought_logps: jax.Array,
+    teacher_thought_logps: jax.Array | None,
     thought_mask: jax.Array,
     matched: jax.Array,
     *,
@@ -80,7 +80,8 @@ def teacher_reward(
       solution_logps: f32[B, M] nats, student's log-probs of the solution's tokens, right-padded.
       solution_mask: bool[B, M], True on those tokens.
       student_thought_logps: f32[B, K] nats, student's log-probs of the thought's tokens, the solution not in context.
-      teacher_thought_logps: f32[B, K] nats, teacher's log-probs of the same tokens, the solution in context.
+      teacher_thought_logps: f32[B, K] nats, teacher's log-probs of the same tokens, the solution in context. None only
+        without include_teacher_think_entropy: then there are no thought_kl components, no kl_reward and total_with_kl.
       thought_mask: bool[B, K], True on those tokens.
       matched: bool[B], True: the explanation's tags were closed.
       answer_log_prob_coeff, kl_penalty_reward_coeff: a and k, reward per nat.
@@ -101,7 +102,8 @@ def teacher_reward(
         solution_logp_reward, kl_reward, surprisal_reward, match_reward: the terms of the sum above;
         total_with_kl, total_with_surprisal: the sums; include_teacher_think_entropy selects which is the reward.
     Raises:
-      ValueError: unknown reduction or normalisation, no reduction, or coefficients that do not match the reductions.
+      ValueError: unknown reduction or normalisation, no reduction, coefficients that do not match the reductions, or
+        include_teacher_think_entropy without the teacher's log-probs.
     """
     reductions_logp = _as_reductions("reduction_log_prob", reduction_log_prob)
     reductions_kl = _as_reductions("reduction_kl", reduction_kl)
@@ -110,19 +112,16 @@ def teacher_reward(
     )
     coeffs_kl = _as_coefficients("kl_penalty_reward_coeff", kl_penalty_reward_coeff, "reduction_kl", reductions_kl)
 
+    if teacher_thought_logps is None and include_teacher_think_entropy:
+        raise ValueError("include_teacher_think_entropy without teacher_thought_logps: the KL needs them")
     matched = jnp.asarray(matched).astype(bool)
     chex.assert_rank([solution_logps, thought_mask, matched], [2, 2, 1])
     chex.assert_equal_shape([solution_logps, solution_mask])
-    chex.assert_equal_shape([student_thought_logps, teacher_thought_logps, thought_mask])
+    chex.assert_equal_shape([student_thought_logps, thought_mask])
     chex.assert_equal_shape_prefix([solution_logps, thought_mask, matched], 1)
     solution_mask, thought_mask = _as_mask(solution_mask), _as_mask(thought_mask)
     solution_logps = _as_logps(solution_logps, solution_mask)
     student_logps = _as_logps(student_thought_logps, thought_mask)
-    teacher_logps = _as_logps(teacher_thought_logps, thought_mask)
-
-    kl = teacher_logps - student_logps
-    if use_schulman_kl_estimation:
-        kl = kl_estimate(jnp.maximum(kl, -_LARGEST_EXPONENT), jnp.zeros_like(kl), kind="k3")
     solution = _term(
         solution_logps,
         solution_mask,
@@ -139,27 +138,29 @@ def teacher_reward(
         process=partial(_process, "normalize_kl", normalize_kl, low=None, high=clip_kl),
         empty=-not_matched_penalty,
     )
-    with_teacher, without_teacher = penalty(kl), penalty(-student_logps)
-
     match_reward = jnp.where(matched & jnp.any(thought_mask, axis=1), 0.0, not_matched_penalty)
-    total_with_kl = solution.weighted - with_teacher.weighted + match_reward
-    total_with_surprisal = solution.weighted - without_teacher.weighted + match_reward
-    components = {
-        **_named("solution_logp", solution),
-        "solution_logp_reward": solution.weighted,
-        **_named("thought_kl", with_teacher),
-        "thought_kl_token_mean": with_teacher.token_mean,
-        "thought_kl_score_mean": _mean(with_teacher.scores),
-        "kl_reward": -with_teacher.weighted,
-        **_named("thought_surprisal", without_teacher),
-        "thought_surprisal_token_mean": without_teacher.token_mean,
-        "thought_surprisal_score_mean": _mean(without_teacher.scores),
-        "surprisal_reward": -without_teacher.weighted,
-        "match_reward": match_reward,
-        "total_with_kl": total_with_kl,
-        "total_with_surprisal": total_with_surprisal,
-    }
-    return TeacherReward(total_with_kl if include_teacher_think_entropy else total_with_surprisal, components)
+
+    def components_of(thought: str, reward: str, total: str, term: _Term) -> dict[str, jax.Array]:
+        return {
+            **_named(thought, term),
+            f"{thought}_token_mean": term.token_mean,
+            f"{thought}_score_mean": _mean(term.scores),
+            reward: -term.weighted,
+            total: solution.weighted - term.weighted + match_reward,
+        }
+
+    components = {**_named("solution_logp", solution), "solution_logp_reward": solution.weighted}
+    if teacher_thought_logps is not None:
+        chex.assert_equal_shape([teacher_thought_logps, student_thought_logps])
+        kl = _as_logps(teacher_thought_logps, thought_mask) - student_logps
+        if use_schulman_kl_estimation:
+            kl = kl_estimate(jnp.maximum(kl, -_LARGEST_EXPONENT), jnp.zeros_like(kl), kind="k3")
+        components |= components_of("thought_kl", "kl_reward", "total_with_kl", penalty(kl))
+    surprisal = penalty(-student_logps)
+    components |= components_of("thought_surprisal", "surprisal_reward", "total_with_surprisal", surprisal)
+    components["match_reward"] = match_reward
+    total = "total_with_kl" if include_teacher_think_entropy else "total_with_surprisal"
+    return TeacherReward(components[total], components)
 
 
 def _term(

@@ -32,13 +32,13 @@ def compiled_temporaries(
     """
     teacher_model, student_model = build_model(teacher), build_model(student)
     score_bytes = partial(_score_bytes, dtype=planned_dtype(config), batch=run.score_batch, chunk=run.logprob_chunk)
-    teacher_bytes = score_bytes(teacher_model, tokens=run.teacher_tokens)
-    return {
-        "score teacher": teacher_bytes,
-        "score student": score_bytes(student_model, tokens=run.student_tokens),
-        "score reference": teacher_bytes,
-        "update": _update_bytes(config, run, teacher_model),
-    }
+    sizes: dict[PhaseName, float] = {"update": _update_bytes(config, run, teacher_model)}
+    if run.reads_teacher or run.kl_term:
+        teacher_bytes = score_bytes(teacher_model, tokens=run.teacher_tokens)
+        sizes |= {"score teacher": teacher_bytes, "score reference": teacher_bytes}  # one program
+    if run.reads_student:
+        sizes["score student"] = score_bytes(student_model, tokens=run.student_tokens)
+    return sizes
 
 
 def _score_bytes(model: Model, *, dtype: str, batch: int, tokens: int, chunk: int) -> int:
@@ -61,7 +61,7 @@ def _update_bytes(config: TrainConfig, run: RunShape, model: Model) -> int:
     batch = TrainBatch(
         ids=jax.ShapeDtypeStruct(shape, "int32"),
         mask=jax.ShapeDtypeStruct(shape, "bool"),
-        ref_logps=jax.ShapeDtypeStruct(shape, "float32"),
+        ref_logps=jax.ShapeDtypeStruct(shape, "float32") if run.kl_term else None,
         sampler_logps=jax.ShapeDtypeStruct(shape, "float32"),
         advantages=jax.ShapeDtypeStruct(shape[:1], "float32"),
     )

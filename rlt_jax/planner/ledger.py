@@ -112,7 +112,7 @@ class PhaseMemory:
 
 @dataclass(frozen=True)
 class Ledger:
-    """A run's memory plan: its phases, in the order of a step."""
+    """A run's memory plan: its phases, in the order of a step; those that the run does not have are left out."""
 
     shape: ModelShape
     run: RunShape
@@ -139,7 +139,7 @@ class Ledger:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Size of a checkpoint on disk, uncompressed: weights, reference and optimizer state."""
+        """Size of a checkpoint on disk, uncompressed: weights, reference (if any) and optimizer state."""
         return checkpoint_bytes(self.shape, self.run)
 
     def step_peaks(self) -> dict[str, float]:
@@ -159,7 +159,7 @@ _GPU_ALWAYS = ("trainer's context", "teacher", "optimizer state", "student", "re
 _GPU_OWNERS: dict[PhaseName, tuple[str, ...]] = {
     "load": ("vLLM asleep", "frozen model on its way"),
     "generate": ("vLLM awake", "key-value cache", "decoding", "one array of the teacher"),
-    "score teacher": ("vLLM asleep", "teacher's forward pass"),
+    "score teacher": ("vLLM asleep", "visiting reference as teacher", "teacher's forward pass"),
     "score student": ("vLLM asleep", "visiting student", "student's forward pass"),
     "score reference": ("vLLM asleep", "visiting reference", "reference's forward pass"),
     "update": ("vLLM asleep", "gradients", "activations", "saved attention", "saved MLP", "backward pass"),
@@ -216,6 +216,8 @@ def make_ledger(shape: ModelShape, run: RunShape, compiled: Mapping[PhaseName, f
     gpu_sizes, host_sizes = _gpu_sizes(shape, run), _host_sizes(shape, run)
     phases = []
     for name in _GPU_OWNERS:
+        if not _has_phase(run, name):
+            continue
         gpu = [_entry(owner, gpu_sizes) for owner in (*_GPU_ALWAYS, *_GPU_OWNERS[name])]
         if run.policy_on_host and name in _TEACHER_ON_HOST:
             gpu = [entry for entry in gpu if entry.owner != "teacher"]
@@ -225,6 +227,20 @@ def make_ledger(shape: ModelShape, run: RunShape, compiled: Mapping[PhaseName, f
         host = [_entry(owner, host_sizes) for owner in (*_HOST_ALWAYS, *_HOST_OWNERS[name])]
         phases.append(PhaseMemory(name, *(tuple(entry for entry in side if entry.size) for side in (gpu, host))))
     return Ledger(shape, run, tuple(phases))
+
+
+def _has_phase(run: RunShape, name: PhaseName) -> bool:
+    match name:
+        case "score teacher":
+            return run.reads_teacher
+        case "score student":
+            return run.reads_student
+        case "score reference":
+            return run.kl_term
+        case "move reference":
+            return run.has_reference
+        case _:
+            return True
 
 
 def forward_bytes(shape: ModelShape, run: RunShape, *, batch: int, tokens: int) -> float:
@@ -268,8 +284,8 @@ def pinned_bytes(shape: ModelShape, run: RunShape) -> int:
     """
     state = state_bytes(shape, run) if run.optimizer_on_host else 0
     state += run.weight_bytes * shape.parameters if run.policy_on_host else 0
-    frozen_models = run.weight_bytes * (run.student.parameters + shape.parameters) if run.frozen_on_host else 0
-    return state + frozen_models
+    student, reference = _frozen_bytes(shape, run)
+    return state + (student + reference if run.frozen_on_host else 0)
 
 
 def largest_array_bytes(shape: ModelShape, run: RunShape) -> int:
@@ -285,8 +301,14 @@ def part_bytes(shape: ModelShape, run: RunShape) -> int:
 
 
 def checkpoint_bytes(shape: ModelShape, run: RunShape) -> int:
-    """Size of a checkpoint on disk, uncompressed: weights, reference and optimizer state."""
-    return 2 * run.weight_bytes * shape.parameters + state_bytes(shape, run)
+    """Size of a checkpoint on disk, uncompressed: weights, reference (if any) and optimizer state."""
+    return (1 + run.has_reference) * run.weight_bytes * shape.parameters + state_bytes(shape, run)
+
+
+def _frozen_bytes(shape: ModelShape, run: RunShape) -> tuple[int, int]:
+    """Weights of the student and of the reference; 0 where nothing reads one."""
+    student = run.weight_bytes * run.student.parameters if run.reads_student else 0
+    return student, run.weight_bytes * shape.parameters if run.has_reference else 0
 
 
 def vllm_overhead_bytes(shape: ModelShape, run: RunShape) -> float:
@@ -325,7 +347,7 @@ def vllm_missing_bytes(shape: ModelShape, run: RunShape) -> int:
 def _gpu_sizes(shape: ModelShape, run: RunShape) -> dict[str, tuple[float, Source]]:
     """Owner on the GPU -> (bytes, source of the figure)."""
     size = run.weight_bytes
-    weights, student = size * shape.parameters, size * run.student.parameters
+    weights, (student, reference) = size * shape.parameters, _frozen_bytes(shape, run)
     engine = run.sampler != "native"
     tokens = run.micro_batch * run.teacher_tokens
     cache, decoding = (0.0, 0.0) if engine else _native_bytes(shape, run)
@@ -337,8 +359,8 @@ def _gpu_sizes(shape: ModelShape, run: RunShape) -> dict[str, tuple[float, Sourc
         "teacher": (weights, "exact"),
         "optimizer state": (0 if run.optimizer_on_host else state_bytes(shape, run), "exact"),
         "student": (0 if run.frozen_on_host else student, "exact"),
-        "reference": (0 if run.frozen_on_host else weights, "exact"),
-        "frozen model on its way": (max(weights, student) if run.frozen_on_host else 0, "exact"),
+        "reference": (0 if run.frozen_on_host else reference, "exact"),
+        "frozen model on its way": (max(reference, student) if run.frozen_on_host else 0, "exact"),
         "vLLM asleep": (VLLM_ASLEEP * engine, "measured"),
         "vLLM awake": (run.vllm_bytes, "exact"),
         "key-value cache": (cache, "exact"),
@@ -348,7 +370,8 @@ def _gpu_sizes(shape: ModelShape, run: RunShape) -> dict[str, tuple[float, Sourc
         "teacher's forward pass": (teacher_pass, "formula"),
         "visiting student": (student if run.frozen_on_host else 0, "exact"),
         "student's forward pass": (student_pass, "formula"),
-        "visiting reference": (weights if run.frozen_on_host else 0, "exact"),
+        "visiting reference": (reference if run.frozen_on_host else 0, "exact"),
+        "visiting reference as teacher": (reference if run.frozen_on_host and run.reference_teacher else 0, "exact"),
         "reference's forward pass": (teacher_pass, "formula"),
         "gradients": (run.gradient_bytes * shape.parameters, "exact"),
         "activations": (size * shape.layers * tokens * shape.hidden, "exact"),
@@ -364,14 +387,15 @@ def _gpu_sizes(shape: ModelShape, run: RunShape) -> dict[str, tuple[float, Sourc
 def _host_sizes(shape: ModelShape, run: RunShape) -> dict[str, tuple[float, Source]]:
     """Owner on the host -> (bytes, source of the figure)."""
     size = run.weight_bytes
-    weights, pinned = size * shape.parameters, pinned_bytes(shape, run)
+    weights, (student, reference) = size * shape.parameters, _frozen_bytes(shape, run)
+    pinned = pinned_bytes(shape, run)
     slack = min(pool_limit_gib(pinned) * GIB, POOL_GROWTH * pinned) - pinned
     return {
         "trainer's process": (TRAINER_PROCESS, "estimate"),
         "vLLM's processes": (VLLM_PROCESSES if run.sampler == "vllm" else 0, "estimate"),
         "pinned optimizer state": (state_bytes(shape, run) if run.optimizer_on_host else 0, "exact"),
-        "pinned student": (size * run.student.parameters if run.frozen_on_host else 0, "exact"),
-        "pinned reference": (weights if run.frozen_on_host else 0, "exact"),
+        "pinned student": (student if run.frozen_on_host else 0, "exact"),
+        "pinned reference": (reference if run.frozen_on_host else 0, "exact"),
         "pinned teacher": (weights if run.policy_on_host else 0, "exact"),
         "slack of the pinned pool": (slack, "formula"),
         "tensor on its way": (2 * size * shape.embedding_parameters, "formula"),  # as stored and in the run's dtype

@@ -150,8 +150,8 @@ def _disk_checks(config: TrainConfig, ledger: Ledger, gpu: Gpu | None) -> Iterat
         missing,
     )
     parameters = {config.teacher: ledger.shape.parameters, config.student: ledger.run.student.parameters}
-    if config.reference is not None:
-        parameters[config.reference] = ledger.shape.parameters
+    if config.own_reference is not None:
+        parameters[config.own_reference] = ledger.shape.parameters
     # Stored as bfloat16.
     absent = {name: 2 * count for name, count in parameters.items() if local_folder(name) is None}
     if absent:
@@ -253,8 +253,8 @@ def _vllm_version(python: str) -> str | None:
 
 def _model_checks(config: TrainConfig) -> Iterator[Check]:
     models = {"teacher": config.teacher, "student": config.student}
-    if config.reference is not None:
-        models["reference"] = config.reference
+    if config.own_reference is not None:
+        models["reference"] = config.own_reference
     for name, path in models.items():
         folder = local_folder(path)
         if folder is None:

@@ -4,7 +4,7 @@ Nothing but a config.json is downloaded, and no device is touched. Lengths are w
 is as long as the run allows, padded to its bucket.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +29,7 @@ from rlt_jax.planner.ledger import (
     vllm_sequences,
 )
 from rlt_jax.planner.shapes import ModelShape, RunShape
-from rlt_jax.types import GB, Dtype
+from rlt_jax.types import GB, Dtype, ScoringModel
 
 STUDENT_EXTRA_TOKENS = 256
 """Most tokens by which a student's sequence exceeds the teacher's: its system prompt and tags may be longer."""
@@ -87,7 +87,12 @@ def model_shape(config: ModelConfig) -> ModelShape:
 
 
 def run_shape(
-    config: TrainConfig, teacher: ModelConfig, student: ModelConfig, *, gpu_bytes: float | None = None
+    config: TrainConfig,
+    teacher: ModelConfig,
+    student: ModelConfig,
+    *,
+    gpu_bytes: float | None = None,
+    reads: Collection[ScoringModel] | None = None,
 ) -> RunShape:
     """A run's sizes at its longest sequences, as the ledger takes them.
 
@@ -96,7 +101,9 @@ def run_shape(
     Args:
       gpu_bytes: GPU memory, of which vLLM takes its share when the run has no budget. None: not known; the share is
         then the smallest that vLLM can work with.
+      reads: the models that the reward reads; None: those of config.reward.
     """
+    read = config.reward.reads if reads is None else reads
     shape, dtype = model_shape(teacher), planned_dtype(config)
     tokens = min(config.max_prompt_length + config.max_completion_length, teacher.max_positions)
     prompt = min(config.max_prompt_length, tokens)
@@ -124,6 +131,10 @@ def run_shape(
         native_batch=config.sampler.max_batch,
         # As models.attention.attend chooses on a GPU.
         fused_attention=dtype == "bfloat16" and flash_supports(teacher.head_dim, student.head_dim),
+        reads_teacher="teacher" in read,
+        reads_student="student" in read,
+        kl_term=config.loss.beta > 0,
+        reference_teacher=config.reward.use_reference_teacher_model,
     )
     if config.sampler.kind != "native":
         total = config.budget_gb * GB if config.budget_gb is not None else gpu_bytes
@@ -148,19 +159,21 @@ def plan(
     student: ModelConfig | None = None,
     gpu_bytes: float | None = None,
     compiled: Mapping[PhaseName, float] | None = None,
+    reads: Collection[ScoringModel] | None = None,
 ) -> Ledger:
     """Compute the ledger of a run.
 
     Args:
       teacher, student: architectures; None: those of the configuration's models (`model_config_of`).
-      gpu_bytes: as in `run_shape`.
+      gpu_bytes, reads: as in `run_shape`.
       compiled: as in `make_ledger`.
     Raises:
       UserError: as in `find_model`.
     """
     teacher = model_config_of(config.teacher) if teacher is None else teacher
     student = model_config_of(config.student) if student is None else student
-    return make_ledger(model_shape(teacher), run_shape(config, teacher, student, gpu_bytes=gpu_bytes), compiled)
+    run = run_shape(config, teacher, student, gpu_bytes=gpu_bytes, reads=reads)
+    return make_ledger(model_shape(teacher), run, compiled)
 
 
 def at_batch_sizes(ledger: Ledger, *, generate: int, score: int, update: int, save_activations: bool) -> Ledger:

@@ -81,6 +81,15 @@ class RunShape:
     vllm_bytes: int  # the engine's share of the GPU while it is awake; 0 with the native sampler
     native_batch: int  # sequences that the native sampler decodes together
     fused_attention: bool  # else all B·H·T² attention scores exist
+    reads_teacher: bool = True  # the reward reads the teacher's log-probs
+    reads_student: bool = True  # the reward reads the student's; else it is not loaded
+    kl_term: bool = True  # of the loss, which reads the reference's log-probs
+    reference_teacher: bool = False  # the reward's teacher is the reference
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether anything reads a reference; else it is not loaded."""
+        return self.kl_term or (self.reads_teacher and self.reference_teacher)
 
     @property
     def sequence_tokens(self) -> int:

@@ -14,6 +14,7 @@ from rlt_jax.planner.ledger import Ledger, PhaseMemory, vllm_cache_tokens, vllm_
 from rlt_jax.planner.preflight import Check
 from rlt_jax.planner.report import Report
 from rlt_jax.planner.run_plan import plan, planned_bytes, shortfalls, vllm_line
+from rlt_jax.planner.shapes import RunShape
 from rlt_jax.report.log import is_live, print_plain, shows_tables
 from rlt_jax.terminal import visible
 from rlt_jax.types import GB
@@ -121,8 +122,7 @@ def sentences(report: Report) -> tuple[list[str], list[str]]:
         f"  student {config.student}: {run.student.parameters / 1e9:.3f} B parameters ({report.student.source})",
         f"  update {run.micro_batch} x {run.teacher_tokens:,} tokens; saves the attention of {run.saved_attention} and "
         f"the MLP of {run.saved_mlp} of {shape.layers} layers",
-        f"  score {run.score_batch} x {run.teacher_tokens:,} tokens (teacher, reference), "
-        f"{run.score_batch} x {run.student_tokens:,} (student)",
+        f"  score {_scored(run)}",
     ]
     peak, host = ledger.gpu_peak, ledger.host_peak
     bottom = [
@@ -167,6 +167,16 @@ def sentences(report: Report) -> tuple[list[str], list[str]]:
     else:
         bottom.append("Fits")
     return top, bottom
+
+
+def _scored(run: RunShape) -> str:
+    """How many tokens the forward passes without gradients read, and of which models."""
+    of_teacher = {"teacher": run.reads_teacher, "reference": run.kl_term}
+    names = ", ".join(name for name, is_run in of_teacher.items() if is_run)
+    passes = [f"{run.score_batch} x {run.teacher_tokens:,} tokens ({names})"] if names else []
+    if run.reads_student:
+        passes.append(f"{run.score_batch} x {run.student_tokens:,}{'' if names else ' tokens'} (student)")
+    return f"{', '.join(passes) or 'no model'}{'' if run.has_reference else '; there is no reference'}"
 
 
 def report_json(report: Report) -> dict[str, Any]:

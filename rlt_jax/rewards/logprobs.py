@@ -130,24 +130,31 @@ def row_name(numbers: Sequence[int]) -> Callable[[int], str]:
 
 
 def gather_logprobs(
-    rows: Sequence[ScoreRow], student_logps: Sequence[np.ndarray], teacher_logps: Sequence[np.ndarray]
+    rows: Sequence[ScoreRow],
+    student_logps: Sequence[np.ndarray] | None,
+    teacher_logps: Sequence[np.ndarray] | None,
 ) -> RewardLogprobs:
     """Select the log-probs of each row's solution and thought from its two sequences, right-padded to a bucket.
 
     Args:
-      student_logps, teacher_logps: f32[S_i], f32[T_i] nats, from `row_logprobs` over student_ids and teacher_ids.
+      student_logps, teacher_logps: f32[S_i], f32[T_i] nats, from `row_logprobs` over student_ids and teacher_ids; None:
+        not computed, and so not in the result.
     """
-    solution = [logps[row.solution] for row, logps in zip(rows, student_logps)]
-    student_thought = [logps[row.student_thought] for row, logps in zip(rows, student_logps)]
-    teacher_thought = [logps[row.teacher_thought] for row, logps in zip(rows, teacher_logps)]
-    pad = partial(pad_rows, num_rows=len(rows))
+    solution = [row.solution for row in rows]
+    student_thought = [row.student_thought for row in rows]
+    teacher_thought = [row.teacher_thought for row in rows]
     solution_length = bucket_length(max(map(len, solution)))
     thought_length = bucket_length(max(map(len, student_thought)))
+    pad = partial(pad_rows, num_rows=len(rows))
+
+    def spans(logps: Sequence[np.ndarray] | None, places: Sequence[np.ndarray], length: int) -> np.ndarray | None:
+        return None if logps is None else pad([row[place] for row, place in zip(logps, places)], length)
+
     return RewardLogprobs(
-        solution_logps=pad(solution, solution_length),
+        solution_logps=spans(student_logps, solution, solution_length),
         solution_mask=pad([np.ones(len(s), bool) for s in solution], solution_length),
-        student_thought_logps=pad(student_thought, thought_length),
-        teacher_thought_logps=pad(teacher_thought, thought_length),
+        student_thought_logps=spans(student_logps, student_thought, thought_length),
+        teacher_thought_logps=spans(teacher_logps, teacher_thought, thought_length),
         thought_mask=pad([np.ones(len(s), bool) for s in student_thought], thought_length),
         matched=np.array([row.matched for row in rows]),
     )

@@ -1,18 +1,18 @@
-"""The RLT reward, and the interface of reward functions: what they receive and return.
+"""The RLT reward, and the interface of reward functions: what they receive and return, and which models they read.
 
 Your own reward is a plain function of `RewardInputs` (see docs/guide.md).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import numpy as np
 
 from rlt_jax.configs import RewardConfig
 from rlt_jax.losses import teacher_reward
-from rlt_jax.types import Prompt, RewardLogprobs, ScoreRow
+from rlt_jax.types import Prompt, RewardLogprobs, ScoreRow, ScoringModel
 
 
 class RewardInputs(NamedTuple):
@@ -20,7 +20,7 @@ class RewardInputs(NamedTuple):
 
     prompts: Sequence[Prompt]  # B: question, solution, the ids that the teacher continued; () in `rlt_jax.score`
     rows: Sequence[ScoreRow]  # B: explanation text, both token sequences, match, copy rate
-    logprobs: RewardLogprobs  # padded log-probs of both models, nats
+    logprobs: RewardLogprobs  # padded log-probs of the models that the function reads, nats
 
 
 class Rewards(NamedTuple):
@@ -31,10 +31,53 @@ class Rewards(NamedTuple):
 
 
 RewardFn = Callable[[RewardInputs], Rewards | np.ndarray]
+Reads = frozenset[ScoringModel]
+
+BOTH: Reads = frozenset(get_args(ScoringModel))
+
+
+def reads(*models: ScoringModel) -> Callable[[RewardFn], RewardFn]:
+    """Declare whose log-probs a reward function reads: no other model is run for it, nor loaded if nothing needs it.
+
+        @reads("student")
+        def helpful(inputs): ...
+
+    Without this decorator a function is taken to read both; `@reads()` is for one that reads texts alone.
+
+    Raises:
+      ValueError: a name that is neither "student" nor "teacher".
+    """
+    declared = _as_reads(models, "reads(...)")
+
+    def declare(reward_fn: RewardFn) -> RewardFn:
+        reward_fn.reads = declared  # type: ignore[attr-defined]
+        return reward_fn
+
+    return declare
+
+
+def read_by(reward_fn: RewardFn) -> Reads:
+    """The models whose log-probs a reward function reads, as `reads` declared; both if nothing is declared.
+
+    Raises:
+      ValueError: an attribute `reads` of its own that is no collection of "student" and "teacher".
+    """
+    declared = getattr(reward_fn, "reads", None)
+    return BOTH if declared is None else _as_reads(declared, f"the attribute `reads` of {reward_fn!r}")
+
+
+def _as_reads(models: Any, what: str) -> Reads:
+    names = (models,) if isinstance(models, str) or not isinstance(models, Iterable) else tuple(models)
+    if unknown := [name for name in names if name not in BOTH]:
+        raise ValueError(f"{what}: expected none, one or both of 'student' and 'teacher', got {unknown[0]!r}")
+    return frozenset(names)
 
 
 def rlt_reward(config: RewardConfig) -> RewardFn:
-    """The paper's reward, `losses.teacher_reward`, with the settings of `config`. Compiles once per bucket."""
+    """The paper's reward, `losses.teacher_reward`, with the settings of `config`. Compiles once per bucket.
+
+    It reads both models, and without include_teacher_think_entropy the student alone.
+    """
     reward = jax.jit(
         partial(
             teacher_reward,
@@ -52,6 +95,7 @@ def rlt_reward(config: RewardConfig) -> RewardFn:
         )
     )
 
+    @reads(*config.reads)
     def reward_fn(inputs: RewardInputs) -> Rewards:
         logprobs = inputs.logprobs
         scored = jax.device_get(
@@ -59,7 +103,7 @@ def rlt_reward(config: RewardConfig) -> RewardFn:
                 logprobs.solution_logps,
                 logprobs.solution_mask,
                 logprobs.student_thought_logps,
-                logprobs.teacher_thought_logps,
+                logprobs.teacher_thought_logps if "teacher" in config.reads else None,
                 logprobs.thought_mask,
                 logprobs.matched,
             )

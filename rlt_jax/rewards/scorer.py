@@ -1,4 +1,4 @@
-"""Scores explanations: computes their log-probs under teacher and student, then calls the reward function."""
+"""Scores explanations: computes their log-probs under the models that the reward function reads, then calls it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from rlt_jax.data import ChatFormat, judged, score_row_from_ids
 from rlt_jax.finite import check_rows
 from rlt_jax.models import Model, Params
 from rlt_jax.rewards.logprobs import RowLogprobs, finite_logprobs, gather_logprobs, row_name
-from rlt_jax.rewards.rlt import RewardFn, RewardInputs, Rewards, rlt_reward
+from rlt_jax.rewards.rlt import Reads, RewardFn, RewardInputs, Rewards, read_by, rlt_reward
 from rlt_jax.types import Completion, Prompt, ScoreRow
 
 
@@ -29,8 +29,8 @@ class Scorer:
     """Teacher, frozen student and reward function. Each call gets the teacher's parameters: training changes them."""
 
     teacher: Model
-    student: Model
-    student_params: Params
+    student: Model | None  # None: the reward function does not read it
+    student_params: Params | None
     reward_fn: RewardFn
     teacher_temperature: float  # divides the teacher's logits
     student_temperature: float  # divides the student's logits
@@ -38,18 +38,24 @@ class Scorer:
     teacher_name: str = "teacher"  # in messages
     reward_name: str = "the reward function"  # in messages
 
+    @property
+    def reads(self) -> Reads:
+        """The models that are run."""
+        return read_by(self.reward_fn)
+
     def score(
         self,
-        teacher_params: Params,
+        teacher_params: Params | None,
         prompts: Sequence[Prompt],
         rows: list[ScoreRow],
         *,
         batch_size: int,
         numbers: Sequence[int] = (),
     ) -> Scored:
-        """Score rows with both models (see `score_rows`).
+        """Score rows with the models that the reward function reads (see `score_rows`).
 
         Args:
+          teacher_params: None is allowed where it does not read the teacher.
           batch_size: sequences per forward pass, at most. Changes results only by rounding.
           numbers: of the rows in the data, for messages; (): those of the prompts.
         Raises:
@@ -57,15 +63,17 @@ class Scorer:
         """
         name = row_name(numbers or [prompt.row.number for prompt in prompts])
         logprobs = partial(finite_logprobs, batch_size=batch_size, chunk=self.chunk, name=name)
+        teacher = partial(
+            logprobs, self.teacher, teacher_params, temperature=self.teacher_temperature, who=self.teacher_name
+        )
+        student = partial(
+            logprobs, self.student, self.student_params, temperature=self.student_temperature, who="student"
+        )
         return score_rows(
             prompts,
             rows,
-            teacher_logprobs=partial(
-                logprobs, self.teacher, teacher_params, temperature=self.teacher_temperature, who=self.teacher_name
-            ),
-            student_logprobs=partial(
-                logprobs, self.student, self.student_params, temperature=self.student_temperature, who="student"
-            ),
+            teacher_logprobs=teacher if "teacher" in self.reads else None,
+            student_logprobs=student if "student" in self.reads else None,
             reward_fn=self.reward_fn,
             reward_name=self.reward_name,
             name=name,
@@ -74,8 +82,8 @@ class Scorer:
 
 def make_scorer(
     teacher: Model,
-    student: Model,
-    student_params: Params,
+    student: Model | None,
+    student_params: Params | None,
     reward: RewardConfig,
     *,
     sampling_temperature: float,
@@ -86,6 +94,7 @@ def make_scorer(
     """Build the scorer that `reward` describes.
 
     Args:
+      student, student_params: None is allowed where the reward function does not read the student.
       sampling_temperature: the teacher's; also divides its logits in scoring if `reward` says so.
       reward_fn: your own reward function. None: the RLT reward with the settings of `reward`.
       teacher_name: what the teacher is called in messages.
@@ -113,8 +122,8 @@ def score_rows(
     prompts: Sequence[Prompt],
     rows: list[ScoreRow],
     *,
-    teacher_logprobs: RowLogprobs,
-    student_logprobs: RowLogprobs,
+    teacher_logprobs: RowLogprobs | None,
+    student_logprobs: RowLogprobs | None,
     reward_fn: RewardFn,
     reward_name: str = "the reward function",
     name: Callable[[int], str] = "explanation {}".format,
@@ -122,25 +131,24 @@ def score_rows(
     """Run teacher and student over each explanation, then compute the rewards.
 
     Args:
+      teacher_logprobs, student_logprobs: None: that model is not run, and the reward function cannot read it.
       reward_name: what the reward function is called in messages.
       name: of the explanation with an index, in messages.
     Raises:
       ValueError: the reward function returned anything but one number per explanation.
       NotFinite: a log-prob, a reward or a component is NaN or infinite.
     """
-    teacher_logps = teacher_logprobs([row.teacher_ids for row in rows])
-    student_logps = student_logprobs([row.student_ids for row in rows])
+    teacher_logps = None if teacher_logprobs is None else teacher_logprobs([row.teacher_ids for row in rows])
+    student_logps = None if student_logprobs is None else student_logprobs([row.student_ids for row in rows])
     returned = reward_fn(RewardInputs(prompts, rows, gather_logprobs(rows, student_logps, teacher_logps)))
     rewards = returned if isinstance(returned, Rewards) else Rewards(np.asarray(returned, np.float32), {})
     if np.shape(rewards.reward) != (len(rows),):
         raise ValueError(
             f"{reward_name} returned {rewards.reward!r}: expected {len(rows)} finite numbers, one per explanation"
         )
-    record = {
-        "student_logps": np.concatenate(student_logps),
-        "teacher_logps": np.concatenate(teacher_logps),
-        "reward": np.asarray(rewards.reward, np.float32),
-    }
+    computed = {"student_logps": student_logps, "teacher_logps": teacher_logps}
+    record = {name: np.concatenate(logps) for name, logps in computed.items() if logps is not None}
+    record["reward"] = np.asarray(rewards.reward, np.float32)
     check_rows(record["reward"], f"{reward_name} returned", name=name, record=record)
     for component, values in rewards.components.items():
         known = {**record, f"component/{component}": np.asarray(values, np.float32)}

@@ -19,10 +19,9 @@ from rlt_jax.device.placement import free
 from rlt_jax.errors import UserError
 from rlt_jax.finite import MOST_SHOWN, NotFinite, bits
 from rlt_jax.models import Params
-from rlt_jax.rewards.rlt import RewardFn, RewardInputs, Rewards
+from rlt_jax.rewards.rlt import BOTH, RewardFn, RewardInputs, Rewards, reads
 from rlt_jax.rewards.scorer import Scored
 from rlt_jax.runs.rlt import Rlt, open_rlt, row_names
-from rlt_jax.runs.setup import frozen_like
 from rlt_jax.runs.sft import load_sft
 from rlt_jax.runs.skipping import CONFIG_COPY, SkippedStep, read_state, split
 from rlt_jax.types import Completion
@@ -73,7 +72,7 @@ def _replay_train(
         _check_batch(kept, [prompt.row.number for prompt in prompts], [prompt.teacher_ids for prompt in prompts])
         drawn = zip(split(kept.batch, "token_ids"), split(kept.batch, "logps"), kept.batch["finished"].tolist())
         completions = [Completion(ids, logps, finished, kept.step - 1) for ids, logps, finished in drawn]
-        like = rlt.optimizer.like(rlt.params).params, frozen_like(config, rlt.params)
+        like = rlt.optimizer.like(rlt.params).params, rlt.reference_like()
         free(rlt.params)
         policy, reference = read_state(kept.state, like)
         had: dict[str, Any] = {}
@@ -81,11 +80,14 @@ def _replay_train(
         def score() -> str:
             had["scored"] = scored = rlt.score(policy, reference, prompts, completions)
             rewards = scored.rewards.reward
-            return f"finite: log-probs of policy and student, rewards {np.min(rewards):.4g} to {np.max(rewards):.4g}"
+            models = {"teacher": rlt.scorer.teacher_name, "student": "student"}
+            read = " and ".join(name for model, name in models.items() if model in rlt.scorer.reads)
+            logprobs = f"log-probs of {read}, " if read else ""
+            return f"finite: {logprobs}rewards {np.min(rewards):.4g} to {np.max(rewards):.4g}"
 
         def reference_logprobs() -> str:
-            had["ref_logps"] = rlt.reference_logprobs(reference, had["scored"])
-            return "finite: log-probs of the reference"
+            had["ref_logps"] = found = rlt.reference_logprobs(reference, had["scored"])
+            return "not needed: the loss has no KL term" if found is None else "finite: log-probs of the reference"
 
         def advantages() -> str:
             had["advantages"] = found = rlt.advantages(had["scored"])
@@ -149,7 +151,8 @@ def _bad_rows_of_train(
     def fails(i: int) -> bool:
         one = slice(i, i + 1)
         alone = Scored(scored.prompts[one], scored.rows[one], Rewards(scored.rewards.reward[one], {}))
-        return _fails(rlt.gradients, policy, alone, completions[one], had["ref_logps"][one], had["advantages"][one])
+        ref_logps = None if had["ref_logps"] is None else had["ref_logps"][one]
+        return _fails(rlt.gradients, policy, alone, completions[one], ref_logps, had["advantages"][one])
 
     return [name(i) for i in range(len(completions)) if fails(i)]
 
@@ -170,6 +173,7 @@ def _recorded_reward(kept: SkippedStep) -> RewardFn | None:
         name.removeprefix("component/"): x for name, x in kept.values.items() if name.startswith("component/")
     }
 
+    @reads(*kept.fault.get("reads", BOTH))
     def recorded(inputs: RewardInputs) -> Rewards:
         if "reward" not in kept.values:
             raise UserError("the run's own reward function is not known here: pass it to rlt_jax.replay.replay")

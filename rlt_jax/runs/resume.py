@@ -79,11 +79,11 @@ def run_inputs(
 
 
 def models_of(config: TrainConfig | SftConfig) -> dict[str, str]:
-    """What each model of a run is for -> its folder or hub name. A reference that is the teacher is left out."""
+    """What each model of a run is for -> its folder or hub name. A reference that is the teacher, or unused, is not."""
     if isinstance(config, SftConfig):
         return {"model": config.model}
     models = {"teacher": config.teacher, "student": config.student}
-    return models if config.reference is None else {**models, "reference": config.reference}
+    return models if config.own_reference is None else {**models, "reference": config.own_reference}
 
 
 def changed_settings(config: TrainConfig | SftConfig, folder: Path, *, quiet: bool = False) -> list[Change]:
@@ -188,7 +188,9 @@ def changed_inputs(inputs: Inputs, saved: Inputs) -> list[Change]:
             continue
         before, now = saved.get(name, "none"), inputs.get(name, "none")
         if before != now:
-            found.append(Change(name, *_difference(before, now), steers=False))
+            # A run without a reference measures the same: its reward did not read it either.
+            steers = name.startswith("the reference's ") and now == "none"
+            found.append(Change(name, *_difference(before, now), steers=steers))
     if unknown:
         log.warning("%s does not record %s: not compared", INPUTS_FILE, ", ".join(unknown))
     return found

@@ -38,13 +38,14 @@ from rlt_jax.report.log import ENGINE_LOG_FILE
 from rlt_jax.report.partial_file import fingerprint
 from rlt_jax.rewards.logprobs import finite_logprobs, row_name
 from rlt_jax.rewards.records import sample_records
-from rlt_jax.rewards.rlt import RewardFn
+from rlt_jax.rewards.rlt import RewardFn, read_by
 from rlt_jax.rewards.scorer import Scored, Scorer, completion_rows, make_scorer
 from rlt_jax.runs.alarms import Alarms
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.contradictions import warn_of_row_prompts
 from rlt_jax.runs.exported import files_of_training
 from rlt_jax.runs.match_rate import MatchWatch
+from rlt_jax.runs.reference import check_reference, load_reference
 from rlt_jax.runs.resume import Inputs, models_of, run_inputs
 from rlt_jax.runs.rollouts import FOLDER as ROLLOUTS_FOLDER
 from rlt_jax.runs.rollouts import Rollouts
@@ -53,7 +54,6 @@ from rlt_jax.runs.setup import (
     frozen_like,
     load_checked_model,
     load_prompts,
-    load_reference,
     log_plan,
     place_frozen,
     question_order,
@@ -82,6 +82,7 @@ class Rlt:
     questions: Callable[[int], np.ndarray]  # step, from 0 -> indices into `prompts`
     model: Model  # of policy and reference
     params: Params  # the policy's, as loaded
+    uses_reference: bool  # else there is none, and it is None everywhere
     optimizer: Optimizer
     scorer: Scorer
     sum_gradients: SumGradients
@@ -96,13 +97,17 @@ class Rlt:
 
     # The state of a run: (policy with optimizer, reference).
 
-    def state_like(self) -> tuple[TrainState, Params]:
+    def state_like(self) -> tuple[TrainState, Params | None]:
         """Shapes and shardings of state and reference, to restore a checkpoint into."""
-        return self.optimizer.like(self.params), frozen_like(self.config, self.params)
+        return self.optimizer.like(self.params), self.reference_like()
 
-    def fresh_state(self, params: Params) -> tuple[TrainState, Params]:
+    def reference_like(self) -> Params | None:
+        """Shapes and shardings of the reference."""
+        return frozen_like(self.config, self.params) if self.uses_reference else None
+
+    def fresh_state(self, params: Params) -> tuple[TrainState, Params | None]:
         """Initial state and reference of a run; takes over the parameters."""
-        reference = load_reference(self.config, self.model, params)
+        reference = load_reference(self.config, self.model, params) if self.uses_reference else None
         return self.optimizer.init(params), reference
 
     def set_aside(self, state: TrainState, policy: Params | None = None) -> TrainState:
@@ -169,7 +174,7 @@ class Rlt:
     # Score.
 
     def score(
-        self, policy: Params, reference: Params, prompts: Sequence[Prompt], completions: Sequence[Completion]
+        self, policy: Params, reference: Params | None, prompts: Sequence[Prompt], completions: Sequence[Completion]
     ) -> Scored:
         """Score completions; completion i belongs to prompt i.
 
@@ -183,12 +188,14 @@ class Rlt:
                 "score", lambda sizes: self.scorer.score(teacher, prompts, rows, batch_size=sizes.score)
             )
 
-    def reference_logprobs(self, reference: Params, scored: Scored) -> list[np.ndarray]:
-        """The reference's log-probs of prompts and completions, f32[T_i] nats each.
+    def reference_logprobs(self, reference: Params | None, scored: Scored) -> list[np.ndarray] | None:
+        """The reference's log-probs of prompts and completions, f32[T_i] nats each; None: the loss has no KL term.
 
         Raises:
           NotFinite: some are NaN or infinite.
         """
+        if self.config.loss.beta == 0 or reference is None:
+            return None
         logprobs = partial(
             finite_logprobs,
             self.model,
@@ -201,6 +208,13 @@ class Rlt:
         )
         with stage("reference", reward=reward_of(scored)):
             return self.backoff.run("score", lambda sizes: logprobs(batch_size=sizes.score))
+
+    def scored_tokens(self, scored: Scored) -> int:
+        """Tokens of all sequences that were scored, one for each model that read it."""
+        reads = self.scorer.reads
+        of_teacher = ("teacher" in reads) + (self.config.loss.beta > 0)  # the reference reads the teacher's sequence
+        of_student = "student" in reads
+        return sum(of_teacher * len(row.teacher_ids) + of_student * len(row.student_ids) for row in scored.rows)
 
     def advantages(self, scored: Scored) -> np.ndarray:
         """Advantages f32[B]: rewards normalised within each group.
@@ -222,7 +236,7 @@ class Rlt:
         policy: Params,
         scored: Scored,
         completions: Sequence[Completion],
-        ref_logps: Sequence[np.ndarray],
+        ref_logps: Sequence[np.ndarray] | None,
         advantages: np.ndarray,
     ) -> tuple[Params, dict]:
         """Gradients of the step's loss, and its diagnostics f32[] by name; both still on the device.
@@ -268,10 +282,10 @@ class Rlt:
         free(gradients)
         return state, norm
 
-    def move_reference(self, step: int, reference: Params, policy: Params) -> Params:
+    def move_reference(self, step: int, reference: Params | None, policy: Params) -> Params | None:
         """The reference after a step: moved towards the policy if a sync is due, and then the old one is donated."""
         ref = self.config.ref
-        if not (ref.sync_ref_model and step % ref.ref_model_sync_steps == 0):
+        if reference is None or not (ref.sync_ref_model and step % ref.ref_model_sync_steps == 0):
             return reference
         return self.sync_reference(reference, policy, ref.ref_model_mixup_alpha)
 
@@ -287,6 +301,7 @@ class Rlt:
             "finished": np.array([completion.finished for completion in completions]),
         }
         facts = {"command": "train", "sizes": asdict(self.backoff.sizes), "reward": self.scorer.reward_name}
+        facts["reads"] = sorted(self.scorer.reads)
         return Evidence(batch, facts)
 
     def samples(self, step: int, scored: Scored, completions: Sequence[Completion]) -> Iterator[dict[str, object]]:
@@ -351,8 +366,11 @@ def open_rlt(
 
     prompts, eval_prompts = load_prompts(config, chat, compare=compare)
     questions = question_order(config, len(prompts))  # too few rows are refused here, before minutes of loading
+    reads = config.reward.reads if reward_fn is None else read_by(reward_fn)
+    uses_reference = config.uses_reference(reads)
+    check_reference(config, run_dir, used=uses_reference, reads=reads)
     gpu = read_gpu()
-    planned = plan(config, gpu_bytes=None if gpu is None else gpu.total_bytes)
+    planned = plan(config, gpu_bytes=None if gpu is None else gpu.total_bytes, reads=reads)
     prepare_memory(shared=config.sampler.kind == "vllm", pinned_bytes=planned.pinned_bytes)
     log_plan(config, planned)
     advice = partial(out_of_memory_advice, planned)
@@ -362,7 +380,10 @@ def open_rlt(
     ):
         dtype, ends = decided_dtype(config.dtype), eos_ids(chat.tokenizer, config.teacher)
         model, params = load_checked_model(config.teacher, chat.tokenizer, dtype=dtype)
-        student, student_params = load_checked_model(config.student, chat.student, dtype=dtype)
+        student, student_params = None, None
+        if "student" in reads:
+            student, student_params = load_checked_model(config.student, chat.student, dtype=dtype)
+            student_params = place_frozen(config, student_params)
         yield Rlt(
             config=config,
             chat=chat,
@@ -373,13 +394,14 @@ def open_rlt(
             questions=questions,
             model=model,
             params=params,
+            uses_reference=uses_reference,
             optimizer=open_optimizer(
                 config.optimizer, config.memory, learning_rate=config.learning_rate, max_steps=config.max_steps
             ),
             scorer=make_scorer(
                 model,
                 student,
-                place_frozen(config, student_params),
+                student_params,
                 config.reward,
                 sampling_temperature=config.temperature,
                 chunk=config.loss.logprob_chunk,

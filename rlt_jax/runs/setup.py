@@ -1,8 +1,8 @@
-"""Loads and checks what a command needs before it starts: models, samplers, reference, rows, prompts."""
+"""Loads and checks what a command needs before it starts: models, samplers, rows, prompts."""
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,7 +12,6 @@ import numpy as np
 import psutil
 
 from rlt_jax.configs import DataConfig, EvaluateConfig, GenerateConfig, TrainConfig
-from rlt_jax.configs.dtype import decided_dtype
 from rlt_jax.data import (
     ChatFormat,
     Lazily,
@@ -98,33 +97,6 @@ def chat_sampler(
         token_ids=known_ids(chat.tokenizer),
         probe_ids=probe_ids,
     )
-
-
-def load_reference(config: TrainConfig, teacher: Model, params: Params) -> Params:
-    """Load the parameters of the reference, which the teacher's model runs with and the teacher's are mixed into.
-
-    Args:
-      params: the teacher's, as loaded. The reference gets its own arrays, as the policy's are donated.
-    Raises:
-      UserError: its architecture is not the teacher's, or it cannot be loaded.
-    """
-    if config.reference_model == config.teacher:
-        return place_frozen(config, params, copy=True)
-    model, reference_params = load_model(config.reference_model, dtype=decided_dtype(config.dtype))
-    expected, found = asdict(teacher.config), asdict(model.config)
-    # Neither shapes nor computation depend on these.
-    ignored = {"max_position_embeddings", "initializer_range", "source"}
-    different = [
-        f"{name}={found[name]} (teacher: {expected[name]})"
-        for name in expected
-        if name not in ignored and found[name] != expected[name]
-    ]
-    if different:
-        raise UserError(
-            f"--reference {config.reference}: expected the teacher's architecture, but it has "
-            f"{', '.join(different)}: give a model with the teacher's, or leave out the flag to use the teacher itself"
-        )
-    return place_frozen(config, reference_params)
 
 
 def place_frozen(config: TrainConfig, params: Params, *, copy: bool = False) -> Params:

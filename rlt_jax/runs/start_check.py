@@ -46,8 +46,8 @@ def start_checks(config: TrainConfig) -> list[Check]:
 def _with_local_models(config: TrainConfig) -> tuple[TrainConfig, list[str]]:
     """The run with the folders of its models on this machine, and the models that are not here."""
     models = {"teacher": config.teacher, "student": config.student}
-    if config.reference is not None:
-        models["reference"] = config.reference
+    if config.own_reference is not None:
+        models["reference"] = config.own_reference
     folders = {name: local_folder(path) for name, path in models.items()}
     missing = [models[name] for name, folder in folders.items() if folder is None or _is_part(models[name], folder)]
     here = {name: path if folders[name] is None else str(folders[name]) for name, path in models.items()}

@@ -250,12 +250,12 @@ def scored_rows(stem: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
 
 
 def scored_values(score: Mapping[str, Any]) -> dict[str, float | None]:
-    """The values of a scored line that go into the results; None: it was not finite."""
+    """The values of a scored line that go into the results; None: it was not finite, or is none of the components."""
     components = score["components"]
     return {
         "reward": score["reward"],
         "solution_logp": components["solution_logp/mean"],
-        "thought_kl": components["thought_kl/mean"],
+        "thought_kl": components.get("thought_kl/mean"),
         "copy_rate": score["copy_rate"],
         "repeat_rate": score["repeat_rate"],
     }

@@ -292,3 +292,17 @@ def test_no_array_keeps_a_copy_of_itself_on_the_host_of_a_gpu(tmp_path):
     write_arrays(tmp_path / "3", saved, {})
     assert [leaf._npy_value for leaf in jax.tree.leaves(saved)] == [None] * len(jax.tree.leaves(saved))
     assert read_manifest(tmp_path / "3").size > 0
+
+
+def test_arrays_where_none_is_wanted_are_compared_and_dropped(tmp_path):
+    """In a part with others, and in one of their own; what is damaged is damaged all the same."""
+    state, reference = {"w": jnp.arange(6.0), "none": None}, {"w": jnp.ones((2, 3)), "v": jnp.zeros(0)}
+    write_arrays(tmp_path / "1", (state, reference), {"step": 1})
+    (read, nothing), facts = read_arrays(tmp_path / "1", (state, None))
+    assert nothing is None and facts == {"step": 1}
+    np.testing.assert_array_equal(read["w"], state["w"])
+    with pytest.raises(UserError, match=r"\[1\]\['v'\]: this run has none, the checkpoint float32\[0\]"):
+        read_arrays(tmp_path / "1", (state, {"w": reference["w"]}))
+    write_arrays(tmp_path / "2", (state, None), {})
+    with pytest.raises(UserError, match=r"\[1\]\['v'\]: this run has float32\[0\], the checkpoint none"):
+        read_arrays(tmp_path / "2", (state, reference))

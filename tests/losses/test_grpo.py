@@ -281,3 +281,34 @@ def test_shapes_must_agree():
         grpo_loss(logps, old, ref, advantages[:2], mask, beta=0.04)
     with pytest.raises(AssertionError):
         grpo_loss(logps, old, ref, advantages, mask, beta=0.04, token_weights=jnp.ones(4))
+
+
+# without a reference
+
+
+def test_without_a_kl_term_the_reference_changes_nothing():
+    """The same loss and the same gradient, bit for bit, and no `kl`."""
+    key = jax.random.key(5)
+    logps, ref = -jax.random.exponential(key, (2, 3, 6))
+    advantages, mask = jnp.array([1.0, -2.0, 0.5]), jnp.arange(6) < jnp.array([[6], [3], [0]])
+
+    def run(ref_logps):
+        def loss(x):
+            return grpo_loss(x, jax.lax.stop_gradient(x), ref_logps, advantages, mask, beta=0.0)
+
+        (value, aux), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(logps)
+        return value, aux, gradient
+
+    (value, aux, gradient), (no_value, no_aux, no_gradient) = run(ref), run(None)
+    np.testing.assert_array_equal(no_gradient, gradient)
+    assert no_value == value and aux.keys() - no_aux.keys() == {"kl"}
+    assert no_aux == {name: aux[name] for name in no_aux}
+
+
+def test_a_kl_term_needs_the_reference():
+    logps = jnp.zeros((1, 2))
+    for beta in (0.04, jnp.float32(0.04)):
+        with pytest.raises(ValueError, match="without ref_logps: the KL term needs the reference's log-probs"):
+            grpo_loss(logps, logps, None, jnp.zeros(1), jnp.ones((1, 2), bool), beta=beta)
+    with pytest.raises(ValueError, match="without ref_logps"):  # not known to be 0
+        jax.jit(lambda beta: grpo_loss(logps, logps, None, jnp.zeros(1), jnp.ones((1, 2), bool), beta=beta)[0])(0.0)

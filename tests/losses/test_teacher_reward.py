@@ -377,3 +377,20 @@ def test_shapes_must_agree():
         teacher_reward(solution, solution_mask, student, teacher, thought_mask, matched[:2], **RLT)
     with pytest.raises(AssertionError):
         teacher_reward(solution[:, 1:], solution_mask, student, teacher, thought_mask, matched, **RLT)
+
+
+def test_a_kl_without_the_teachers_log_probs_is_refused():
+    spans = (
+        jnp.zeros((1, 2)),
+        jnp.ones((1, 2), bool),
+        jnp.zeros((1, 3)),
+        None,
+        jnp.ones((1, 3), bool),
+        jnp.ones(1, bool),
+    )
+    settings = {"answer_log_prob_coeff": 1.0, "kl_penalty_reward_coeff": 0.0}
+    settings |= {"reduction_log_prob": "mean", "reduction_kl": "mean"}
+    with pytest.raises(ValueError, match="include_teacher_think_entropy without teacher_thought_logps"):
+        teacher_reward(*spans, **settings)
+    found = teacher_reward(*spans, **settings, include_teacher_think_entropy=False)
+    assert float(found.reward[0]) == 0.0 and "thought_kl/mean" not in found.components

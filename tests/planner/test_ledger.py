@@ -325,3 +325,49 @@ def test_the_native_sampler_s_cache():
     entries = {entry.owner: entry.size for entry in make_ledger(QWEN_7B, ALONE).phase("generate").gpu}
     assert entries["key-value cache"] == 1.5 * 32 * 12288 * 57_344
     assert "vLLM awake" not in entries
+
+
+# what nothing reads
+
+
+def all_owners(plan, side="gpu") -> set[str]:
+    return {entry.owner for phase in plan.phases for entry in getattr(phase, side)}
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+def test_without_a_kl_term_the_plan_is_smaller_by_the_reference(on_host):
+    with_one = make_ledger(QWEN_7B, replace(MONO85, frozen_on_host=on_host))
+    plan = make_ledger(QWEN_7B, replace(MONO85, frozen_on_host=on_host, kl_term=False))
+    assert [phase.name for phase in plan.phases] == [
+        phase.name for phase in with_one.phases if phase.name not in ("score reference", "move reference")
+    ]
+    assert not any("reference" in owner for owner in all_owners(plan) | all_owners(plan, "host"))
+    assert with_one.checkpoint_bytes - plan.checkpoint_bytes == 2 * PARAMETERS
+    assert with_one.pinned_bytes - plan.pinned_bytes == 2 * PARAMETERS * on_host
+    for phase in plan.phases:
+        before = with_one.phase(phase.name)
+        assert before.gpu_bytes - phase.gpu_bytes == pytest.approx(0 if on_host else 2 * PARAMETERS)
+    pool = {entry.owner: entry.size for entry in plan.phase("update").host}
+    assert ("pinned student" in pool) == on_host and "pinned reference" not in pool
+
+
+def test_models_that_the_reward_does_not_read_are_neither_run_nor_kept():
+    student_only = make_ledger(QWEN_7B, replace(MONO85, reads_teacher=False))
+    assert {phase.name for phase in student_only.phases} >= {"score student", "score reference"}
+    assert "teacher's forward pass" not in all_owners(student_only) and "teacher" in all_owners(student_only)
+    texts = make_ledger(QWEN_7B, replace(MONO85, reads_teacher=False, reads_student=False, kl_term=False))
+    assert not any(phase.name.startswith("score") for phase in texts.phases) and "score" not in texts.step_peaks()
+    assert not any(
+        "student" in owner or "reference" in owner for owner in all_owners(texts) | all_owners(texts, "host")
+    )
+    assert make_ledger(QWEN_7B, MONO85).pinned_bytes - texts.pinned_bytes == 4 * PARAMETERS
+
+
+def test_a_reference_in_the_teachers_place_visits_the_gpu_to_score():
+    run = replace(MONO85, kl_term=False, reference_teacher=True)
+    plan, usual = make_ledger(QWEN_7B, run), make_ledger(QWEN_7B, MONO85)
+    more = plan.phase("score teacher").gpu_bytes - usual.phase("score teacher").gpu_bytes
+    assert more == pytest.approx(2 * PARAMETERS)
+    assert {phase.name for phase in usual.phases} - {phase.name for phase in plan.phases} == {"score reference"}
+    assert plan.checkpoint_bytes == usual.checkpoint_bytes
+    assert not replace(run, reads_teacher=False).has_reference

@@ -117,6 +117,23 @@ def test_types_and_places():
     assert (run.optimizer_on_host, run.frozen_on_host) == (True, True)
 
 
+def test_what_is_read_follows_from_loss_and_reward():
+    def read(config, **named) -> tuple[bool, ...]:
+        run = run_shape(config, QWEN_7B, QWEN_7B, **named)
+        return run.reads_teacher, run.reads_student, run.kl_term, run.has_reference
+
+    no_kl = replace(MONO85, loss=replace(MONO85.loss, beta=0.0))
+    surprisal = replace(MONO85, reward=replace(MONO85.reward, include_teacher_think_entropy=False))
+    assert read(MONO85) == (True, True, True, True)
+    assert read(no_kl) == (True, True, False, False)
+    assert read(surprisal) == (False, True, True, True)
+    assert read(no_kl, reads={"student"}) == (False, True, False, False)
+    assert read(no_kl, reads=()) == (False, False, False, False)
+    from_reference = replace(no_kl, reward=replace(MONO85.reward, use_reference_teacher_model=True))
+    assert read(from_reference) == (True, True, False, True)
+    assert read(from_reference, reads={"student"}) == (False, True, False, False)
+
+
 def test_a_wide_head_is_not_for_the_fused_kernel():
     wide = replace(QWEN_7B, head_dim=256)
     assert not run_shape(MONO85, wide, QWEN_7B).fused_attention

@@ -15,8 +15,8 @@ from rlt_jax.learner.backward import make_layerwise_accumulate
 from rlt_jax.learner.objective import grpo_objective
 from rlt_jax.learner.step import grpo_batches, sum_gradients
 from rlt_jax.losses import ORIGINAL_NAMES, group_advantages
-from rlt_jax.models import build_model, load_model, named_tensors
-from rlt_jax.rewards.rlt import RewardInputs, Rewards, rlt_reward
+from rlt_jax.models import Model, build_model, load_model, named_tensors
+from rlt_jax.rewards.rlt import RewardInputs, Rewards, reads, rlt_reward
 from rlt_jax.rewards.scorer import completion_rows, make_scorer, score_rows
 from rlt_jax.types import Completion, Row
 
@@ -283,3 +283,82 @@ def test_settings_reach_the_reward(score, prompts, completions, scored):
     other = score(prompts, completions, rlt_reward(config))
     expected = 2.0 * scored.rewards.components["solution_logp/max"] + np.array([0, -3.0, 0, 0])
     np.testing.assert_allclose(other.rewards.reward, expected, atol=1e-5)
+
+
+# models that the reward does not read
+
+
+def counting_passes(model: Model, name: str, seen: list[str]) -> Model:
+    """The model, which notes its name in `seen` when a forward pass of it is compiled."""
+
+    class Counting(Model):
+        def hidden(self, *arguments, **named):
+            seen.append(name)
+            return super().hidden(*arguments, **named)
+
+    return Counting(**vars(model))
+
+
+@pytest.fixture
+def passes(chat, golden, models, prompts, completions):
+    """passes(reward_fn, config): which models run for it, and the rewards."""
+
+    def run(reward_fn=None, config=RewardConfig()):  # noqa: B008
+        seen: list[str] = []
+        (teacher, params), (student, student_params) = models["teacher"], models["student"]
+        scorer = make_scorer(
+            counting_passes(teacher, "teacher", seen),
+            counting_passes(student, "student", seen),
+            student_params,
+            config,
+            sampling_temperature=TEMPERATURE,
+            chunk=64,
+            reward_fn=reward_fn,
+        )
+        rows = completion_rows(prompts, completions, chat=chat, eos_ids=eos_ids(chat.tokenizer, golden / "teacher"))
+        return scorer.score(params, prompts, rows, batch_size=4), sorted(set(seen))
+
+    return run
+
+
+def mean_solution_logp(inputs: RewardInputs) -> np.ndarray:
+    logps = inputs.logprobs
+    return (logps.solution_logps * logps.solution_mask).sum(1) / logps.solution_mask.sum(1)
+
+
+def test_only_the_models_that_a_reward_reads_are_run(passes):
+    undeclared, both = passes(lambda inputs: mean_solution_logp(inputs))
+    of_student, alone = passes(reads("student")(mean_solution_logp))
+    _, neither = passes(reads()(lambda inputs: np.array([float(len(row.explanation)) for row in inputs.rows])))
+    assert (both, alone, neither) == (["student", "teacher"], ["student"], [])
+    np.testing.assert_array_equal(of_student.rewards.reward, undeclared.rewards.reward)
+
+
+@pytest.mark.parametrize(("model", "field"), [("teacher", "teacher_thought_logps"), ("student", "solution_logps")])
+def test_log_probs_that_were_not_computed_are_refused(passes, model, field):
+    other = {"teacher": "student", "student": "teacher"}[model]
+
+    @reads(other)
+    def wrong(inputs):
+        return getattr(inputs.logprobs, field)[:, 0]
+
+    with pytest.raises(ValueError, match=f'{field}: the {model}.s log-probs were not computed.*add "{model}" to its'):
+        passes(wrong)
+
+
+def test_without_the_teachers_term_the_rlt_reward_reads_the_student_alone(passes):
+    """The reward is what it was with the teacher's pass, and no component claims to know the teacher."""
+    config = RewardConfig(include_teacher_think_entropy=False)
+
+    def with_both(inputs):  # undeclared
+        return rlt_reward(config)(inputs)
+
+    had, both = passes(with_both)
+    found, alone = passes(config=config)
+    assert (both, alone) == (["student", "teacher"], ["student"])
+    np.testing.assert_array_equal(found.rewards.reward, had.rewards.reward)
+    assert "thought_surprisal/mean" in found.rewards.components
+    absent = [name for name in found.rewards.components if "thought_kl" in name]
+    assert absent == [] and not {"kl_reward", "total_with_kl"} & found.rewards.components.keys()
+    _, of_weight_0 = passes(config=RewardConfig(kl_penalty_reward_coeff=(0.0,)))
+    assert of_weight_0 == ["student", "teacher"]  # a component all the same

@@ -270,3 +270,12 @@ def test_no_summary_pairs_evaluations_across_an_accepted_change(tmp_path):
     assert read_evaluations(tmp_path, last=8) == {"reward": {6: 6.0, 8: 8.0}}
     record_start(TINY, None, [MEASURED], tmp_path, step=6)
     assert read_changes(tmp_path, ["reward"], first=0, last=8) == {}  # one evaluation is left
+
+
+def test_a_reference_that_nothing_reads_any_more_is_named_and_not_refused():
+    """Evaluations measure the same without it; another one in its place is a change of what the run reads."""
+    now, saved = {"the teacher's weights": "t"}, {"the teacher's weights": "t", "the reference's weights": "r"}
+    (gone,) = changed_inputs(now, saved)
+    assert gone.steers and (gone.before, gone.now) == ("r", "none")
+    (other,) = changed_inputs({**saved, "the reference's weights": "s"}, saved)
+    assert not other.steers

@@ -8,20 +8,16 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from rlt_jax.configs import PRESETS, DataConfig, MemoryConfig
+from rlt_jax.configs import PRESETS, DataConfig
 from rlt_jax.data import STUDENT_PROMPT, TEACHER_PROMPT
 from rlt_jax.device.jax_setup import CompileCounter
-from rlt_jax.device.placement import on_host
 from rlt_jax.errors import UserError
-from rlt_jax.models import load_model
 from rlt_jax.runs.chat_format import load_chat_format
 from rlt_jax.runs.setup import (
     load_checked_model,
     load_prompts,
-    load_reference,
     load_split_rows,
     room_of,
 )
@@ -206,33 +202,6 @@ def test_a_model_with_fewer_embeddings_than_tokens_is_refused(golden, chat):
     )
     with pytest.raises(UserError, match=r"expected embeddings for the 1000 tokens of its tokenizer, but config\.json"):
         load_checked_model(TINY.student, other.student, dtype="float32")
-
-
-def test_the_reference_must_be_of_the_teachers_architecture(golden, tmp_path):
-    teacher, params = load_model(golden / "teacher", dtype="float32")
-    config = replace(TINY, reference=str(golden / "student"))
-    with pytest.raises(UserError) as refusal:
-        load_reference(config, teacher, params)
-    assert "num_hidden_layers=3 (teacher: 2)" in str(refusal.value)
-    assert str(refusal.value).endswith("or leave out the flag to use the teacher itself")
-    longer = shutil.copytree(golden / "teacher", tmp_path / "longer")  # what computation does not depend on may differ
-    values = json.loads((longer / "config.json").read_text())
-    (longer / "config.json").write_text(json.dumps({**values, "max_position_embeddings": 9999}))
-    reference = load_reference(replace(TINY, reference=str(longer)), teacher, params)
-    assert reference["norm"]["weight"].shape == (128,)
-
-
-@pytest.mark.parametrize("place", ["device", "host"])
-def test_the_reference_is_a_copy_of_the_teacher_where_the_configuration_keeps_it(golden, place):
-    """The policy's arrays are donated: what shares memory with them would change with them."""
-    teacher, params = load_model(golden / "teacher", dtype="float32")
-    config = replace(TINY, teacher=str(golden / "teacher"), memory=MemoryConfig(frozen=place))
-    reference = load_reference(config, teacher, params)
-    before = np.asarray(reference["norm"]["weight"]).copy()
-    jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)(params)
-    np.testing.assert_array_equal(np.asarray(reference["norm"]["weight"]), before)
-    assert on_host(reference) == (place == "host")
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(reference))
 
 
 def short_model(folder, positions, of=TINY.teacher):
