@@ -1,5 +1,6 @@
 """What a run does with a damaged folder: it repeats itself exactly, or it is refused with words."""
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,15 +74,29 @@ def judge(run: Run, folder: Path, whole: Path, *, damaged: Sequence[str]) -> tup
     if run.code != 0:
         return "failed", f"exit code {run.code}:\n{printed[-2500:]}"
     found = differences(folder, whole, damaged=damaged)
+    resumed = re.search(r"resuming from step (\d+)", printed)
     for name in damaged:
-        found += _lines_after_damage(folder / name, whole / name)
+        found += _lines_after_damage(folder / name, whole / name, step=int(resumed[1]) if resumed else 0)
     return ("failed", f"silently other: {'; '.join(found)}\n{printed[:1500]}") if found else ("exact", "")
 
 
-def _lines_after_damage(ours: Path, theirs: Path) -> list[str]:
-    """Of a damaged file of records: whether the lines of the last step, which came after, are there and right."""
-    expected = [record for record in without_times(lines(theirs)) if record["step"] == lines(theirs)[-1]["step"]]
-    return [] if without_times(lines(ours))[-len(expected) :] == expected else [f"{ours.name}: the lines after"]
+def _lines_after_damage(ours: Path, theirs: Path, *, step: int) -> list[str]:
+    """Of a damaged file of records: whether the lines of the last step, which came after, are there and right.
+
+    Args:
+      step: from which the run resumed. If that was the last one, no lines came after.
+    """
+    last = lines(theirs)[-1]["step"]
+    if last <= step:
+        return []
+    expected, found = (_without_alarms(without_times(lines(file))) for file in (theirs, ours))
+    expected = [record for record in expected if record["step"] == last]
+    return [] if found[-len(expected) :] == expected else [f"{ours.name}: the lines after"]
+
+
+def _without_alarms(records: Sequence[dict]) -> list[dict]:
+    """Alarms say how the lines before went, which are damaged."""
+    return [{key: value for key, value in record.items() if not key.startswith("alarm/")} for record in records]
 
 
 def _read(path: Path) -> bytes | None:
