@@ -25,7 +25,8 @@ from common import TINY, make_model, print_figures, write_rows
 from rlt_jax.data import ChatFormat, load_tokenizer
 from rlt_jax.errors import run_command
 
-TIMED = ("seconds/", "tokens_per_second/", "memory/", "checkpoint/", "time", "compilations")  # differ between runs
+# what differs between runs
+TIMED = ("seconds/", "tokens_per_second/", "mfu", "memory/", "checkpoint/", "time", "compilations")
 
 
 def main(

@@ -354,7 +354,7 @@ def reward_difference(measured: Measured, model: Path, chat: ChatFormat, prompts
 
     from rlt_jax.data import score_row_from_ids
     from rlt_jax.models import load_model
-    from rlt_jax.rewards.scorer import make_scorer
+    from rlt_jax.rewards.scorer import make_scorer, tokens_of
 
     step = measured["reward"][0]
     net, params = load_model(model, dtype=json.loads((model / "config.json").read_text())["torch_dtype"])
@@ -363,7 +363,7 @@ def reward_difference(measured: Measured, model: Path, chat: ChatFormat, prompts
     rows: list[ScoreRow] = [
         score_row_from_ids(one, np.array(ids), chat, ends) for one, ids in zip(asked, step["completion_ids"])
     ]
-    ours = scorer.score(params, asked, rows, batch_size=8).rewards.reward
+    ours = scorer.score(params, asked, rows, tokens=tokens_of(rows, 8)).rewards.reward
     return float(np.abs(ours - np.array(step["rewards"])).max())
 
 

@@ -4,7 +4,8 @@
     python benchmarks/update.py --model FOLDER --case 2:0,0 --tokens 64 --torch    # no torch
 
 MFU counts 3 forward passes for the update and 1 for scoring, over --peak-tflops. A pass has 2 FLOPs per token and
-multiplied parameter (all but the input embedding), and causal attention with 2·T²·H·hd FLOPs per sequence and layer.
+multiplied parameter (all but the input embedding), and causal attention with 2·T²·H·hd FLOPs per sequence and layer,
+as `mfu_unshared` in docs/metrics.md.
 "temp" is what the compiled program needs on top of its arguments, by its own account. Prints one JSON object per line,
 and a table at the end.
 """
@@ -28,14 +29,16 @@ import tyro
 from common import QWEN_7B
 from kernel_times import kernel_seconds
 
+from rlt_jax.configs import LossConfig
 from rlt_jax.device.jax_setup import use_compilation_cache
 from rlt_jax.device.monitor import PeakMonitor
 from rlt_jax.errors import run_command
 from rlt_jax.learner.backward import make_layerwise_accumulate
-from rlt_jax.learner.step import zero_gradients
-from rlt_jax.losses import grpo_loss
-from rlt_jax.models import Model, ModelConfig, Params, init_model, load_model
-from rlt_jax.rewards.logprobs import row_logprobs
+from rlt_jax.learner.objective import grpo_objective
+from rlt_jax.learner.step import grpo_batches, zero_gradients
+from rlt_jax.models import Model, ModelConfig, Params, forward_flops, init_model, load_model
+from rlt_jax.rewards.logprobs import batched_logprobs
+from rlt_jax.segments import MicroBatch, Tree
 from rlt_jax.types import TrainBatch
 
 
@@ -87,7 +90,12 @@ def main(
         for text in case:
             size, attention, mlp = map(int, re.fullmatch(r"(\d+):(\d+),(\d+)", text).groups())  # type: ignore[union-attr]
             accumulate = make_layerwise_accumulate(
-                net, loss_of_logps, temperature=0.7, chunk=chunk, saved_attention=attention, saved_mlp=mlp
+                net,
+                grpo_objective(LossConfig()),
+                temperature=0.7,
+                chunk=chunk,
+                saved_attention=attention,
+                saved_mlp=mlp,
             )
             row = run_update(text, accumulate, params, micro_batch(config, size, tokens, completion), repeats, profile)
             done(row | mfu(config, size, tokens, completion, row["seconds"], peak_tflops, passes=3))
@@ -104,24 +112,30 @@ def main(
         )
 
 
-def loss_of_logps(logps: jax.Array, batch: TrainBatch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The on-policy GRPO loss, as in the trainer."""
-    old = jax.lax.stop_gradient(logps)
-    return grpo_loss(logps, old, batch.ref_logps, batch.advantages, batch.mask, beta=0.04)
+def rows_alone(size: int, tokens: int) -> MicroBatch:
+    """One row a sequence, none shared or padded: what is timed is the program, not the layout (shared_prompts.py)."""
+    return MicroBatch([[Tree([row], 0, tokens)] for row in range(size)], size, tokens, "rows")
+
+
+def random_rows(config: ModelConfig, size: int, tokens: int) -> list[np.ndarray]:
+    """i32[T] each."""
+    return list(np.random.default_rng(0).integers(0, config.vocab_size, (size, tokens), dtype=np.int32))
 
 
 def micro_batch(config: ModelConfig, size: int, tokens: int, completion: int | None) -> TrainBatch:
-    """Random tokens; the last `completion` of every row are trained on."""
-    rng = np.random.default_rng(0)
-    mask = np.broadcast_to(np.arange(tokens) >= (1 if completion is None else tokens - completion), (size, tokens))
-    zeros = np.zeros((size, tokens), np.float32)
-    return TrainBatch(
-        ids=jnp.asarray(rng.integers(0, config.vocab_size, (size, tokens)), jnp.int32),
-        mask=jnp.asarray(mask),
-        ref_logps=jnp.asarray(zeros - 11.0),
-        sampler_logps=jnp.asarray(zeros),
-        advantages=jnp.asarray(rng.normal(size=size), jnp.float32),
+    """Random tokens; the last `completion` of every row are trained on, or all but the first."""
+    trained = tokens - 1 if completion is None else completion
+    advantages = np.random.default_rng(1).normal(size=size).astype(np.float32)
+    ((batch, _),) = grpo_batches(
+        random_rows(config, size, tokens),
+        [trained] * size,
+        [np.full(tokens, -11.0, np.float32)] * size,
+        [np.full(trained, -11.0, np.float32)] * size,
+        advantages,
+        batches=[rows_alone(size, tokens)],
+        longest=trained,
     )
+    return jax.tree.map(jnp.asarray, batch)
 
 
 def run_update(name: str, accumulate, params, batch, repeats: int, profile: bool) -> dict:
@@ -155,14 +169,13 @@ def run_update(name: str, accumulate, params, batch, repeats: int, profile: bool
 
 
 def run_score(net: Model, params: Params, size: int, tokens: int, chunk: int, repeats: int) -> dict:
-    """Time `row_logprobs` over `size` rows in one forward pass, with host work and copies, and read its peak."""
-    rng = np.random.default_rng(0)
-    rows = [rng.integers(0, net.config.vocab_size, tokens).astype(np.int32) for _ in range(size)]
+    """Time the log-probs of `size` rows in one forward pass, with host work and copies, and read its peak."""
+    rows, lie = random_rows(net.config, size, tokens), [rows_alone(size, tokens)]
     seconds = []
     with PeakMonitor() as monitor, monitor.phase("score"):
         for _ in range(repeats + 1):
             start = time.perf_counter()
-            row_logprobs(net, params, rows, temperature=0.7, batch_size=size, chunk=chunk)
+            batched_logprobs(net, params, rows, lie, temperature=0.7, chunk=chunk)
             seconds.append(time.perf_counter() - start)
     peak = monitor.metrics().get("memory/peak_gpu_gb/score", float("nan"))
     return {"name": f"score {size}", "seconds": min(seconds[1:]), "first_s": seconds[0], "peak_gb": peak}
@@ -234,13 +247,8 @@ def mfu(
     passes: int,
 ) -> dict:
     """Model FLOPs of the micro-batch, and their share of what the GPU could have computed in that time."""
-    heads = config.num_attention_heads * config.head_dim
-    kv = config.num_key_value_heads * config.head_dim
-    layer = config.hidden_size * (2 * heads + 2 * kv + 3 * config.intermediate_size)
-    head = config.hidden_size * config.vocab_size
     trained = tokens if completion is None else completion
-    flops = 2 * passes * size * (tokens * config.num_hidden_layers * layer + trained * head)
-    flops += 2 * passes * size * tokens**2 * heads * config.num_hidden_layers
+    flops = passes * size * forward_flops(config, tokens=tokens, logits=trained, pairs=tokens**2 / 2)
     return {"tflop": flops / 1e12, "mfu": flops / seconds / (peak_tflops * 1e12)}
 
 

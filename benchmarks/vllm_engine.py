@@ -112,7 +112,7 @@ def main(
             return completions
 
         def logprobs(params):
-            return [ids[1:] for ids in row_logprobs(net, params, prompts, temperature=1.0, batch_size=1, chunk=1024)]
+            return [ids[1:] for ids in row_logprobs(net, params, prompts, temperature=1.0, tokens=1, chunk=1024)]
 
         for i in range(rounds):
             wake = timed(engine.wake_weights)

@@ -23,7 +23,7 @@ from rlt_jax.report.counting import counting
 from rlt_jax.report.partial_file import Chunk, PartialFile, fingerprint, open_partial
 from rlt_jax.report.progress import track
 from rlt_jax.rewards.rlt import reward_columns
-from rlt_jax.rewards.scorer import Scorer, make_scorer
+from rlt_jax.rewards.scorer import Scorer, make_scorer, tokens_of
 from rlt_jax.runs.announce import generate_lines
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.chats import show_chat
@@ -139,11 +139,12 @@ def write_chunks(
             partial.add(Chunk([explanation_record(explanation) for explanation in explanations], counts))
             continue
         sampler.sleep()
+        rows = [explanation.row for explanation in explanations]
         scored = scorer.score(
             params,
             [explanation.prompt for explanation in explanations],
-            [explanation.row for explanation in explanations],
-            batch_size=config.score_batch_size,
+            rows,
+            tokens=tokens_of(rows, config.score_batch_size),
         )
         records = [
             explanation_record(explanation) | reward_columns(scored.rewards, i)

@@ -1,7 +1,7 @@
 """Score existing explanations: `python -m rlt_jax.score --teacher DIR --student DIR --data ...`."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from rlt_jax.configs import ScoreConfig, check_score_config, parse_command, run_
 from rlt_jax.data import ExplainedRow, Room, describe_skipped, explained_score_rows
 from rlt_jax.device.jax_setup import prepare_memory, use_compilation_cache
 from rlt_jax.errors import UserError, command
-from rlt_jax.models import Params
+from rlt_jax.models import Params, Work, dtype_of
 from rlt_jax.report.counting import counting
 from rlt_jax.report.histogram import draw_histogram, histogram_text
 from rlt_jax.report.json_text import json_line, json_text
@@ -22,13 +22,14 @@ from rlt_jax.report.progress import track
 from rlt_jax.report.whole_file import whole_file
 from rlt_jax.rewards.ranking import ranks, select_rows
 from rlt_jax.rewards.rlt import reward_columns
-from rlt_jax.rewards.scorer import Scorer, make_scorer
-from rlt_jax.runs.announce import score_lines
+from rlt_jax.rewards.scorer import Scorer, make_scorer, tokens_of
+from rlt_jax.runs.announce import attention_line, score_lines
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.contradictions import warn_of_row_prompts
 from rlt_jax.runs.rows import load_rows_to_score
 from rlt_jax.runs.setup import load_checked_model, warn_of_skipped
+from rlt_jax.runs.work import kernels, tokens_line
 from rlt_jax.types import ScoreRow
 
 BATCHES_PER_CHUNK = 16  # forward passes between two writes: sorting by length inside a chunk keeps padding small
@@ -87,9 +88,10 @@ def write_scores(config: ScoreConfig, outputs: Mapping[str, Path]) -> None:
         sampling_temperature=config.temperature,
         chunk=config.logprob_chunk,
     )
+    print(attention_line(kernels(dtype_of(teacher_params), teacher=teacher, student=student)))
     room = Room(0, teacher.config.max_positions, student.config.max_positions)
     score_chunk = partial(score_records, scorer, teacher_params, batch_size=config.score_batch_size)
-    kept, scored, scores, unscored = None, [], [], []
+    kept, scored, scores, unscored, work = None, [], [], [], Work()
     with ExitStack() as unfinished:
         files = {flag: unfinished.enter_context(whole_file(path, flag)) for flag, path in outputs.items()}
         with files["--out"].open("w", encoding="utf-8") as file:
@@ -97,7 +99,9 @@ def write_scores(config: ScoreConfig, outputs: Mapping[str, Path]) -> None:
             for start in track(range(0, len(rows), chunk), "scoring"):
                 usable, unusable = explained_score_rows(rows[start : start + chunk], chat, room=room)
                 unscored += unusable
-                for explained, reward, record in score_chunk(usable):
+                records, done = score_chunk(usable)
+                work += done
+                for explained, reward, record in records:
                     file.write(json_line(record))
                     scored.append(explained)
                     scores.append(reward)
@@ -123,7 +127,7 @@ def write_scores(config: ScoreConfig, outputs: Mapping[str, Path]) -> None:
             draw_histogram(rewards, files["--histogram"], kept=kept)
         with stops.held():  # all files or none
             unfinished.close()
-    print(f"rewards\n{histogram_text(rewards)}")
+    print(f"{tokens_line(work)}\nrewards\n{histogram_text(rewards)}")
     unscored += skipped
     print(f"{len(scored)} rows scored, {len(unscored)} skipped, mean reward {rewards.mean():.4f}: {config.out}")
     if kept is not None:
@@ -132,13 +136,13 @@ def write_scores(config: ScoreConfig, outputs: Mapping[str, Path]) -> None:
 
 def score_records(
     scorer: Scorer, teacher_params: Params, pairs: Sequence[tuple[ExplainedRow, ScoreRow]], *, batch_size: int
-) -> Iterator[tuple[ExplainedRow, float, dict[str, object]]]:
-    """Score rows together; yields each with its reward and its line of config.out."""
+) -> tuple[list[tuple[ExplainedRow, float, dict[str, object]]], Work]:
+    """Score rows together: each with its reward and its line of config.out, and the work of both models."""
     if not pairs:
-        return
-    numbers = [explained.row.number for explained, _ in pairs]
-    scored = scorer.score(teacher_params, (), [row for _, row in pairs], batch_size=batch_size, numbers=numbers)
-    rewards = scored.rewards
+        return [], Work()
+    numbers, rows = [explained.row.number for explained, _ in pairs], [row for _, row in pairs]
+    scored = scorer.score(teacher_params, (), rows, tokens=tokens_of(rows, batch_size), numbers=numbers)
+    rewards, records = scored.rewards, []
     for i, (explained, row) in enumerate(pairs):
         record = {
             "row": explained.row.number,
@@ -149,7 +153,8 @@ def score_records(
             "thought_tokens": len(row.teacher_thought),
             "solution_tokens": len(row.solution),
         }
-        yield explained, float(rewards.reward[i]), record
+        records.append((explained, float(rewards.reward[i]), record))
+    return records, sum(scored.work.values(), Work())
 
 
 def check_json(rows: Sequence[ExplainedRow]) -> None:

@@ -66,7 +66,7 @@ def sft(config: SftConfig) -> Path:
                 batch = run.batch(step)
                 try:
                     with session.phase("update"):
-                        gradients, losses = run.gradients(state.params, batch)
+                        gradients, losses, work = run.gradients(state.params, batch)
                         session.wait_for_save()
                         state, grad_norm = run.optimizer.apply(state, gradients)
                         free(gradients)
@@ -77,7 +77,9 @@ def sft(config: SftConfig) -> Path:
                     if session.logs(step):
                         rate = run.optimizer.learning_rate(step - 1 - session.skipped_steps)
                         metrics = {**losses, "learning_rate": rate, "skipped_steps": session.skipped_steps}
-                        session.log(step, metrics, tokens={"update": sum(len(example.ids) for example in batch)})
+                        metrics |= run.meter.metrics(work)
+                        tokens = {"update": work["update"].real}
+                        session.log(step, metrics, tokens=tokens, at_peak=run.meter.at_peak(work))
                 session.end_step(step)
                 if session.evaluates(step) and run.held_out:
                     evaluate(session, run, state, step=step)

@@ -34,6 +34,7 @@ from rlt_jax.runs.evaluation import SOLUTION_LOGP, evaluation_requests, evaluati
 from rlt_jax.runs.machine import on_this_machine
 from rlt_jax.runs.rlt import Rlt, open_rlt
 from rlt_jax.runs.session import Session, open_session
+from rlt_jax.runs.work import StepWork, by_phase
 from rlt_jax.sampling.base import Sampler
 from rlt_jax.stops import StopRequested
 from rlt_jax.types import Completion
@@ -82,11 +83,11 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
                 try:
                     with session.phase("score"):
                         scored = rlt.score(policy, reference, prompts, completions)
-                        ref_logps = rlt.reference_logprobs(reference, scored)
+                        of_reference = rlt.reference_logprobs(reference, scored, completions)
                         advantages = rlt.advantages(scored)
 
                     with session.phase("update"):
-                        gradients, losses = rlt.gradients(policy, scored, completions, ref_logps, advantages)
+                        gradients, losses, work = rlt.gradients(policy, scored, completions, of_reference, advantages)
                         session.wait_for_save()  # it reads what is donated now
                         state, grad_norm = rlt.apply(state, policy, gradients)
                         reference = rlt.move_reference(step, reference, state.params)
@@ -100,7 +101,7 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
                     sampler.set_weights(state.params, step)
 
                 if losses is not None:
-                    report(session, rlt, sampler, scored, completions, losses, step=step)
+                    report(session, rlt, sampler, scored, completions, losses, work, step=step)
                 session.end_step(step)
                 if session.evaluates(step):
                     evaluate(session, rlt, sampler, state.params, reference, step=step)
@@ -148,6 +149,7 @@ def report(
     scored: Scored,
     completions: Sequence[Completion],
     losses: dict[str, float],
+    work: StepWork,
     *,
     step: int,
 ) -> None:
@@ -160,13 +162,13 @@ def report(
     metrics = rollout_metrics(scored, completions, rlt.chat, num_generations=rlt.config.num_generations)
     rate = rlt.optimizer.learning_rate(step - 1 - session.skipped_steps)
     metrics |= {**losses, "learning_rate": rate, **sampler.metrics(), "skipped_steps": session.skipped_steps}
-    metrics |= rlt.alarms(metrics, step=step)
+    metrics |= rlt.alarms(metrics, step=step) | rlt.meter.metrics(work)
     tokens = {
         "generate": sum(len(completion.token_ids) for completion in completions),
-        "score": rlt.scored_tokens(scored),
-        "update": sum(len(row.teacher_ids) for row in scored.rows),
+        "score": 0,  # without a pass
+        **{phase: done.real for phase, done in by_phase(work).items()},
     }
-    session.log(step, metrics, tokens=tokens)
+    session.log(step, metrics, tokens=tokens, at_peak=rlt.meter.at_peak(work))
 
 
 def summarise(session: Session, rlt: Rlt, policy: Params) -> None:

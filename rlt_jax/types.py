@@ -164,10 +164,13 @@ def _read(logps: np.ndarray | None, name: str, model: ScoringModel) -> np.ndarra
 
 
 class TrainBatch(NamedTuple):
-    """One micro-batch of the GRPO update: prompt + completion, right-padded to a bucket."""
+    """One micro-batch of the GRPO update: its tokens as they lie, and its R completions of up to C tokens."""
 
     ids: Array  # i32[B, T] token ids
-    mask: Array  # bool[B, T] True on completion tokens up to and including EOS
-    ref_logps: Array | None  # f32[B, T] nats, of the token at the same position; 0 off the mask; None: no KL term
-    sampler_logps: Array  # f32[B, T] nats, as in Completion; 0 off the mask
-    advantages: Array  # f32[B]
+    mask: Array  # bool[B, T] True on tokens of completions
+    layout: Any  # segments.Layout, or None: a sequence is one row
+    places: Array  # i32[R, C] flattened position b·T + t of each completion's tokens; arbitrary off the row mask
+    row_mask: Array  # bool[R, C] True on the tokens of each completion, up to and including EOS
+    ref_logps: Array | None  # f32[R, C] nats, of the tokens; 0 off the row mask; None: no KL term
+    sampler_logps: Array  # f32[R, C] nats, as in Completion; 0 off the row mask
+    advantages: Array  # f32[R]

@@ -25,19 +25,47 @@ MAY_IMPORT = {  # room (a folder, or a module of the ground) -> the rooms below 
     "finite": {"errors"},
     "types": set(),
     "batching": set(),
+    "segments": {"types", "batching"},
     "losses": {"types"},
     "report": {"secrets", "stops", "terminal", "errors", "disk", "types"},
     "configs": {"secrets", "errors", "disk", "paths", "types"},
     "data": {"secrets", "errors", "paths", "hub", "types"},
-    "models": {"stops", "errors", "disk", "hub", "finite"},
+    "models": {"stops", "errors", "disk", "hub", "finite", "types", "batching", "segments"},
     "device": {"errors", "disk", "types"},
-    "learner": {"stops", "finite", "types", "batching", "losses", "configs", "models", "device"},
-    "rewards": {"stops", "errors", "finite", "types", "batching", "losses", "configs", "data", "models", "device"},
+    "learner": {"stops", "finite", "types", "batching", "segments", "losses", "configs", "models", "device"},
+    "rewards": {
+        *(
+            "stops",
+            "errors",
+            "finite",
+            "types",
+            "batching",
+            "segments",
+            "losses",
+            "configs",
+            "data",
+            "models",
+            "device",
+        ),
+    },
     "evals": {"types", "report", "configs", "data"},
     "sampling": {"secrets", "stops", "errors", "paths", "types", "batching", "configs", "models", "rewards"},
     "checkpoints": {"errors", "disk", "finite", "types", "report"},
     "planner": {
-        *("errors", "terminal", "paths", "hub", "types", "batching", "report", "configs", "data", "models", "device"),
+        *(
+            "errors",
+            "terminal",
+            "paths",
+            "hub",
+            "types",
+            "segments",
+            "batching",
+            "report",
+            "configs",
+            "data",
+            "models",
+            "device",
+        ),
         *("learner", "rewards"),
     },
     "runs": {
@@ -60,7 +88,8 @@ OUTSIDE = {  # package from outside -> the only places that may import it
     "math_verify": {"evals/math_worker.py"},
     "sympy": {"evals/math_worker.py"},
     "pynvml": {"device/gpu.py", "device/monitor.py"},
-    "jax._src": {"device/jax_setup.py"},
+    "jax._src": {"device/jax_setup.py", "models/attention.py"},
+    "flash_attn3_jax": {"models/attention.py"},
 }
 
 NO_JAX = {  # quick to import, host only
@@ -121,6 +150,7 @@ def test_nothing_at_the_top_is_neither_a_door_nor_ground():
     ground = {path.stem for path in PACKAGE.glob("*.py")} - DOORS - {"__init__"}
     assert ground == {
         *("secrets", "stops", "terminal", "errors", "disk", "paths", "hub", "finite", "types", "batching"),
+        "segments",
     }
 
 
@@ -178,7 +208,7 @@ def test_every_package_that_is_imported_is_required():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     required = {line.split(">")[0].split("[")[0].strip().replace("-", "_") for line in project["dependencies"]}
     names = {"orbax": "orbax_checkpoint", "yaml": "pyyaml", "pynvml": "nvidia_ml_py", "ml_dtypes": "ml_dtypes"}
-    optional = {"wandb", "vllm", "torch", "cuda"}
+    optional = {"wandb", "vllm", "torch", "cuda", "flash_attn3_jax"}
     found = {name.split(".")[0] for file in FILES for name in imports_of(file)}
     import sys
 

@@ -115,6 +115,15 @@ def _micro_batch(config: Any, layer: Layer) -> Iterator[Change]:
         yield "per_device_train_batch_size", batch, f"train_batch_size={batch}"
 
 
+def _pass_tokens(config: Any, layer: Layer) -> Iterator[Change]:
+    """Rows of a pass that are given replace the preset's tokens of a pass."""
+    if not isinstance(config, TrainConfig):
+        return
+    for tokens, rows in (("update_tokens", "per_device_train_batch_size"), ("score_tokens", "score_batch_size")):
+        if rows in layer.now and tokens not in layer.now and getattr(config, tokens) is not None:
+            yield tokens, None, f"{rows}={getattr(config, rows)}"
+
+
 def _planned_memory(config: Any, layer: Layer) -> Iterator[Change]:
     """With another budget, the same share of it is planned for."""
     base = layer.base
@@ -199,6 +208,7 @@ def _packing(config: Any, layer: Layer) -> Iterator[Change]:
 
 _RULES: tuple[Callable[[Any, Layer], Iterator[Change]], ...] = (
     _micro_batch,
+    _pass_tokens,
     _planned_memory,
     _held_out_rows,
     _evaluation,

@@ -4,6 +4,10 @@ The mono presets are full-parameter 7B runs for one GPU with the memory in their
 paper (arXiv 2506.08388), and `tiny` shows on two CPU cores that everything works. All but `tiny` share the defaults of
 `schema.py` (AdamW at 1e-6, KL weight 0.04, temperature 0.7, bf16 on a GPU, 125 steps, a checkpoint every 25) and the
 paper's models, data and reward weights.
+
+Tokens of a pass (`update_tokens`, `score_tokens`) hold a prompt and several of its completions, all as long as they may
+be, without padding; the plan (`python -m rlt_jax.plan`) says what fits beside them. Where rows of a pass are given
+(`--per-device-train-batch-size`, `--score-batch-size`), they count instead.
 """
 
 import difflib
@@ -60,9 +64,11 @@ MONO85 = TrainConfig(
     output_dir="runs/mono85",
     train_batch_size=96,
     per_device_train_batch_size=3,
+    update_tokens=43_008,
     num_generations=24,
     generation_aggregation_steps=3,
     score_batch_size=3,
+    score_tokens=55_296,
     max_prompt_length=6144,
     max_completion_length=6144,
     eval_steps=25,
@@ -79,9 +85,10 @@ MONO85 = TrainConfig(
 
 FOLDER is the teacher after its supervised warm-up; without the flag, training starts from plain Qwen2.5-7B-Instruct.
 The last 32 rows are held out for evaluation. Hardware: one A100 or H100 80 GB, and 128 GiB of host memory (about 97 GB
-with --memory.moments bfloat16). `python -m rlt_jax.plan --preset mono85` lists its memory. Measured 2026-11-25
-on an H100, random weights, bfloat16 moments, all lengths at their limit: a GPU peak of 76.3 GB; 24 completions in 128 s
-(generate 58, score 30, update 40, sync 0.4). 96 completions, hours of a whole run, expected numbers: not measured yet.
+with --memory.moments bfloat16). A pass of the update holds a prompt and 6 completions at full length, one of scoring 8.
+`python -m rlt_jax.plan --preset mono85` lists its memory. Measured 2026-11-25 on an H100 with 3 rows a pass, random
+weights, bfloat16 moments, all lengths at their limit: a GPU peak of 76.3 GB; 24 completions in 128 s (generate 58,
+score 30, update 40, sync 0.4). 96 completions, hours of a whole run, expected numbers: not measured yet.
 """
 
 MONO85_FALLBACK = replace(
@@ -92,6 +99,8 @@ MONO85_FALLBACK = replace(
     per_device_train_batch_size=2,
     num_generations=16,
     score_batch_size=2,
+    update_tokens=28_672,
+    score_tokens=53_248,
     max_prompt_length=4096,
     max_completion_length=6144,
     planned_gb=None,
@@ -101,7 +110,8 @@ MONO85_FALLBACK = replace(
 
     python -m rlt_jax.train --preset mono85_fallback --teacher FOLDER
 
-Hardware: meant for one A100 or H100 80 GB. Hours, memory, expected numbers: not measured yet.
+A pass of the update holds a prompt and 4 completions at full length, one of scoring 8: the plan is 66.8 GB of GPU
+memory. Hardware: meant for one A100 or H100 80 GB. Hours, memory, expected numbers: not measured yet.
 """
 
 MONO_BASIC = replace(
@@ -110,6 +120,8 @@ MONO_BASIC = replace(
     output_dir="runs/mono_basic",
     train_batch_size=32,
     num_generations=8,
+    update_tokens=6_144,
+    score_tokens=18_432,
     max_prompt_length=2048,
     max_completion_length=2048,
     budget_gb=40.0,
@@ -122,8 +134,9 @@ MONO_BASIC = replace(
     python -m rlt_jax.train --preset mono_basic --teacher FOLDER
 
 Gradients are summed in bfloat16: the weights and float32 gradients of 7.6 B parameters alone take 45.7 GB. vLLM gets 28
-GB, beside which 15.2 GB of weights have no room: the policy waits on the host while vLLM is awake. The plan is 39.5 GB
-of GPU memory and 142.8 GB on the host (112.7 with --memory.moments bfloat16, for a host of 128 GiB). planned_gb is not
+GB, beside which 15.2 GB of weights have no room: the policy waits on the host while vLLM is awake. A pass of the update
+holds a prompt and 2 completions at full length, one of scoring a prompt and all 8. The plan is 39.4 GB of GPU memory
+and 142.8 GB on the host (112.7 with --memory.moments bfloat16, for a host of 128 GiB). planned_gb is not
 set. Rows whose question and solution do not fit are skipped and counted. Hardware: meant for one 40 GB GPU. Hours,
 memory, expected numbers: not measured yet.
 """
@@ -137,6 +150,8 @@ MONO96 = replace(
     num_generations=32,
     generation_aggregation_steps=4,
     score_batch_size=4,
+    update_tokens=40_960,
+    score_tokens=73_728,
     max_prompt_length=8192,
     max_completion_length=8192,
     budget_gb=96.0,
@@ -147,7 +162,9 @@ MONO96 = replace(
 
     python -m rlt_jax.train --preset mono96 --teacher FOLDER
 
-Hardware: meant for one GH200 96 GB. Hours, memory, expected numbers: not measured yet.
+A pass of the update holds a prompt and 4 completions at full length, one of scoring 8: the plan is 87.9 GB of GPU
+memory, with the attention of 21 of the 28 layers saved. Hardware: meant for one GH200 96 GB. Hours, memory, expected
+numbers: not measured yet.
 """
 
 PAPER = replace(
@@ -159,6 +176,8 @@ PAPER = replace(
     num_generations=64,
     generation_aggregation_steps=256,
     score_batch_size=1,
+    update_tokens=81_920,
+    score_tokens=81_920,
     max_prompt_length=16384,
     max_completion_length=16384,
     eval_steps=0,
@@ -172,7 +191,8 @@ PAPER = replace(
 
     python -m rlt_jax.train --preset paper --teacher FOLDER
 
-Hardware: 8 GPUs of 80 GB (640 GB in all). Hours, memory: not measured yet. The paper's numbers after distilling a 7B
+A pass holds a prompt and 4 completions at full length. Hardware: 8 GPUs of 80 GB (640 GB in all). Hours, memory: not
+measured yet. The paper's numbers after distilling a 7B
 student on this teacher's traces: AIME24 23.3, MATH500 82.8, GPQA-D 42.4; Bespoke-Stratos-7B has 20.0, 82.0, 37.8.
 """
 

@@ -67,10 +67,13 @@ class SftConfig(Settings):
     train_batch_size: Steers[int | None] = None
     """Rows per gradient step. None: 16, or all rows if there are fewer."""
     per_device_train_batch_size: MayChange[int] = 1
-    """Micro-batch: rows per forward and backward pass on a device. Changes memory, not results."""
+    """Micro-batch: as many tokens per forward and backward pass on a device as this many of the longest rows have (with
+    packing, of the longest sequences). Changes memory, not results."""
+    update_tokens: MayChange[int | None] = None
+    """Tokens per forward and backward pass. None: see --per-device-train-batch-size."""
     packing: Steers[bool] = False
-    """Put several rows into one sequence, without attention between them, to have less padding. A micro-batch then
-    counts sequences, not rows. Changes speed and memory, not results."""
+    """Put several rows into one sequence, without attention between them, to have less padding. Changes speed and
+    memory, not results. Hopper GPUs do so anyway, in 16 bits."""
     packed_length: Steers[int] = 4096
     """Maximum length of a packed sequence, tokens (rounded up to 32, 48, 64, 96, 128, ...); a longer row gets its own
     sequence. Of the lengths up to this one, the one with the least padding is used."""
@@ -113,6 +116,12 @@ class SftConfig(Settings):
     checks: MayChange[ChecksConfig] = ChecksConfig()
     """What happens to a step with numbers that are not finite."""
 
+    @property
+    def tokens_of_update(self) -> int:
+        """Tokens per forward and backward pass."""
+        longest = self.packed_length if self.packing else self.max_length
+        return self.per_device_train_batch_size * longest if self.update_tokens is None else self.update_tokens
+
 
 def check_sft_config(config: SftConfig) -> None:
     """Reject inconsistent settings.
@@ -136,6 +145,7 @@ def _sft_problems(config: SftConfig) -> Iterator[str]:
         "num_train_epochs": 1 if config.num_train_epochs is None else config.num_train_epochs,
         "train_batch_size": BATCH if config.train_batch_size is None else config.train_batch_size,
         "per_device_train_batch_size": config.per_device_train_batch_size,
+        "update_tokens": 1 if config.update_tokens is None else config.update_tokens,
         "packed_length": config.packed_length,
         "max_length": config.max_length,
         "logging_steps": config.logging_steps,

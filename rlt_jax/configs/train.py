@@ -79,13 +79,19 @@ class TrainConfig(Settings):
     train_batch_size: Steers[int]
     """Completions per gradient step, a multiple of num_generations."""
     per_device_train_batch_size: MayChange[int]
-    """Micro-batch: sequences per forward and backward pass on a device. Changes memory, not results."""
+    """Micro-batch: as many tokens per forward and backward pass on a device as this many of the longest rows have.
+    Changes memory, not results."""
+    update_tokens: MayChange[int | None] = None
+    """Tokens per forward and backward pass, shared prompts counted once. None: see --per-device-train-batch-size."""
     num_generations: Steers[int]
     """Completions per question, 2 or more: the group within which rewards are compared."""
     generation_aggregation_steps: Steers[int] = 1
     """Accepted for compatibility, no effect: a step samples all its completions at once."""
     score_batch_size: MayChange[int]
-    """Sequences per forward pass for log-probs of student, teacher and reference. Changes memory, not results."""
+    """As many tokens per forward pass for log-probs of student, teacher and reference as this many of the longest rows
+    have. Changes memory, not results."""
+    score_tokens: MayChange[int | None] = None
+    """Tokens per forward pass for log-probs, shared prompts counted once. None: see --score-batch-size."""
     max_prompt_length: int
     """Maximum length of the teacher's prompt, with question and solution, tokens; longer ones are skipped and counted,
     or truncated (data.truncate_prompts)."""
@@ -145,6 +151,18 @@ class TrainConfig(Settings):
         """
         read = self.reward.reads if reads is None else reads
         return self.loss.beta > 0 or (self.reward.use_reference_teacher_model and "teacher" in read)
+
+    @property
+    def tokens_of_update(self) -> int:
+        """Tokens per forward and backward pass."""
+        longest = self.max_prompt_length + self.max_completion_length
+        return self.per_device_train_batch_size * longest if self.update_tokens is None else self.update_tokens
+
+    @property
+    def tokens_of_score(self) -> int:
+        """Tokens per forward pass."""
+        longest = self.max_prompt_length + self.max_completion_length
+        return self.score_batch_size * longest if self.score_tokens is None else self.score_tokens
 
     @property
     def reference_model(self) -> str:
@@ -208,6 +226,8 @@ def _number_problems(config: TrainConfig) -> Iterator[str]:
         "num_generations": config.num_generations,
         "generation_aggregation_steps": config.generation_aggregation_steps,
         "score_batch_size": config.score_batch_size,
+        "update_tokens": 1 if config.update_tokens is None else config.update_tokens,
+        "score_tokens": 1 if config.score_tokens is None else config.score_tokens,
         "max_prompt_length": config.max_prompt_length,
         "max_completion_length": config.max_completion_length,
         "logging_steps": config.logging_steps,

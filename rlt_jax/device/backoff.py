@@ -33,11 +33,11 @@ MIN_FREE_BYTES = 1e9  # of the GPU: with less, a handle or a kernel's code may f
 
 @dataclass(frozen=True)
 class BatchSizes:
-    """Sequences per pass in each phase, and whether the update saves activations that it could recompute."""
+    """How much a pass takes in each phase, and whether the update saves activations that it could recompute."""
 
-    generate: int  # by the native sampler; 0 where a vLLM engine decides
-    score: int
-    update: int
+    generate: int  # sequences of the native sampler; 0 where a vLLM engine decides
+    score: int  # tokens
+    update: int  # tokens
     save_activations: bool = True
 
 
@@ -63,11 +63,13 @@ class MemoryBackoff:
                     _difference(configured, self.sizes),
                 )
 
-    def run(self, phase: Phase, call: Callable[[BatchSizes], T]) -> T:
+    def run(self, phase: Phase, call: Callable[[BatchSizes], T], *, least: int = 1) -> T:
         """Return `call(sizes)`, retried with lower sizes for as long as it runs out of GPU memory.
 
         The call must leave nothing on the GPU when it raises.
 
+        Args:
+          least: size below which a pass gets no smaller: 1, or the tokens of the longest row.
         Raises:
           UserError: nothing is left to lower.
         """
@@ -79,7 +81,7 @@ class MemoryBackoff:
                     raise
                 reason = _reason(error)
             # Outside the handler, because until its end the error holds the failed call's arrays.
-            lowered = _lower(self.sizes, phase)
+            lowered = _lower(self.sizes, phase, least)
             if lowered is None:
                 raise UserError(
                     f"the GPU's memory is too small: {phase} does not fit even with one sequence at a time "
@@ -136,12 +138,12 @@ def _reason(error: jax.errors.JaxRuntimeError) -> str:
     return next((line.strip() for line in lines if _contains(line, SIGNS)), lines[0])
 
 
-def _lower(sizes: BatchSizes, phase: Phase) -> BatchSizes | None:
+def _lower(sizes: BatchSizes, phase: Phase, least: int) -> BatchSizes | None:
     """The next lower sizes for a phase, None if there are none. Saved activations go first, as they cost only time."""
     if phase == "update" and sizes.save_activations:
         return replace(sizes, save_activations=False)
     size = getattr(sizes, phase)
-    return replace(sizes, **{phase: (size + 1) // 2}) if size > 1 else None
+    return replace(sizes, **{phase: max((size + 1) // 2, least)}) if size > least else None
 
 
 def _smaller_of(a: BatchSizes, b: BatchSizes) -> BatchSizes:
@@ -156,11 +158,10 @@ def _smaller_of(a: BatchSizes, b: BatchSizes) -> BatchSizes:
 def _difference(old: BatchSizes, new: BatchSizes) -> str:
     """What changed, in words."""
     before, after = asdict(old), asdict(new)
-    return ", ".join(
-        "no saved activations" if name == "save_activations" else f"{name} {before[name]} -> {after[name]} sequences"
-        for name in before
-        if before[name] != after[name]
-    )
+    lines = [] if before.pop("save_activations") == after.pop("save_activations") else ["no saved activations"]
+    units = {"generate": "sequences", "score": "tokens", "update": "tokens"}
+    lines += [f"{name} {before[name]} -> {after[name]} {units[name]}" for name in units if before[name] != after[name]]
+    return ", ".join(lines)
 
 
 def _read(file: Path) -> BatchSizes:

@@ -16,6 +16,7 @@ class Gpu:
     used_bytes: int  # by all processes
     driver: str  # version, such as 580.95
     cuda: tuple[int, int]  # newest CUDA version (major, minor) that the driver supports
+    capability: tuple[int, int]  # compute capability (major, minor): (9, 0) is Hopper
 
 
 def read_gpu() -> Gpu | None:
@@ -28,6 +29,7 @@ def read_gpu() -> Gpu | None:
         handles = visible_gpus(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES"))
         memories = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
         largest = max(range(len(handles)), key=lambda i: memories[i].total)
+        capability = pynvml.nvmlDeviceGetCudaComputeCapability(handles[largest])
         version = pynvml.nvmlSystemGetCudaDriverVersion_v2()
         return Gpu(
             name=pynvml.nvmlDeviceGetName(handles[largest]),
@@ -36,6 +38,7 @@ def read_gpu() -> Gpu | None:
             used_bytes=int(memories[largest].used),
             driver=pynvml.nvmlSystemGetDriverVersion(),
             cuda=(version // 1000, version % 1000 // 10),
+            capability=(int(capability[0]), int(capability[1])),
         )
     except pynvml.NVMLError:
         return None

@@ -5,7 +5,7 @@ import os
 import pkgutil
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.monitoring
@@ -107,29 +107,50 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+class Compiled(NamedTuple):
+    """Programs that JAX compiled, or fetched from the compilation cache, and how long that took."""
+
+    programs: int
+    seconds: float  # of XLA, or of the cache; tracing not counted
+
+
 class CompileCounter:
-    """Count the programs that JAX has compiled, or fetched from the compilation cache, since this counter was made."""
+    """Count what JAX has compiled since this counter was made."""
 
     def __init__(self) -> None:
-        self._before = _compiled().total
+        self._first = _listener().compiled
+
+    @property
+    def compiled(self) -> Compiled:
+        """All since this counter was made."""
+        return self.since(Compiled(0, 0.0))
 
     @property
     def count(self) -> int:
-        return _compiled().total - self._before
+        """The programs."""
+        return self.compiled.programs
+
+    def since(self, before: Compiled) -> Compiled:
+        """What came after `compiled` was `before`."""
+        now = _listener().compiled
+        return Compiled(
+            now.programs - self._first.programs - before.programs, now.seconds - self._first.seconds - before.seconds
+        )
 
 
-class _Compiled:
+class _Listener:
     """All programs since the first counter was made. There is one: JAX keeps its listeners for good."""
 
-    total = 0
+    compiled = Compiled(0, 0.0)
 
     def listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            self.total += 1
+            programs, seconds = self.compiled
+            self.compiled = Compiled(programs + 1, seconds + duration_secs)
 
 
 @cache
-def _compiled() -> _Compiled:
-    compiled = _Compiled()
-    jax.monitoring.register_event_duration_secs_listener(compiled.listen)
-    return compiled
+def _listener() -> _Listener:
+    listener = _Listener()
+    jax.monitoring.register_event_duration_secs_listener(listener.listen)
+    return listener

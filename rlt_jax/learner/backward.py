@@ -27,14 +27,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rlt_jax.models import Context, Model, Params, segment_starts
+from rlt_jax.losses import Targets, targets_of, wanted_logprobs
+from rlt_jax.models import Context, Model, Params, tokens_before
 from rlt_jax.types import Array
 
 
 class MaskedBatch(Protocol):
     """Fields that every micro-batch has; a loss may read others.
 
-    A batch of packed rows also has `segments` i32[B, T] (see `Model.hidden`). None or no such field: one row each.
+    One whose rows share sequences also has a `layout` (see `Model.hidden`). None or no such field: one row each.
     """
 
     @property
@@ -94,26 +95,27 @@ def make_layerwise_accumulate(
         chex.assert_rank(batch.ids, 2)
         chex.assert_equal_shape([batch.ids, batch.mask])
         chex.assert_trees_all_equal_shapes(params, accumulators)
-        ids, mask, segments = jnp.asarray(batch.ids), jnp.asarray(batch.mask), getattr(batch, "segments", None)
-        if segments is not None:
-            segments = jnp.asarray(segments)
-            mask = mask.astype(bool) & ~segment_starts(segments)
-        context = model.context(params, ids, segments=segments)
+        ids, mask = jnp.asarray(batch.ids), jnp.asarray(batch.mask).astype(bool)
+        layout = jax.tree.map(jnp.asarray, getattr(batch, "layout", None))
+        before, known = tokens_before(ids, layout)
+        context = model.context(params, ids, layout=layout)
         x, saved = _forward(model, params, model.embed(params, ids), context, ranges)
         # Checkpointed, so that none of its float32 arrays is held during the head's backward pass.
         norm = jax.checkpoint(lambda norm_params, x: model.final_norm({"norm": norm_params}, x))
         hidden, norm_vjp = jax.vjp(norm, params["norm"], x)
 
-        targets = _targets(ids, mask, chunk)
-        logps, normalisers = _head_logps(model, params, hidden, targets, temperature)
+        targets = targets_of(ids.reshape(-1), before, (mask & known).reshape(-1), chunk=chunk)
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        logps, normalisers = wanted_logprobs(flat, model.head(params), targets, temperature=temperature)
+        logps = logps.reshape(ids.shape)
         d_logps, aux = jax.grad(loss_of_logps, has_aux=True)(logps, batch)
         # Scaled here, not at every sum: gradients are linear in it.
         d_logps *= weight
-        d_hidden, head = _head_backward(
-            model, params, model.head(accumulators), hidden, targets, normalisers, d_logps, temperature
+        d_flat, head = _head_backward(
+            model, params, model.head(accumulators), flat, targets, normalisers, d_logps.reshape(-1), temperature
         )
 
-        d_norm, d_x = norm_vjp(d_hidden)
+        d_norm, d_x = norm_vjp(d_flat.reshape(hidden.shape))
         d_x, layers = _backward(model, params, accumulators["layers"], saved, d_x, context, ranges)
         sums = accumulators | {
             "layers": layers,
@@ -289,79 +291,38 @@ def _layer_backward(
     return d_x + d_input, jax.tree.map(lambda *parts: sum(parts), d_down, d_inner, d_output, d_qkv)
 
 
-class _Targets(NamedTuple):
-    """The tokens on the mask, by the flattened position b·T + t that predicts them, in chunks of C."""
-
-    next_ids: jax.Array  # i32[B·T] the token that each position predicts
-    positions: jax.Array  # i32[P, C] those whose next token is on the mask, in order; padded with B·T
-    num_chunks: jax.Array  # i32[] chunks that are not all padding
-
-
-def _targets(ids: jax.Array, mask: jax.Array, chunk: int) -> _Targets:
-    wanted = _shift_left(mask.astype(bool))
-    size = min(chunk, ids.size)
-    padded = -(-ids.size // size) * size
-    (positions,) = jnp.nonzero(wanted.reshape(-1), size=padded, fill_value=ids.size)
-    num_chunks = (wanted.sum() + size - 1) // size
-    return _Targets(_shift_left(ids).reshape(-1), positions.reshape(-1, size), num_chunks)
-
-
-def _head_logps(
-    model: Model, params: Params, hidden: jax.Array, targets: _Targets, temperature: float
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probs f32[B, T] of the tokens themselves, and log Σ exp(logits / temperature) f32[P, C] of the positions."""
-    shape, hidden = hidden.shape[:2], hidden.reshape(-1, hidden.shape[-1])
-
-    def step(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        logps, normalisers = carry
-        at = targets.positions[i]
-        logits = model.unembed(params, hidden.at[at].get(mode="clip")) / temperature
-        normaliser = jax.nn.logsumexp(logits, axis=-1)
-        label = targets.next_ids.at[at].get(mode="clip")
-        logp = jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0] - normaliser
-        return logps.at[at].set(logp, mode="drop"), lax.dynamic_update_index_in_dim(normalisers, normaliser, i, 0)
-
-    start = jnp.zeros(targets.next_ids.shape), jnp.zeros(targets.positions.shape)
-    logps, normalisers = lax.fori_loop(0, targets.num_chunks, step, start)
-    return jnp.pad(logps.reshape(shape)[:, :-1], ((0, 0), (1, 0))), normalisers
-
-
 def _head_backward(
     model: Model,
     params: Params,
     accumulator: jax.Array,
     hidden: jax.Array,
-    targets: _Targets,
+    targets: Targets,
     normalisers: jax.Array,
     d_logps: jax.Array,
     temperature: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """The gradient [B, T, D] of hidden, and the head's accumulator f32[V, D] with its gradient added, both from
+    """The gradient [B·T, D] of hidden, and the head's accumulator f32[V, D] with its gradient added, both from
 
     d logits = (onehot(label) - softmax(logits / temperature)) · d logp / temperature.
+
+    Several tokens may be predicted by one hidden state, the last of a prompt: their gradients add up.
     """
-    head, flat = model.head(params), hidden.reshape(-1, hidden.shape[-1])
-    d_next = _shift_left(d_logps).reshape(-1)
+    head = model.head(params)
 
     def step(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         d_hidden, accumulator = carry
-        at = targets.positions[i]
-        h, label = flat.at[at].get(mode="clip"), targets.next_ids.at[at].get(mode="clip")
-        scale = d_next.at[at].get(mode="fill", fill_value=0.0) / temperature
+        at = targets.places[i]
+        before, label = (x.at[at].get(mode="clip") for x in (targets.before, targets.ids))
+        h = hidden[before]
+        scale = d_logps.at[at].get(mode="fill", fill_value=0.0) / temperature
         probs = jnp.exp(model.unembed(params, h) / temperature - normalisers[i][:, None])
         is_label = jnp.arange(head.shape[0]) == label[:, None]
         # In the weights' type, for the tensor cores.
         d_logits = ((is_label - probs) * scale[:, None]).astype(head.dtype)
         d_h = _product("nv,vd->nd", d_logits, head).astype(hidden.dtype)
-        return d_hidden.at[at].set(d_h, mode="drop"), _add(accumulator, _product("nv,nd->vd", d_logits, h))
+        return d_hidden.at[before].add(d_h), _add(accumulator, _product("nv,nd->vd", d_logits, h))
 
-    d_hidden, accumulator = lax.fori_loop(0, targets.num_chunks, step, (jnp.zeros_like(flat), accumulator))
-    return d_hidden.reshape(hidden.shape), accumulator
-
-
-def _shift_left(x: jax.Array) -> jax.Array:
-    """x[:, 1:] followed by a column of 0: moves each token's value to the position that predicts the token."""
-    return jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
+    return lax.fori_loop(0, targets.num_chunks, step, (jnp.zeros_like(hidden), accumulator))
 
 
 def _product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:

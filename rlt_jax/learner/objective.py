@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from rlt_jax.configs import LossConfig
 from rlt_jax.losses import grpo_loss, importance_weights, sft_loss
+from rlt_jax.segments import Layout
 from rlt_jax.types import Array, TrainBatch
 
 
@@ -22,6 +23,8 @@ def grpo_objective(
     config: LossConfig, *, compare_sampler: bool = True
 ) -> Callable[[jax.Array, TrainBatch], tuple[jax.Array, Diagnostics]]:
     """`losses.grpo_loss` with the settings of `config`, of the policy's log-probs f32[B, T] and their TrainBatch.
+
+    The loss is one of rows: a token that several completions share counts in each, with its advantage.
 
     On-policy: the old log-probs are the policy's own, held constant, so the ratio is 1 in value.
 
@@ -42,11 +45,12 @@ def grpo_objective(
         weights = None
         means: dict[str, jax.Array] = {}
         maxima: dict[str, jax.Array] = {}
+        logps = jnp.where(batch.row_mask, logps.reshape(-1)[batch.places], 0.0)
         if compare_sampler:
             weights, means, maxima = importance_weights(
                 logps,
                 batch.sampler_logps,
-                batch.mask,
+                batch.row_mask,
                 correction=config.importance_correction,
                 cap=config.importance_cap,
             )
@@ -55,12 +59,12 @@ def grpo_objective(
             jax.lax.stop_gradient(logps),
             batch.ref_logps,
             batch.advantages,
-            batch.mask,
+            batch.row_mask,
             beta=config.beta,
             token_weights=weights,
         )
-        tokens = jnp.maximum(batch.mask.sum(1), 1)
-        entropy = -(jnp.where(batch.mask, logps, 0.0).sum(1) / tokens).mean()
+        tokens = jnp.maximum(batch.row_mask.sum(1), 1)
+        entropy = -(logps.sum(1) / tokens).mean()
         kl = {"kl": aux["kl"]} if "kl" in aux else {}
         return loss, Diagnostics({"loss": loss, **kl, "entropy": entropy, **means}, maxima)
 
@@ -68,11 +72,11 @@ def grpo_objective(
 
 
 class SftBatch(NamedTuple):
-    """One micro-batch of supervised fine-tuning, right-padded to a bucket; a sequence is one row, or several packed."""
+    """One micro-batch of supervised fine-tuning."""
 
     ids: Array  # i32[B, T] token ids
     mask: Array  # bool[B, T] True on trained tokens
-    segments: Array | None = None  # i32[B, T] 1, 2, ... on the rows of a sequence, 0 on padding; None: one row each
+    layout: Layout | None = None  # None: a sequence is one row
 
 
 def sft_objective(logps: jax.Array, batch: SftBatch) -> tuple[jax.Array, Diagnostics]:

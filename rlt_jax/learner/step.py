@@ -10,18 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlt_jax import stops
-from rlt_jax.batching import join_rows, length_batches, pad_rows, segments_of, sequence_batches
+from rlt_jax.batching import pad_rows, power_of_two
 from rlt_jax.device.placement import device_memory, free, move_to_host, on_host
 from rlt_jax.learner.backward import make_planned_accumulate
 from rlt_jax.learner.objective import Diagnostics, SftBatch
 from rlt_jax.losses import mix_reference
 from rlt_jax.models import Model, Params
+from rlt_jax.segments import MicroBatch
 from rlt_jax.types import Dtype, TrainBatch
 
 AHEAD = 2  # micro-batches that the device has before it: a stop never waits for more
 
-MicroBatch = Any  # TrainBatch or SftBatch
-Accumulate = Callable[[Params, Params, MicroBatch, float], tuple[Params, Diagnostics]]
+Batch = Any  # TrainBatch or SftBatch
+Accumulate = Callable[[Params, Params, Batch, float], tuple[Params, Diagnostics]]
 
 
 def grpo_batches(
@@ -31,46 +32,62 @@ def grpo_batches(
     sampler_logps: Sequence[np.ndarray],
     advantages: np.ndarray,
     *,
-    batch_size: int,
+    batches: Sequence[MicroBatch],
+    longest: int,
 ) -> Iterator[tuple[TrainBatch, float]]:
-    """Micro-batches of a step, each of similar lengths: (TrainBatch, its weight in the step's mean over rows).
+    """Micro-batches of a step: (TrainBatch, its weight in the step's mean over rows).
 
     Args:
       ids: i32[T_i] prompt + completion each; the last completion_lengths[i] tokens are the completion.
       ref_logps: f32[T_i] nats each; None where the loss has no KL term.
       sampler_logps: f32[completion_lengths[i]] nats each, of the completions by their sampler.
       advantages: f32[B].
-      batch_size: rows of a micro-batch. Padding rows have an empty mask and contribute nothing.
+      batches: of the rows of ids. Rows that fill one up have an empty mask and contribute nothing.
+      longest: tokens of the longest completion there can be, so that shapes do not change from step to step.
     """
-    for indices, length in length_batches([len(row) for row in ids], batch_size):
-        pad = partial(pad_rows, length=length, num_rows=batch_size)
-        mask = [np.arange(len(ids[i])) >= len(ids[i]) - completion_lengths[i] for i in indices]
-        batch = TrainBatch(
-            ids=pad([ids[i] for i in indices]),
-            mask=pad(mask),
-            ref_logps=None if ref_logps is None else pad([ref_logps[i] for i in indices]),
-            sampler_logps=pad([np.pad(sampler_logps[i], (len(ids[i]) - completion_lengths[i], 0)) for i in indices]),
-            advantages=np.pad(advantages[indices], (0, batch_size - len(indices))),
+    lengths = [len(row) for row in ids]
+    most = power_of_two(max((len(batch.rows) for batch in batches), default=1))
+    for batch in batches:
+        rows, all_places = batch.rows, batch.places(lengths)
+        starts = [lengths[i] - completion_lengths[i] for i in rows]
+        places = [all_places[i][start:] for i, start in zip(rows, starts)]
+        mask = np.zeros(batch.computed, bool)
+        mask[np.concatenate(places)] = True
+        pad = partial(pad_rows, length=longest, num_rows=most)
+        yield (
+            TrainBatch(
+                ids=batch.ids(ids),
+                mask=mask.reshape(batch.num_sequences, batch.length),
+                layout=batch.layout(lengths),
+                places=pad(places),
+                row_mask=pad([np.ones(len(place), bool) for place in places]),
+                ref_logps=None if ref_logps is None else pad([ref_logps[i][start:] for i, start in zip(rows, starts)]),
+                sampler_logps=pad([sampler_logps[i] for i in rows]),
+                advantages=np.pad(advantages[rows], (0, most - len(rows))),
+            ),
+            most / len(ids),
         )
-        yield batch, batch_size / len(ids)
 
 
 def sft_batches(
-    examples: Sequence[tuple[np.ndarray, np.ndarray]], *, batch_size: int, packed_length: int | None = None
+    examples: Sequence[tuple[np.ndarray, np.ndarray]], *, batches: Sequence[MicroBatch]
 ) -> Iterator[tuple[SftBatch, float]]:
     """Micro-batches of (ids i32[T_i], trained bool[T_i]) examples: (SftBatch, its share of the trained tokens).
 
+    A token that several examples share is trained if any of them trains it, and counts for each that does.
+
     Args:
-      batch_size: sequences per micro-batch, at most.
-      packed_length: let examples share sequences (see `sequence_batches`). Changes the sums only by rounding.
+      batches: of the examples' rows.
     """
     ids, trained = [ids for ids, _ in examples], [trained for _, trained in examples]
     lengths = [len(row) for row in ids]
     total = sum(int(row.sum()) for row in trained)
-    for sequences in sequence_batches(lengths, batch_size, packed_length=packed_length):
-        segments = segments_of(lengths, sequences) if packed_length else None
-        batch = SftBatch(join_rows(ids, sequences), join_rows(trained, sequences), segments)
-        yield batch, int(batch.mask.sum()) / total
+    for batch in batches:
+        counts = np.zeros(batch.computed, np.float32)
+        for i, places in batch.places(lengths).items():
+            counts[places[trained[i]]] += 1
+        shape = (batch.num_sequences, batch.length)
+        yield SftBatch(batch.ids(ids), counts.reshape(shape), batch.layout(lengths)), float(counts.sum()) / total
 
 
 SumGradients = Callable[..., tuple[Params, dict[str, jax.Array]]]
@@ -98,7 +115,7 @@ def make_sum_gradients(
     saving, recomputing = make(saved=saved), make(saved=lambda batch, tokens: (0, 0))
 
     def sums(
-        params: Params, batches: Iterable[tuple[MicroBatch, float]], *, save_activations: bool = True
+        params: Params, batches: Iterable[tuple[Batch, float]], *, save_activations: bool = True
     ) -> tuple[Params, dict[str, jax.Array]]:
         return sum_gradients(saving if save_activations else recomputing, params, batches, dtype=dtype)
 
@@ -108,7 +125,7 @@ def make_sum_gradients(
 def sum_gradients(
     accumulate: Accumulate,
     params: Params,
-    batches: Iterable[tuple[MicroBatch, float]],
+    batches: Iterable[tuple[Batch, float]],
     *,
     dtype: Dtype = "float32",
 ) -> tuple[Params, dict[str, jax.Array]]:

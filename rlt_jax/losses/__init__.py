@@ -8,7 +8,7 @@ from rlt_jax.losses.component_names import ORIGINAL_NAMES
 from rlt_jax.losses.grpo import completion_mask, group_advantages, grpo_loss
 from rlt_jax.losses.importance import importance_weights
 from rlt_jax.losses.kl import KLKind, kl_estimate
-from rlt_jax.losses.logprobs import linear_token_logprobs, token_logprobs
+from rlt_jax.losses.logprobs import Targets, linear_token_logprobs, targets_of, token_logprobs, wanted_logprobs
 from rlt_jax.losses.reference import mix_reference
 from rlt_jax.losses.sft import sft_loss
 from rlt_jax.losses.teacher_reward import TeacherReward, teacher_reward
@@ -19,6 +19,7 @@ __all__ = [
     "KLKind",
     "Normalization",
     "Reduction",
+    "Targets",
     "TeacherReward",
     "completion_mask",
     "group_advantages",
@@ -28,6 +29,8 @@ __all__ = [
     "linear_token_logprobs",
     "mix_reference",
     "sft_loss",
+    "targets_of",
     "teacher_reward",
     "token_logprobs",
+    "wanted_logprobs",
 ]

@@ -5,6 +5,8 @@ Departures from the original:
 - `linear_token_logprobs` has no counterpart there: float32 logits of one 8k row and 152k words take 5 GB.
 """
 
+from typing import NamedTuple
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -72,6 +74,55 @@ def linear_token_logprobs(
         at_least_f32(temperature),
     )
     return logps.reshape(-1)[:tokens].reshape(labels.shape)
+
+
+class Targets(NamedTuple):
+    """Tokens whose log-probs are wanted, of N, in chunks of C."""
+
+    ids: jax.Array  # i32[N] the tokens
+    before: jax.Array  # i32[N] place of the token whose hidden state predicts each
+    places: jax.Array  # i32[P, C] of those that are wanted, in order; padded with N
+    num_chunks: jax.Array  # i32[] chunks that are not all padding
+
+
+def targets_of(ids: jax.Array, before: jax.Array, wanted: jax.Array, *, chunk: int) -> Targets:
+    """The wanted tokens (bool[N]) of ids i32[N], each after the one at its place in before i32[N]; C is at most chunk.
+
+    A token without one before it, which is its own there, has no log-prob: it must not be wanted.
+    """
+    size = min(chunk, ids.size)
+    padded = -(-ids.size // size) * size
+    (places,) = jnp.nonzero(wanted, size=padded, fill_value=ids.size)
+    num_chunks = (wanted.sum() + size - 1) // size
+    return Targets(ids, before, places.reshape(-1, size), num_chunks)
+
+
+def wanted_logprobs(
+    hidden: jax.Array, head: jax.Array, targets: Targets, *, temperature: jax.typing.ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probs of the wanted tokens alone, and log Σ exp(logits / temperature) of the states that predict them.
+
+    Nothing is computed for other tokens, and the logits of one chunk exist at a time. Forward only.
+
+    Args:
+      hidden: [N, D] float, after the final norm.
+      head: [V, D] float, the output head.
+    Returns:
+      f32[N] nats, 0 where no log-prob is wanted, and f32[P, C].
+    """
+
+    def step(i: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        logps, normalisers = carry
+        at = targets.places[i]
+        before, label = (x.at[at].get(mode="clip") for x in (targets.before, targets.ids))
+        logits = _logits(hidden[before], head) / temperature
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        logps = logps.at[at].set(_pick(logits, label) - normaliser, mode="drop")
+        return logps, lax.dynamic_update_index_in_dim(normalisers, normaliser, i, 0)
+
+    dtype = jnp.promote_types(jnp.promote_types(hidden.dtype, head.dtype), jnp.float32)
+    start = jnp.zeros(targets.ids.shape, dtype), jnp.zeros(targets.places.shape, dtype)
+    return lax.fori_loop(0, targets.num_chunks, step, start)
 
 
 @jax.custom_vjp

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from rlt_jax.losses._arrays import at_least_f32, masked_mean
+from rlt_jax.losses._arrays import at_least_f32
 
 
 def sft_loss(logps: jax.Array, mask: jax.Array) -> jax.Array:
@@ -16,11 +16,11 @@ def sft_loss(logps: jax.Array, mask: jax.Array) -> jax.Array:
 
     Args:
       logps: f32[B, T] nats, log-probs of the tokens.
-      mask: bool[B, T], True on tokens to train on.
+      mask: bool[B, T], True on tokens to train on; or f32[B, T], how often each counts, where rows share tokens.
     Returns:
       f32[] nats per trained token; 0 if there is none.
     """
-    logps, mask = at_least_f32(logps), jnp.asarray(mask).astype(bool)
-    chex.assert_rank([logps, mask], 2)
-    chex.assert_equal_shape([logps, mask])
-    return -masked_mean(logps, mask)
+    logps, counts = at_least_f32(logps), at_least_f32(mask)
+    chex.assert_rank([logps, counts], 2)
+    chex.assert_equal_shape([logps, counts])
+    return -jnp.sum(jnp.where(counts > 0, logps, 0.0) * counts) / jnp.maximum(jnp.sum(counts), 1)

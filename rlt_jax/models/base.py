@@ -18,11 +18,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rlt_jax.models.attention import attend, rotation, segment_bias, segment_positions
+from rlt_jax.models.attention import attend, is_flat, rotation, segment_bias
 from rlt_jax.models.config import ModelConfig
 from rlt_jax.models.decoder import Decoder, matmul
+from rlt_jax.segments import Layout
 
 Params = dict[str, Any]  # nested dict of arrays
+
+
+def dtype_of(params: Params) -> jnp.dtype:
+    """The type of a model's weights."""
+    return params["embed_tokens"]["weight"].dtype
 
 
 class Context(NamedTuple):
@@ -31,7 +37,9 @@ class Context(NamedTuple):
     cos: jax.Array  # f32[B or 1, T, 1, hd]
     sin: jax.Array  # f32[B or 1, T, 1, hd]
     key_mask: jax.Array | None  # bool[B, 1, 1, T], True = real token; None = only the causal mask
-    bias: jax.Array | None = None  # [B, 1, T, T] added to the scores: 0 inside a segment, MASKED across segments
+    layout: Layout | None = None  # of segments; None = a sequence is a row
+    bias: jax.Array | None = None  # [B, 1, T, T] added to the scores: 0 inside of a row, MASKED across rows; None where
+    # a kernel reads the layout
 
 
 class Cache(NamedTuple):
@@ -65,15 +73,17 @@ class Model:
         params: Params,
         ids: jax.Array,
         attention_mask: jax.Array | None = None,
-        segments: jax.Array | None = None,
+        layout: Layout | None = None,
     ) -> Context:
-        """What the layers need for a forward pass over ids i32[B, T]; attention_mask and segments as in `hidden`."""
-        if segments is not None:
+        """What the layers need for a forward pass over ids i32[B, T]; attention_mask and layout as in `hidden`."""
+        if layout is not None:
             if attention_mask is not None:
-                raise ValueError("attention_mask and segments: expected one of them, as padding is segment 0")
-            chex.assert_equal_shape([ids, segments])
-            dtype = params["embed_tokens"]["weight"].dtype
-            return Context(*rotation(self.config, segment_positions(segments)), None, segment_bias(segments, dtype))
+                raise ValueError("attention_mask and layout: expected one of them, as padding is a segment")
+            chex.assert_equal_shape([ids, layout.segment])
+            dtype = dtype_of(params)
+            flat = is_flat(dtype, self.config.head_dim) and len(layout.spans) > 0
+            bias = None if flat else segment_bias(layout, dtype)
+            return Context(*rotation(self.config, layout.position), None, layout, bias)
         if attention_mask is None:
             return Context(*rotation(self.config, jnp.arange(ids.shape[1])[None]), None)
         chex.assert_equal_shape([ids, attention_mask])
@@ -95,7 +105,7 @@ class Model:
 
     def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, context: Context) -> jax.Array:
         """Causal softmax attention [B, T, H, hd]; the only stage without parameters."""
-        return attend(q, k, v, context.key_mask, bias=context.bias, causal=True)
+        return attend(q, k, v, context.key_mask, layout=context.layout, bias=context.bias, causal=True)
 
     def add_attention(self, layer_params: Params, x: jax.Array, attended: jax.Array) -> jax.Array:
         """The layer's input [B, T, D] plus what attention returned [B, T, H, hd], projected."""
@@ -128,7 +138,7 @@ class Model:
         ids: jax.Array,
         *,
         attention_mask: jax.Array | None = None,
-        segments: jax.Array | None = None,
+        layout: Layout | None = None,
     ) -> jax.Array:
         """Hidden states after the final norm, [B, T, D] in the parameters' dtype; arbitrary but finite where padded.
 
@@ -136,14 +146,13 @@ class Model:
           ids: i32[B, T] token ids.
           attention_mask: bool or int [B, T], nonzero = real token, padding on either side. None: rows are right-padded,
             and the causal mask alone hides pads from real tokens (fastest: cuDNN on a GPU in 16 bits).
-          segments: i32[B, T] for packed rows: adjacent tokens with the same number are one text, whose positions start
-            at 0 and whose tokens attend only to each other; 0 = padding. The mask takes B·T² numbers in the
-            parameters' dtype.
+          layout: of rows that share sequences, and tokens (`segments.MicroBatch`). Where no kernel takes it, a mask
+            takes B·T² numbers in the parameters' dtype.
         Raises:
-          ValueError: attention_mask and segments are both given.
+          ValueError: attention_mask and layout are both given.
         """
         chex.assert_rank(ids, 2)
-        context = self.context(params, ids, attention_mask, segments)
+        context = self.context(params, ids, attention_mask, layout)
 
         def step(x: jax.Array, layer_params: Params) -> tuple[jax.Array, None]:
             return self.layer(layer_params, x, context), None
@@ -160,7 +169,7 @@ class Model:
         """An empty cache for `batch` rows of up to `length` positions, in the parameters' dtype."""
         config = self.config
         shape = (config.num_hidden_layers, batch, length, config.num_key_value_heads, config.head_dim)
-        dtype = params["embed_tokens"]["weight"].dtype
+        dtype = dtype_of(params)
         return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     @partial(jax.jit, static_argnames="self")

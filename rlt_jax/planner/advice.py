@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from rlt_jax.batching import bucket_length
 from rlt_jax.configs import PRESETS, TrainConfig
 from rlt_jax.models import ModelConfig
 from rlt_jax.planner.ledger import Ledger, vllm_missing_bytes
 from rlt_jax.planner.run_plan import plan
+from rlt_jax.segments import SIZE_STEP
 from rlt_jax.types import GB
 
 MIN_CHUNK = 256  # tokens of logits; with fewer the head's matrix products become slow
@@ -34,6 +34,7 @@ def suggest(
     *,
     gpu_bytes: float | None,
     host_bytes: float | None,
+    capability: tuple[int, int] | None = None,
 ) -> list[Suggestion]:
     """Suggest ways to make a run fit, each checked by a ledger; empty if it fits already, or if nothing is enough.
 
@@ -42,10 +43,11 @@ def suggest(
 
     Args:
       gpu_bytes, host_bytes: what may be used, as in `run_plan.shortfalls`.
+      capability: the GPU's, as in `run_plan.run_shape`.
     """
 
     def ledger_of(changed: TrainConfig) -> Ledger:
-        return plan(changed, teacher=teacher, student=student, gpu_bytes=gpu_bytes)
+        return plan(changed, teacher=teacher, student=student, gpu_bytes=gpu_bytes, capability=capability)
 
     def excess(changed: TrainConfig) -> float:
         return _excess(ledger_of(changed), gpu_bytes=gpu_bytes, host_bytes=host_bytes)
@@ -94,14 +96,20 @@ def _saved_layers(config: TrainConfig) -> Iterator[_Change]:
         yield _Change(replace(config, loss=loss), (*without_mlp, f"--loss.saved-attention {layers}"))
 
 
-def _micro_batch(config: TrainConfig) -> Iterator[_Change]:
-    for size in range(config.per_device_train_batch_size - 1, 0, -1):
-        yield _Change(replace(config, per_device_train_batch_size=size), (f"--per-device-train-batch-size {size}",))
+def _update_tokens(config: TrainConfig) -> Iterator[_Change]:
+    for size in _fewer_tokens(config, config.tokens_of_update):
+        yield _Change(replace(config, update_tokens=size), (f"--update-tokens {size}",))
 
 
-def _score_batch(config: TrainConfig) -> Iterator[_Change]:
-    for size in range(config.score_batch_size - 1, 0, -1):
-        yield _Change(replace(config, score_batch_size=size), (f"--score-batch-size {size}",))
+def _score_tokens(config: TrainConfig) -> Iterator[_Change]:
+    for size in _fewer_tokens(config, config.tokens_of_score):
+        yield _Change(replace(config, score_tokens=size), (f"--score-tokens {size}",))
+
+
+def _fewer_tokens(config: TrainConfig, tokens: int) -> range:
+    """Smaller sizes of a pass, down to one longest row."""
+    least = -(-(config.max_prompt_length + config.max_completion_length) // SIZE_STEP) * SIZE_STEP
+    return range((tokens - 1) // SIZE_STEP * SIZE_STEP, least - 1, -SIZE_STEP)
 
 
 def _logprob_chunk(config: TrainConfig) -> Iterator[_Change]:
@@ -156,24 +164,20 @@ def _gradients(config: TrainConfig) -> Iterator[_Change]:
 
 
 def _lengths(config: TrainConfig) -> Iterator[_Change]:
-    """Shorten both lengths by the same factor, so that together they fill a bucket."""
+    """Shorten both lengths by the same factor."""
     whole = config.max_prompt_length + config.max_completion_length
-    buckets, length = [], bucket_length(1)
-    while length < whole:
-        buckets.append(length)
-        length = bucket_length(length + 1)
-    for bucket in reversed(buckets):
-        prompt = config.max_prompt_length * bucket // whole
-        if min(prompt, bucket - prompt) < MIN_LENGTH:
+    for length in range((whole - 1) // SIZE_STEP * SIZE_STEP, 0, -SIZE_STEP):
+        prompt = config.max_prompt_length * length // whole
+        if min(prompt, length - prompt) < MIN_LENGTH:
             return
-        flags = f"--max-prompt-length {prompt}", f"--max-completion-length {bucket - prompt}"
-        yield _Change(replace(config, max_prompt_length=prompt, max_completion_length=bucket - prompt), flags)
+        flags = f"--max-prompt-length {prompt}", f"--max-completion-length {length - prompt}"
+        yield _Change(replace(config, max_prompt_length=prompt, max_completion_length=length - prompt), flags)
 
 
 _LEVERS: tuple[Lever, ...] = (
     _saved_layers,
-    _micro_batch,
-    _score_batch,
+    _update_tokens,
+    _score_tokens,
     _logprob_chunk,
     _native_batch,
     _frozen_on_host,

@@ -1,10 +1,11 @@
-"""What fits: how many layers' activations can be saved, how long sequences and how large micro-batches can be."""
+"""What fits: how many layers' activations can be saved, how long rows and how large passes can be."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
 from rlt_jax.planner.ledger import Ledger, make_ledger, saved_attention_bytes, saved_mlp_bytes, vllm_missing_bytes
-from rlt_jax.planner.shapes import ModelShape, RunShape
+from rlt_jax.planner.shapes import ModelShape, Pass, RunShape
+from rlt_jax.segments import SIZE_STEP
 
 SAVED_RESERVE = 0.5e9
 """Bytes of the planned memory that `saved_layers` leaves free: about the error of the update's formulas."""
@@ -14,8 +15,8 @@ def saved_layers(
     shape: ModelShape,
     run: RunShape,
     planned_bytes: float,
-    batch: int,
-    tokens: int,
+    sequences: int,
+    length: int,
     *,
     saved_attention: int | None = None,
     saved_mlp: int | None = None,
@@ -26,13 +27,14 @@ def saved_layers(
 
     Args:
       planned_bytes: most GPU memory that the update may take.
-      batch, tokens: of the micro-batch, padded.
+      sequences, length: of the micro-batch, B and T as computed: one sequence where it is flat.
       saved_attention, saved_mlp: counts that are fixed already, used whether they fit or not; None: to be found.
     Returns:
       (saved_attention, saved_mlp), layers.
     """
     fixed = [None if count is None else min(count, shape.layers) for count in (saved_attention, saved_mlp)]
-    plain = replace(run, micro_batch=batch, teacher_tokens=tokens, saved_attention=0, saved_mlp=0)
+    update = run.update._replace(sequences=sequences, length=length)
+    plain = replace(run, update=update, saved_attention=0, saved_mlp=0)
     sizes = saved_attention_bytes(shape, plain), saved_mlp_bytes(shape, plain)
     room = planned_bytes - SAVED_RESERVE - make_ledger(shape, plain).phase("update").gpu_bytes
     room -= sum(size * (count or 0) for size, count in zip(sizes, fixed))
@@ -48,10 +50,10 @@ def saved_layers(
 def longest_sequence(shape: ModelShape, run: RunShape, gpu_bytes: float, *, extra_tokens: int = 0) -> int:
     """Find the longest prompt with its completion that fits on the GPU without saved activations; 0: none fits.
 
-    Padding is not counted: a trainer that pads to buckets can use the largest bucket that is not longer.
+    A pass has one such row.
 
     Args:
-      extra_tokens: by which the student's sequence is longer than the teacher's.
+      extra_tokens: by which the student's row is longer than the teacher's.
     Returns:
       Tokens.
     """
@@ -59,6 +61,9 @@ def longest_sequence(shape: ModelShape, run: RunShape, gpu_bytes: float, *, extr
     def fits(tokens: int) -> bool:
         candidate = replace(
             run,
+            update=run.update.of(tokens, tokens),
+            score=run.score.of(tokens, tokens),
+            score_student=run.score_student.of(tokens, tokens + extra_tokens),
             teacher_tokens=tokens,
             student_tokens=tokens + extra_tokens,
             prompt_tokens=tokens // 2,
@@ -71,13 +76,18 @@ def longest_sequence(shape: ModelShape, run: RunShape, gpu_bytes: float, *, extr
     return _largest(fits)
 
 
-def largest_micro_batch(shape: ModelShape, run: RunShape, gpu_bytes: float) -> int:
-    """Find the most sequences a micro-batch can have on the GPU without saved activations; 0: not even one fits."""
+def largest_update(shape: ModelShape, run: RunShape, gpu_bytes: float) -> int:
+    """Find the most tokens that a pass of the update can have without saved activations; 0: not even one row fits."""
 
-    def fits(batch: int) -> bool:
-        return fits_gpu(make_ledger(shape, replace(run, micro_batch=batch, saved_attention=0, saved_mlp=0)), gpu_bytes)
+    def update_of(steps: int) -> Pass:
+        return run.update.of(steps * SIZE_STEP, run.teacher_tokens)
 
-    return _largest(fits)
+    def fits(steps: int) -> bool:
+        candidate = replace(run, update=update_of(steps), saved_attention=0, saved_mlp=0)
+        return fits_gpu(make_ledger(shape, candidate), gpu_bytes)
+
+    steps = _largest(fits)
+    return update_of(steps).tokens if steps else 0
 
 
 def fits_gpu(ledger: Ledger, gpu_bytes: float) -> bool:

@@ -1,4 +1,4 @@
-"""How much GPU and host memory each owner holds in each phase of a step, by arithmetic: no device, no JAX.
+"""How much GPU and host memory each owner holds in each phase of a step, by arithmetic: no device.
 
     peak = max over phases of  Σ owners resident in that phase
 
@@ -7,7 +7,7 @@ their sizes. What follows from shapes is exact (parameters, gradients, optimizer
 (activations); everything else is a constant below, with its source. Sizes are in bytes; a GB is 1e9 bytes.
 
 The compiler decides how large a program's temporaries are. Their formulas were fitted to one model (Qwen2.5-7B,
-bfloat16, cuDNN attention, JAX 0.11); `make_ledger` takes the figures of programs compiled for the GPU instead.
+bfloat16, cuDNN's attention, JAX 0.11); `make_ledger` takes the figures of programs compiled for the GPU instead.
 """
 
 import math
@@ -15,8 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from rlt_jax.batching import bucket_length
 from rlt_jax.device.pinned import GIB, host_bytes, layers_of_a_part, pool_limit_gib
-from rlt_jax.planner.shapes import ModelShape, RunShape
+from rlt_jax.models.attention import sum_bytes
+from rlt_jax.planner.shapes import ModelShape, Pass, RunShape
+from rlt_jax.segments import limits_of, summed_tokens
 from rlt_jax.types import Dtype
 
 # Constants. "Measured": read by NVML on one H100 80 GB (CUDA 13, JAX 0.11.2, vLLM 0.26.0), 2026-11-25; see
@@ -51,10 +54,15 @@ EXPORT_SHARD = 5.0e9
 """Host memory for one shard of the exported model: the default of `models.save_model`."""
 
 # Activations of one layer that exist at the same time: how many of each width (inner, D, H·hd, KH·hd) for each token.
-# Backward: fitted to peaks of 64.2 GB (batch 3, 12,288 tokens) and 62.3 GB (batch 1, 32,768 tokens).
+# Backward: fitted to peaks of 64.2 GB (3 rows of 12,288 tokens) and 62.3 GB (1 row of 32,768), a row a sequence. Flat
+# sequences take no more but for what attention sums: 70.0, 72.0 and 72.8 GB with 36,864, 43,008 and 55,296 tokens (one
+# H100, cuDNN, 2026-11-28) are matched to -1.9, +0.2 and +3.3 %.
 _BACKWARD_WIDTHS = (5, 4, 2, 4)
-# Forward: fitted to 21.0 GB for scoring 3 sequences of 12,288 tokens (one H100, 2026-11-25), matched to 0.1 %.
+# Forward: fitted to 21.0 GB for scoring 3 rows of 12,288 tokens (one H100, 2026-11-25), matched to 0.1 %.
 _FORWARD_WIDTHS = (2, 3, 1, 2)  # gate, up; input, normalised, sum; queries (reused for the output); keys, values
+# The second call's output, of what rows share. Fitted to 21.1, 21.8 and 23.3 GB for scoring flat sequences of 36,864,
+# 43,008 and 55,296 tokens (one H100, cuDNN, 2026-11-28), matched to 0.5 %.
+_FLAT_FORWARD_WIDTHS = (2, 3, 2, 2)
 
 Source = Literal["exact", "formula", "measured", "estimate", "compiled"]
 PhaseName = Literal[
@@ -162,7 +170,15 @@ _GPU_OWNERS: dict[PhaseName, tuple[str, ...]] = {
     "score teacher": ("vLLM asleep", "visiting reference as teacher", "teacher's forward pass"),
     "score student": ("vLLM asleep", "visiting student", "student's forward pass"),
     "score reference": ("vLLM asleep", "visiting reference", "reference's forward pass"),
-    "update": ("vLLM asleep", "gradients", "activations", "saved attention", "saved MLP", "backward pass"),
+    "update": (
+        "vLLM asleep",
+        "gradients",
+        "activations",
+        "saved attention",
+        "saved MLP",
+        "backward pass",
+        "attention's sums",
+    ),
     "optimizer": ("vLLM asleep", "gradients", "optimizer state in flight", "float32 masters"),
     "move reference": ("vLLM asleep", "visiting reference"),
     # At its end: the staging buffer is smaller than the cache, and freed before it exists.
@@ -200,7 +216,7 @@ _TEMPORARIES: dict[PhaseName, tuple[str, ...]] = {
     "score teacher": ("teacher's forward pass",),
     "score student": ("student's forward pass",),
     "score reference": ("reference's forward pass",),
-    "update": ("activations", "saved attention", "saved MLP", "backward pass"),
+    "update": ("activations", "saved attention", "saved MLP", "backward pass", "attention's sums"),
 }
 """Phase -> the owners that the temporaries of its compiled program replace."""
 
@@ -243,26 +259,42 @@ def _has_phase(run: RunShape, name: PhaseName) -> bool:
             return True
 
 
-def forward_bytes(shape: ModelShape, run: RunShape, *, batch: int, tokens: int) -> float:
+def forward_bytes(shape: ModelShape, run: RunShape, of: Pass) -> float:
     """Temporaries of a forward pass that returns log-probs: one layer's or a chunk of logits, whichever is larger."""
-    bytes_each, count = run.weight_bytes, batch * tokens
-    layer = bytes_each * (shape.layer_parameters + count * _numbers_per_token(shape, _FORWARD_WIDTHS))
+    bytes_each, count = run.weight_bytes, of.tokens
+    widths = _FLAT_FORWARD_WIDTHS if of.is_flat else _FORWARD_WIDTHS
+    layer = bytes_each * (shape.layer_parameters + count * _numbers_per_token(shape, widths))
     head = 4 * min(run.logprob_chunk, count) * shape.vocab + 2 * bytes_each * count * shape.hidden
-    return max(layer + (0 if run.fused_attention else 2 * 4 * batch * shape.heads * tokens**2), head)
+    return max(layer + 2 * _scores_bytes(shape, of), head)
 
 
-def backward_bytes(shape: ModelShape, run: RunShape, *, batch: int, tokens: int) -> float:
+def backward_bytes(shape: ModelShape, run: RunShape, of: Pass) -> float:
     """Temporaries of a backward pass, on top of what its forward pass saved: one layer's or the head's, if larger.
 
     One layer: a copy of its weights and their gradient, its activations and their gradients. Head: a chunk of logits
     and their gradient, the hidden states and theirs, and the head's float32 gradient before it is added to the sum (not
     there where the compiler adds in place, which it does not on a CPU).
     """
-    bytes_each, count = run.weight_bytes, batch * tokens
+    bytes_each, count = run.weight_bytes, of.tokens
     layer = bytes_each * (2 * shape.layer_parameters + count * _numbers_per_token(shape, _BACKWARD_WIDTHS))
     head = (4 + bytes_each) * min(run.logprob_chunk, count) * shape.vocab
     head += 2 * bytes_each * count * shape.hidden + 4 * shape.embedding_parameters
-    return max(layer + (0 if run.fused_attention else 3 * 4 * batch * shape.heads * tokens**2), head)
+    return max(layer + 3 * _scores_bytes(shape, of), head)
+
+
+def sums_bytes(shape: ModelShape, run: RunShape, of: Pass) -> int:
+    """What the gradient of a flat sequence's attention sums in float32, where the kernel does (`segments.limits_of`).
+
+    Worst case: as many segments as there may be, each as long as the longest row may be.
+    """
+    each = sum_bytes(of.attention, shape.queries)
+    limits = limits_of(run.completions, of.tokens, min(run.teacher_tokens, of.tokens), sum_bytes=each)
+    return each * summed_tokens(limits, of.tokens)
+
+
+def _scores_bytes(shape: ModelShape, of: Pass) -> int:
+    """All scores of attention, float32, where no kernel spares them."""
+    return 4 * shape.heads * of.tokens * of.length if of.attention == "masked" else 0
 
 
 def state_in_flight_bytes(shape: ModelShape, run: RunShape) -> float:
@@ -349,11 +381,9 @@ def _gpu_sizes(shape: ModelShape, run: RunShape) -> dict[str, tuple[float, Sourc
     size = run.weight_bytes
     weights, (student, reference) = size * shape.parameters, _frozen_bytes(shape, run)
     engine = run.sampler != "native"
-    tokens = run.micro_batch * run.teacher_tokens
     cache, decoding = (0.0, 0.0) if engine else _native_bytes(shape, run)
-    score = run.score_batch
-    teacher_pass = forward_bytes(shape, run, batch=score, tokens=run.teacher_tokens)
-    student_pass = forward_bytes(run.student, run, batch=score, tokens=run.student_tokens)
+    teacher_pass = forward_bytes(shape, run, run.score)
+    student_pass = forward_bytes(run.student, run, run.score_student)
     return {
         "trainer's context": (TRAINER_CONTEXT, "measured"),
         "teacher": (weights, "exact"),
@@ -374,10 +404,11 @@ def _gpu_sizes(shape: ModelShape, run: RunShape) -> dict[str, tuple[float, Sourc
         "visiting reference as teacher": (reference if run.frozen_on_host and run.reference_teacher else 0, "exact"),
         "reference's forward pass": (teacher_pass, "formula"),
         "gradients": (run.gradient_bytes * shape.parameters, "exact"),
-        "activations": (size * shape.layers * tokens * shape.hidden, "exact"),
+        "activations": (size * shape.layers * run.update.tokens * shape.hidden, "exact"),
         "saved attention": (run.saved_attention * saved_attention_bytes(shape, run), "formula"),
         "saved MLP": (run.saved_mlp * saved_mlp_bytes(shape, run), "exact"),
-        "backward pass": (backward_bytes(shape, run, batch=run.micro_batch, tokens=run.teacher_tokens), "formula"),
+        "backward pass": (backward_bytes(shape, run, run.update), "formula"),
+        "attention's sums": (sums_bytes(shape, run, run.update), "formula"),
         "optimizer state in flight": (state_in_flight_bytes(shape, run) if run.optimizer_on_host else 0, "formula"),
         # What the program takes on a CPU with float32 weights; a leaf's master need not outlive its update.
         "float32 masters": (0 if run.optimizer_on_host else 4 * shape.parameters, "estimate"),
@@ -415,7 +446,7 @@ def _entry(owner: str, sizes: Mapping[str, tuple[float, Source]]) -> Entry:
 def _native_bytes(shape: ModelShape, run: RunShape) -> tuple[float, float]:
     """The native sampler's key-value cache, with the shorter one it grows from; what decoding needs on top."""
     batch, bytes_each = min(run.native_batch, run.completions), run.weight_bytes
-    cache = batch * run.teacher_tokens * shape.cache_bytes(bytes_each)
+    cache = batch * bucket_length(run.teacher_tokens) * shape.cache_bytes(bytes_each)
     token_bytes = bytes_each * _numbers_per_token(shape, _FORWARD_WIDTHS)
     prefill = bytes_each * shape.layer_parameters + max(PREFILL_TOKENS, run.prompt_tokens) * token_bytes
     step = 3 * 4 * batch * shape.vocab + 2 * cache / shape.layers  # logits, and one layer's keys and values
@@ -429,11 +460,10 @@ def _numbers_per_token(shape: ModelShape, counts: tuple[int, int, int, int]) -> 
 
 def saved_attention_bytes(shape: ModelShape, run: RunShape) -> float:
     """Saved for one layer: queries, keys, values, output and the softmax sums (all probabilities without a kernel)."""
-    tokens = run.micro_batch * run.teacher_tokens
-    softmax = 4 * shape.heads * (1 if run.fused_attention else run.teacher_tokens)
-    return tokens * (run.weight_bytes * 2 * (shape.queries + shape.keys) + softmax)
+    softmax = 4 * shape.heads * (run.update.length if run.update.attention == "masked" else 1)
+    return run.update.tokens * (run.weight_bytes * 2 * (shape.queries + shape.keys) + softmax)
 
 
 def saved_mlp_bytes(shape: ModelShape, run: RunShape) -> float:
     """Saved for one layer: gate and up projections."""
-    return 2 * run.weight_bytes * run.micro_batch * run.teacher_tokens * shape.inner
+    return 2 * run.weight_bytes * run.update.tokens * shape.inner

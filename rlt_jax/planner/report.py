@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import psutil
 
@@ -16,7 +17,7 @@ from rlt_jax.planner.preflight import Check, preflight
 from rlt_jax.planner.run_plan import (
     FoundModel,
     find_model,
-    largest_batch,
+    largest_update_tokens,
     longest_context,
     plan,
     planned_bytes,
@@ -38,7 +39,7 @@ class Report:
     host_bytes: float | None
     shortfalls: list[str]
     longest_context: int | None  # tokens
-    largest_micro_batch: int | None  # sequences
+    largest_update: int | None  # tokens of a pass of the update
     suggestions: list[Suggestion]
     checks: list[Check]
 
@@ -69,12 +70,16 @@ def make_report(config: TrainConfig, *, compile_programs: bool, start_checks: Se
     if host_bytes is None and gpu is not None:  # without a GPU the run will be on another machine
         host_bytes = psutil.virtual_memory().total
     total = None if gpu is None else gpu.total_bytes
-    by_formula = ledger = plan(config, teacher=teacher.config, student=student.config, gpu_bytes=total)
+    capability = None if gpu is None else gpu.capability
+    plan_of = partial(
+        plan, config, teacher=teacher.config, student=student.config, gpu_bytes=total, capability=capability
+    )
+    by_formula = ledger = plan_of()
     if gpu is not None and compile_programs:
         compiled = _compile(config, ledger, teacher.config, student.config)
-        ledger = plan(config, teacher=teacher.config, student=student.config, gpu_bytes=total, compiled=compiled)
+        ledger = plan_of(compiled=compiled)
     missing = shortfalls(ledger, gpu_bytes=gpu_bytes, host_bytes=host_bytes)
-    # Other lengths and batches are planned by formula alone: what the compiler needs beyond that is not theirs to use.
+    # Other lengths and passes are planned by formula alone: what the compiler needs beyond that is not theirs to use.
     beyond = max(ours.gpu_bytes - formula.gpu_bytes for ours, formula in zip(ledger.phases, by_formula.phases))
     room = None if gpu_bytes is None else gpu_bytes - max(beyond, 0.0)
     return Report(
@@ -87,7 +92,7 @@ def make_report(config: TrainConfig, *, compile_programs: bool, start_checks: Se
         host_bytes=host_bytes,
         shortfalls=missing,
         longest_context=None if room is None else longest_context(ledger, room, positions=teacher.config.max_positions),
-        largest_micro_batch=None if room is None else largest_batch(ledger, room),
+        largest_update=None if room is None else largest_update_tokens(ledger, room),
         suggestions=suggest(config, teacher.config, student.config, gpu_bytes=room, host_bytes=host_bytes)
         if missing
         else [],

@@ -1,7 +1,7 @@
 """The memory plan of a training run: turn its configuration and models into a ledger, and say what does not fit.
 
 Nothing but a config.json is downloaded, and no device is touched. Lengths are worst cases: every prompt and completion
-is as long as the run allows, padded to its bucket.
+is as long as the run allows, and passes are as large.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 import huggingface_hub
 
-from rlt_jax.batching import bucket_length
 from rlt_jax.configs import TrainConfig
 from rlt_jax.configs.dtype import dtype_on
 from rlt_jax.hub import fetch, local_folder
 from rlt_jax.models import ModelConfig, read_config, resolve_folder
-from rlt_jax.models.attention import flash_supports
+from rlt_jax.models.attention import planned_kernel
 from rlt_jax.models.config import known_config
-from rlt_jax.planner.capacity import largest_micro_batch, longest_sequence, saved_layers
+from rlt_jax.planner.capacity import largest_update, longest_sequence, saved_layers
 from rlt_jax.planner.ledger import (
     Ledger,
     PhaseName,
@@ -28,7 +27,7 @@ from rlt_jax.planner.ledger import (
     vllm_missing_bytes,
     vllm_sequences,
 )
-from rlt_jax.planner.shapes import ModelShape, RunShape
+from rlt_jax.planner.shapes import ModelShape, RunShape, pass_of
 from rlt_jax.types import GB, Dtype, ScoringModel
 
 STUDENT_EXTRA_TOKENS = 256
@@ -92,21 +91,26 @@ def run_shape(
     student: ModelConfig,
     *,
     gpu_bytes: float | None = None,
+    capability: tuple[int, int] | None = None,
     reads: Collection[ScoringModel] | None = None,
 ) -> RunShape:
-    """A run's sizes at its longest sequences, as the ledger takes them.
+    """A run's sizes at its longest rows, as the ledger takes them.
 
     Where the configuration leaves the saved activations open, as many as planned_gb has room for are saved.
 
     Args:
       gpu_bytes: GPU memory, of which vLLM takes its share when the run has no budget. None: not known; the share is
         then the smallest that vLLM can work with.
+      capability: the GPU's compute capability, as in `planned_kernel`.
       reads: the models that the reward reads; None: those of config.reward.
     """
     read = config.reward.reads if reads is None else reads
     shape, dtype = model_shape(teacher), planned_dtype(config)
     tokens = min(config.max_prompt_length + config.max_completion_length, teacher.max_positions)
-    prompt = min(config.max_prompt_length, tokens)
+    prompt, student_tokens = min(config.max_prompt_length, tokens), tokens + STUDENT_EXTRA_TOKENS
+    kernel, student_kernel = (
+        planned_kernel(dtype, model.head_dim, capability=capability) for model in (teacher, student)
+    )
     run = RunShape(
         student=model_shape(student),
         weight_bytes=_bytes_of(dtype),
@@ -115,10 +119,11 @@ def run_shape(
         optimizer_on_host=config.memory.optimizer == "host",
         frozen_on_host=config.memory.frozen == "host",
         policy_on_host=config.memory.policy == "host",
-        micro_batch=config.per_device_train_batch_size,
-        score_batch=config.score_batch_size,
-        teacher_tokens=bucket_length(tokens),
-        student_tokens=bucket_length(tokens + STUDENT_EXTRA_TOKENS),
+        update=pass_of(kernel, config.tokens_of_update, tokens),
+        score=pass_of(kernel, config.tokens_of_score, tokens),
+        score_student=pass_of(student_kernel, config.tokens_of_score, student_tokens),
+        teacher_tokens=tokens,
+        student_tokens=student_tokens,
         prompt_tokens=prompt,
         completion_tokens=min(config.max_completion_length, tokens),
         logprob_chunk=config.loss.logprob_chunk,
@@ -129,8 +134,6 @@ def run_shape(
         sampler=config.sampler.kind,
         vllm_bytes=0,
         native_batch=config.sampler.max_batch,
-        # As models.attention.attend chooses on a GPU.
-        fused_attention=dtype == "bfloat16" and flash_supports(teacher.head_dim, student.head_dim),
         reads_teacher="teacher" in read,
         reads_student="student" in read,
         kl_term=config.loss.beta > 0,
@@ -144,8 +147,8 @@ def run_shape(
         shape,
         run,
         0.0 if config.planned_gb is None else config.planned_gb * GB,
-        run.micro_batch,
-        run.teacher_tokens,
+        run.update.sequences,
+        run.update.length,
         saved_attention=config.loss.saved_attention,
         saved_mlp=config.loss.saved_mlp,
     )
@@ -158,6 +161,7 @@ def plan(
     teacher: ModelConfig | None = None,
     student: ModelConfig | None = None,
     gpu_bytes: float | None = None,
+    capability: tuple[int, int] | None = None,
     compiled: Mapping[PhaseName, float] | None = None,
     reads: Collection[ScoringModel] | None = None,
 ) -> Ledger:
@@ -165,20 +169,27 @@ def plan(
 
     Args:
       teacher, student: architectures; None: those of the configuration's models (`model_config_of`).
-      gpu_bytes, reads: as in `run_shape`.
+      gpu_bytes, capability, reads: as in `run_shape`.
       compiled: as in `make_ledger`.
     Raises:
       UserError: as in `find_model`.
     """
     teacher = model_config_of(config.teacher) if teacher is None else teacher
     student = model_config_of(config.student) if student is None else student
-    run = run_shape(config, teacher, student, gpu_bytes=gpu_bytes, reads=reads)
+    run = run_shape(config, teacher, student, gpu_bytes=gpu_bytes, capability=capability, reads=reads)
     return make_ledger(model_shape(teacher), run, compiled)
 
 
 def at_batch_sizes(ledger: Ledger, *, generate: int, score: int, update: int, save_activations: bool) -> Ledger:
     """The ledger of the same run with other batch sizes (those of `device.backoff.BatchSizes`)."""
-    run = replace(ledger.run, native_batch=generate, score_batch=score, micro_batch=update)
+    run = ledger.run
+    run = replace(
+        run,
+        native_batch=generate,
+        update=run.update.of(update, run.teacher_tokens),
+        score=run.score.of(score, run.teacher_tokens),
+        score_student=run.score_student.of(score, run.student_tokens),
+    )
     return make_ledger(ledger.shape, run if save_activations else replace(run, saved_attention=0, saved_mlp=0))
 
 
@@ -245,20 +256,16 @@ def vllm_line(ledger: Ledger) -> str | None:
 
 
 def longest_context(ledger: Ledger, gpu_bytes: float, *, positions: int) -> int:
-    """Most tokens of prompt and completion that fit without saved activations, all else as in the run; 0: none fits.
-
-    This is the longest bucket, because sequences are padded to buckets, or all positions of the model.
-    """
+    """Most tokens of prompt and completion that fit, one row a pass, without saved activations; 0: none fits."""
     longest = longest_sequence(ledger.shape, ledger.run, gpu_bytes, extra_tokens=STUDENT_EXTRA_TOKENS)
-    fitting, bucket = 0, bucket_length(1)
-    while bucket <= longest and fitting < positions:
-        fitting, bucket = bucket, bucket_length(bucket + 1)
-    return min(fitting, positions)
+    return min(longest, positions)
 
 
-def largest_batch(ledger: Ledger, gpu_bytes: float) -> int:
-    """Most sequences of a micro-batch that fit without saved activations; at most the step's completions."""
-    return min(largest_micro_batch(ledger.shape, ledger.run, gpu_bytes), ledger.run.completions)
+def largest_update_tokens(ledger: Ledger, gpu_bytes: float) -> int:
+    """Most tokens of a pass of the update that fit without saved activations; at most the step's."""
+    run = ledger.run
+    whole = run.update.of(run.completions * run.teacher_tokens, run.teacher_tokens)
+    return min(largest_update(ledger.shape, run, gpu_bytes), whole.tokens)
 
 
 def _bytes_of(dtype: Dtype) -> int:

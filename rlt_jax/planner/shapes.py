@@ -1,8 +1,15 @@
 """The sizes of a model and of a run that decide how much memory the run needs."""
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
+from rlt_jax.batching import bucket_length, bucket_within
+from rlt_jax.segments import flat_sizes
 from rlt_jax.types import Dtype, SamplerKind
+
+Attention = Literal["cudnn", "flash-attn3", "rows", "masked"]
+"""How attention is computed, as `models.attention.planned_kernel` finds: over the segments of one flat sequence by
+either kernel, by cuDNN with a row a sequence, or by masks, with which all B·H·T² scores exist."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +62,38 @@ class ModelShape:
         return 2 * self.layers * self.keys * weight_bytes
 
 
+class Pass(NamedTuple):
+    """What a forward pass, or a forward and backward pass, computes at one time."""
+
+    attention: Attention
+    sequences: int  # B
+    length: int  # T, padding included
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed, B·T."""
+        return self.sequences * self.length
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether it is one sequence of segments."""
+        return self.attention in ("cudnn", "flash-attn3")
+
+    def of(self, tokens: int, longest: int) -> "Pass":
+        """`pass_of` with the same attention."""
+        return pass_of(self.attention, tokens, longest)
+
+
+def pass_of(attention: Attention, tokens: int, longest: int) -> Pass:
+    """The largest pass of micro-batches (`segments.micro_batches`) of at most `tokens` tokens, or one longest row."""
+    if attention in ("cudnn", "flash-attn3"):
+        return Pass(attention, 1, flat_sizes(max(tokens, longest))[0])
+    length = bucket_length(longest)
+    if attention == "masked":  # rows that share their prompt are in one sequence, of up to twice the longest row's
+        length = min(2 * length, max(length, bucket_within(tokens)))
+    return Pass(attention, 1 << (max(tokens // length, 1).bit_length() - 1), length)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunShape:
     """What the ledger needs to know about a run besides the teacher's shape."""
@@ -66,10 +105,11 @@ class RunShape:
     optimizer_on_host: bool
     frozen_on_host: bool  # student and reference
     policy_on_host: bool = False  # the teacher's weights, while vLLM is awake
-    micro_batch: int  # sequences per forward and backward pass
-    score_batch: int  # sequences per forward pass
-    teacher_tokens: int  # per sequence that teacher and reference read, padded
-    student_tokens: int  # per sequence that the student reads, padded
+    update: Pass  # forward and backward
+    score: Pass  # forward, of teacher and reference
+    score_student: Pass
+    teacher_tokens: int  # of the longest row that teacher and reference read, not padded
+    student_tokens: int  # of the longest row that the student reads, not padded
     prompt_tokens: int  # of the teacher's prompt, not padded
     completion_tokens: int  # of a completion, not padded
     logprob_chunk: int  # tokens whose logits exist at one time
@@ -80,7 +120,6 @@ class RunShape:
     sampler: SamplerKind
     vllm_bytes: int  # the engine's share of the GPU while it is awake; 0 with the native sampler
     native_batch: int  # sequences that the native sampler decodes together
-    fused_attention: bool  # else all B·H·T² attention scores exist
     reads_teacher: bool = True  # the reward reads the teacher's log-probs
     reads_student: bool = True  # the reward reads the student's; else it is not loaded
     kl_term: bool = True  # of the loss, which reads the reference's log-probs

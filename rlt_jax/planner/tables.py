@@ -14,7 +14,7 @@ from rlt_jax.planner.ledger import Ledger, PhaseMemory, vllm_cache_tokens, vllm_
 from rlt_jax.planner.preflight import Check
 from rlt_jax.planner.report import Report
 from rlt_jax.planner.run_plan import plan, planned_bytes, shortfalls, vllm_line
-from rlt_jax.planner.shapes import RunShape
+from rlt_jax.planner.shapes import Attention, Pass, RunShape
 from rlt_jax.report.log import is_live, print_plain, shows_tables
 from rlt_jax.terminal import visible
 from rlt_jax.types import GB
@@ -26,14 +26,21 @@ COLUMN_HEADS = {  # phase -> shorter head of its column
     "move reference": "move ref",
 }
 
+ATTENTION: dict[Attention, str] = {
+    "cudnn": "cuDNN's, over segments; what rows share is computed once",
+    "flash-attn3": "flash-attn3's, over segments; what rows share is computed once",
+    "rows": "cuDNN's, a row a sequence, padded",
+    "masked": "no fused kernel, all scores exist",
+}
+
 COMPARED_RUNS = {
     **{name: PRESETS[name] for name in ("mono_basic", "mono85", "mono85_fallback", "mono96")},
     "mono85, 16384 + 16384": replace(
         PRESETS["mono85"],
         max_prompt_length=16384,
         max_completion_length=16384,
-        per_device_train_batch_size=1,
-        score_batch_size=1,
+        update_tokens=32768,
+        score_tokens=32768,
     ),
 }
 """Rows of the table of presets."""
@@ -78,7 +85,7 @@ def _preset_table() -> TextTable:
         rows.append(
             (
                 name,
-                f"{run.micro_batch} x {run.teacher_tokens:,}",
+                _pass(run.update),
                 f"{run.saved_attention}, {run.saved_mlp}",
                 _gb(peak.gpu_bytes),
                 peak.name,
@@ -92,7 +99,7 @@ def _preset_table() -> TextTable:
         )
     heads = (
         "run",
-        "micro-batch",
+        "update tokens",
         "saved layers",
         "GPU",
         "in phase",
@@ -120,9 +127,10 @@ def sentences(report: Report) -> tuple[list[str], list[str]]:
         f"Plan of --preset {config.preset} ({origin}); GB is 1e9 bytes",
         f"  teacher {config.teacher}: {shape.parameters / 1e9:.3f} B parameters ({report.teacher.source})",
         f"  student {config.student}: {run.student.parameters / 1e9:.3f} B parameters ({report.student.source})",
-        f"  update {run.micro_batch} x {run.teacher_tokens:,} tokens; saves the attention of {run.saved_attention} and "
-        f"the MLP of {run.saved_mlp} of {shape.layers} layers",
+        f"  update {_pass(run.update)} tokens; saves the attention of {run.saved_attention} and the MLP of "
+        f"{run.saved_mlp} of {shape.layers} layers",
         f"  score {_scored(run)}",
+        f"  rows of up to {run.teacher_tokens:,} tokens; attention: {ATTENTION[run.update.attention]}",
     ]
     peak, host = ledger.gpu_peak, ledger.host_peak
     bottom = [
@@ -142,12 +150,12 @@ def sentences(report: Report) -> tuple[list[str], list[str]]:
         bottom.append(line)
     if report.gpu_bytes is not None:
         bound = f"{report.gpu_bytes / GB:g} GB"
-        tokens, batch = report.longest_context, report.largest_micro_batch
-        longest = f"{tokens:,} tokens of prompt and completion" if tokens else "none fits"
-        sequences = "1 sequence" if batch == 1 else f"{batch} sequences"
-        largest = f"{sequences} at this run's lengths" if batch else "none fits"
-        bottom.append(f"Longest context in {bound} without saved activations: {longest}")
-        bottom.append(f"Largest micro-batch in {bound} without saved activations: {largest}")
+        longest = (
+            f"{report.longest_context:,} tokens of prompt and completion" if report.longest_context else "none fits"
+        )
+        largest = f"{report.largest_update:,} tokens at this run's lengths" if report.largest_update else "none fits"
+        bottom.append(f"Longest context in {bound} with one row a pass and no saved activations: {longest}")
+        bottom.append(f"Largest pass of the update in {bound} with no saved activations: {largest}")
     if report.shortfalls:
         bottom.append("Does not fit")
         bottom += [f"  {line}" for line in report.shortfalls]
@@ -173,10 +181,15 @@ def _scored(run: RunShape) -> str:
     """How many tokens the forward passes without gradients read, and of which models."""
     of_teacher = {"teacher": run.reads_teacher, "reference": run.kl_term}
     names = ", ".join(name for name, is_run in of_teacher.items() if is_run)
-    passes = [f"{run.score_batch} x {run.teacher_tokens:,} tokens ({names})"] if names else []
+    passes = [f"{_pass(run.score)} tokens ({names})"] if names else []
     if run.reads_student:
-        passes.append(f"{run.score_batch} x {run.student_tokens:,}{'' if names else ' tokens'} (student)")
+        passes.append(f"{_pass(run.score_student)}{'' if names else ' tokens'} (student)")
     return f"{', '.join(passes) or 'no model'}{'' if run.has_reference else '; there is no reference'}"
+
+
+def _pass(of: Pass) -> str:
+    """Tokens of a pass: 36,864, or 2 x 12,288 where it has several sequences."""
+    return f"{of.length:,}" if of.is_flat else f"{of.sequences} x {of.length:,}"
 
 
 def report_json(report: Report) -> dict[str, Any]:
@@ -203,7 +216,9 @@ def report_json(report: Report) -> dict[str, Any]:
         "pinned_bytes": ledger.pinned_bytes,
         "checkpoint_bytes": ledger.checkpoint_bytes,
         "parameters": {"teacher": ledger.shape.parameters, "student": run.student.parameters},
-        "run": asdict(run),
+        "run": asdict(run) | {name: getattr(run, name)._asdict() for name in ("update", "score", "score_student")},
+        "update_tokens": run.update.tokens,
+        "score_tokens": max(run.score.tokens, run.score_student.tokens),
         "phases": {phase.name: phase_json(phase) for phase in ledger.phases},
         "vllm": None
         if run.sampler == "native"
@@ -213,7 +228,7 @@ def report_json(report: Report) -> dict[str, Any]:
             "sequences_sharing_prompts": shared,
         },
         "longest_context": report.longest_context,
-        "largest_micro_batch": report.largest_micro_batch,
+        "largest_update_tokens": report.largest_update,
         "lower": [
             {"flags": " ".join(way.flags), "gpu_bytes": way.gpu_bytes, "host_bytes": way.host_bytes}
             for way in report.suggestions

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+Shares = Mapping[str, Mapping[str, float]]  # name of a utilisation -> phase -> seconds
+
 
 class PhaseClock:
     """Adds up the seconds of each phase of a step.
@@ -50,22 +52,26 @@ class PhaseClock:
         finally:
             self._left_out += self._now() - start
 
-    def metrics(self, tokens: Mapping[str, int]) -> dict[str, float]:
+    def metrics(self, tokens: Mapping[str, int], *, at_peak: Shares | None = None) -> dict[str, float]:
         """Times and speeds of the step so far.
 
         Args:
           tokens: phase -> tokens that it processed.
+          at_peak: seconds that phases would take if the device did nothing but compute, as fast as it can.
         Returns:
           `seconds/PHASE` for every phase, `seconds/step` since the last reset (including time outside all phases), and
-          `tokens_per_second/PHASE` for the phases named in `tokens`.
+          `tokens_per_second/PHASE` for the phases named in `tokens`, and `NAME/PHASE` for those of the utilisations:
+          seconds at the peak over seconds.
         Raises:
-          ValueError: a phase with tokens did not run.
+          ValueError: a phase that is named did not run.
         """
-        unknown = sorted(tokens.keys() - self._seconds.keys())
+        rates = {"tokens_per_second": tokens, **(at_peak or {})}
+        unknown = sorted({phase for phases in rates.values() for phase in phases} - self._seconds.keys())
         if unknown:
-            raise ValueError(f"tokens given for phases {unknown}, but only {sorted(self._seconds)} ran in this step")
+            raise ValueError(f"amounts given for phases {unknown}, but only {sorted(self._seconds)} ran in this step")
         metrics = {f"seconds/{name}": seconds for name, seconds in self._seconds.items()}
         metrics["seconds/step"] = self._now() - self._start
-        for name, count in tokens.items():
-            metrics[f"tokens_per_second/{name}"] = count / max(self._seconds[name], 1e-9)  # a coarse clock may show 0
+        for rate, phases in rates.items():
+            for phase, amount in phases.items():
+                metrics[f"{rate}/{phase}"] = amount / max(self._seconds[phase], 1e-9)  # a coarse clock may show 0
         return metrics

@@ -41,7 +41,7 @@ def sequence_logprobs_by_parts(
       part_bytes: most bytes of layers on the GPU together; one array that holds a matrix of all layers comes on top.
     """
     if not on_host(params):
-        return row_logprobs(model, params, [ids], temperature=temperature, batch_size=1, chunk=chunk)[0]
+        return row_logprobs(model, params, [ids], temperature=temperature, tokens=len(ids), chunk=chunk)[0]
     padded = jnp.asarray(np.pad(ids, (0, bucket_length(len(ids)) - len(ids)))[None])
     with on_device({"embed_tokens": params["embed_tokens"]}) as table:
         x, context = jax.block_until_ready(_enter(model, table, padded))

@@ -3,23 +3,43 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rlt_jax import stops
-from rlt_jax.batching import bucket_length, join_rows, pad_rows, segments_of, sequence_batches
+from rlt_jax.batching import bucket_length, pad_rows
 from rlt_jax.device.placement import on_device
 from rlt_jax.errors import UserError
 from rlt_jax.finite import bad_rows, check_rows, largest
-from rlt_jax.losses import linear_token_logprobs
-from rlt_jax.models import Model, Params, bad_tensors, describe_tensors, segment_starts
+from rlt_jax.losses import targets_of, wanted_logprobs
+from rlt_jax.models import (
+    Model,
+    Params,
+    Work,
+    bad_tensors,
+    batches_for,
+    describe_tensors,
+    dtype_of,
+    tokens_before,
+    work_of,
+)
+from rlt_jax.segments import Layout, MicroBatch
 from rlt_jax.types import RewardLogprobs, ScoreRow
 
 AHEAD = 4  # batches that the device has before it: it never waits for the host, and a stop never waits for more
 
-RowLogprobs = Callable[[Sequence[np.ndarray]], list[np.ndarray]]  # token ids i32[T_i] -> their log-probs f32[T_i]
+
+class Pass(NamedTuple):
+    """What a forward pass over ragged rows gave, and what it took."""
+
+    logps: list[np.ndarray]  # f32[T_i] nats
+    work: Work
+
+
+RowLogprobs = Callable[..., Pass]  # (token ids i32[T_i], wanted positions) -> log-probs f32[T_i]
 
 
 def sequence_logprobs(
@@ -29,19 +49,24 @@ def sequence_logprobs(
     *,
     temperature: float,
     chunk: int,
-    segments: jax.Array | None = None,
+    layout: Layout | None = None,
+    wanted: jax.Array | None = None,
 ) -> jax.Array:
-    """log π(ids_t | ids_<t) at `temperature`, f32[B, T] nats; position 0 has no context and gets 0.
+    """log π(ids_t | tokens before it in its row) at `temperature`, f32[B, T] nats; a row's first token gets 0.
 
     Args:
       ids: i32[B, T], right-padded. The log-probs of pads are finite but meaningless: mask them.
       chunk: tokens whose logits exist at a time.
-      segments: i32[B, T] of packed rows, as in `Model.hidden`; the first token of each gets 0.
+      layout: of rows that share sequences, as in `Model.hidden`.
+      wanted: bool[B, T]; the other tokens get 0, and no logits are computed for them. None: all.
     """
-    hidden = model.hidden(params, ids, segments=segments)
-    logps = linear_token_logprobs(hidden[:, :-1], model.head(params), ids[:, 1:], temperature=temperature, chunk=chunk)
-    logps = jnp.pad(logps, ((0, 0), (1, 0)))
-    return logps if segments is None else jnp.where(segment_starts(segments), 0.0, logps)
+    before, known = tokens_before(ids, layout)
+    targets = targets_of(
+        ids.reshape(-1), before, (known if wanted is None else known & wanted).reshape(-1), chunk=chunk
+    )
+    hidden = model.hidden(params, ids, layout=layout)
+    hidden = hidden.reshape(-1, hidden.shape[-1])
+    return wanted_logprobs(hidden, model.head(params), targets, temperature=temperature)[0].reshape(ids.shape)
 
 
 _sequence_logprobs = jax.jit(sequence_logprobs, static_argnames=("model", "chunk"))
@@ -53,47 +78,86 @@ def row_logprobs(
     rows: Sequence[np.ndarray],
     *,
     temperature: float,
-    batch_size: int,
+    tokens: int,
     chunk: int,
+    wanted: Sequence[np.ndarray] | None = None,
     packed_length: int | None = None,
 ) -> list[np.ndarray]:
-    """`sequence_logprobs` of ragged rows: batched by length, returned in the order given.
+    """`sequence_logprobs` of ragged rows, returned in the order given. Tokens that rows share are computed once.
 
     Args:
       params: on the device, or in pinned host memory, from where they are copied to the device during the call.
       rows: i32[T_i] token ids each.
-      batch_size: sequences per forward pass, at most.
-      packed_length: let rows share sequences (see `sequence_batches`). Changes results only by rounding.
+      tokens: per forward pass, at most, unless one row is longer. Changes results only by rounding.
+      wanted: positions in each row whose log-probs are asked for; the others get 0. None: all.
+      packed_length: see `micro_batches`.
     Returns:
       f32[T_i] each, nats.
     Raises:
       UserError: a row is longer than the model was made for.
     """
-    lengths = [len(row) for row in rows]
-    positions = model.config.max_positions
-    if max(lengths, default=0) > positions:
+    batches = _laid_out(model, params, rows, tokens=tokens, packed_length=packed_length)
+    return batched_logprobs(model, params, rows, batches, temperature=temperature, chunk=chunk, wanted=wanted)
+
+
+def _laid_out(
+    model: Model, params: Params, rows: Sequence[np.ndarray], *, tokens: int, packed_length: int | None = None
+) -> list[MicroBatch]:
+    """Micro-batches of rows that are not too long for the model."""
+    longest, positions = max(map(len, rows), default=0), model.config.max_positions
+    if longest > positions:
         raise UserError(
-            f"a sequence of {max(lengths)} tokens: expected at most the {positions} positions that the model was made "
+            f"a sequence of {longest} tokens: expected at most the {positions} positions that the model was made "
             "for: lower max_completion_length, or leave out the longest rows"
         )
-    batches = sequence_batches(lengths, batch_size, packed_length=packed_length)
+    return batches_for(model.config, dtype_of(params), rows, tokens=tokens, packed_length=packed_length)
+
+
+def batched_logprobs(
+    model: Model,
+    params: Params,
+    rows: Sequence[np.ndarray],
+    batches: Sequence[MicroBatch],
+    *,
+    temperature: float,
+    chunk: int,
+    wanted: Sequence[np.ndarray] | None = None,
+) -> list[np.ndarray]:
+    """`row_logprobs` of rows that are laid out already."""
+    lengths = [len(row) for row in rows]
+    logps: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
     with on_device(params) as weights:
         logprobs = partial(_sequence_logprobs, model, weights, temperature=temperature, chunk=chunk)
-        dispatched: deque[jax.Array] = deque()
-        fetched = []
-        for sequences in batches:
+        dispatched: deque[tuple[jax.Array, dict[int, np.ndarray]]] = deque()
+
+        def fetch() -> None:
+            values, places = dispatched.popleft()
+            flat = jax.device_get(values).reshape(-1)
+            for i, place in places.items():
+                logps[i] = flat[place]
+                if wanted is not None:
+                    logps[i] = _only(logps[i], wanted[i])
+
+        for batch in batches:
             stops.check()
-            segments = jnp.asarray(segments_of(lengths, sequences)) if packed_length else None
-            dispatched.append(logprobs(jnp.asarray(join_rows(rows, sequences)), segments=segments))
+            places = batch.places(lengths)
+            mask = np.zeros(batch.computed, bool)
+            mask[np.concatenate([place if wanted is None else place[wanted[i]] for i, place in places.items()])] = True
+            ids, layout = batch.ids(rows), batch.layout(lengths)
+            inputs = jax.tree.map(jnp.asarray, (ids, layout, mask.reshape(ids.shape)))
+            dispatched.append((logprobs(inputs[0], layout=inputs[1], wanted=inputs[2]), places))
             if len(dispatched) > AHEAD:
-                fetched.append(jax.device_get(dispatched.popleft()))
-        fetched += jax.device_get(list(dispatched))
-    logps: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
-    for sequences, batch in zip(batches, fetched):
-        for pack, values in zip(sequences.packs, batch):
-            for i, row_logps in zip(pack, np.split(values, np.cumsum([lengths[i] for i in pack]))):
-                logps[i] = row_logps
+                fetch()
+        while dispatched:
+            fetch()
     return logps
+
+
+def _only(logps: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """The log-probs at some positions; 0 elsewhere, also where another row asked for a token that is shared."""
+    chosen = np.zeros_like(logps)
+    chosen[positions] = logps[positions]
+    return chosen
 
 
 def finite_logprobs(
@@ -102,12 +166,13 @@ def finite_logprobs(
     rows: Sequence[np.ndarray],
     *,
     temperature: float,
-    batch_size: int,
+    tokens: int,
     chunk: int,
     who: str,
     name: Callable[[int], str],
-) -> list[np.ndarray]:
-    """`row_logprobs`, which must be finite.
+    wanted: Sequence[np.ndarray] | None = None,
+) -> Pass:
+    """`row_logprobs`, which must be finite, and the work that they took.
 
     Args:
       who: the model's name in messages, such as "student".
@@ -115,13 +180,15 @@ def finite_logprobs(
     Raises:
       NotFinite: some are NaN or infinite: of which rows, and which of the model's tensors are.
     """
-    logps = row_logprobs(model, params, rows, temperature=temperature, batch_size=batch_size, chunk=chunk)
+    batches = _laid_out(model, params, rows, tokens=tokens)
+    logps = batched_logprobs(model, params, rows, batches, temperature=temperature, chunk=chunk, wanted=wanted)
     if bad_rows(logps):
         with on_device(params) as weights:
             found, size = bad_tensors(model, weights), float(largest(weights))
         why = describe_tensors(found) if found else f"all its weights are finite, the largest is {size:.3g}"
         check_rows(logps, f"the {who}'s log-probs ({why})", name=name, record={f"{who}_logps": np.concatenate(logps)})
-    return logps
+    asked = [np.arange(1, len(row)) for row in rows] if wanted is None else wanted
+    return Pass(logps, work_of(model.config, batches, [len(row) for row in rows], asked))
 
 
 def row_name(numbers: Sequence[int]) -> Callable[[int], str]:

@@ -1,17 +1,18 @@
 """Scores explanations: computes their log-probs under the models that the reward function reads, then calls it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from rlt_jax.batching import bucket_length
 from rlt_jax.configs import RewardConfig
 from rlt_jax.data import ChatFormat, judged, score_row_from_ids
 from rlt_jax.finite import check_rows
-from rlt_jax.models import Model, Params
-from rlt_jax.rewards.logprobs import RowLogprobs, finite_logprobs, gather_logprobs, row_name
+from rlt_jax.models import Model, Params, Work
+from rlt_jax.rewards.logprobs import Pass, RowLogprobs, finite_logprobs, gather_logprobs, row_name
 from rlt_jax.rewards.rlt import Reads, RewardFn, RewardInputs, Rewards, read_by, rlt_reward
 from rlt_jax.types import Completion, Prompt, ScoreRow
 
@@ -22,6 +23,7 @@ class Scored(NamedTuple):
     prompts: Sequence[Prompt]
     rows: list[ScoreRow]
     rewards: Rewards
+    work: Mapping[str, Work] = {}  # model ("teacher", "student") -> what it computed; only those that were run
 
 
 @dataclass(frozen=True)
@@ -49,20 +51,20 @@ class Scorer:
         prompts: Sequence[Prompt],
         rows: list[ScoreRow],
         *,
-        batch_size: int,
+        tokens: int,
         numbers: Sequence[int] = (),
     ) -> Scored:
         """Score rows with the models that the reward function reads (see `score_rows`).
 
         Args:
           teacher_params: None is allowed where it does not read the teacher.
-          batch_size: sequences per forward pass, at most. Changes results only by rounding.
+          tokens: per forward pass, at most, unless one row is longer. Changes results only by rounding.
           numbers: of the rows in the data, for messages; (): those of the prompts.
         Raises:
           NotFinite: log-probs, rewards or components are NaN or infinite.
         """
         name = row_name(numbers or [prompt.row.number for prompt in prompts])
-        logprobs = partial(finite_logprobs, batch_size=batch_size, chunk=self.chunk, name=name)
+        logprobs = partial(finite_logprobs, tokens=tokens, chunk=self.chunk, name=name)
         teacher = partial(
             logprobs, self.teacher, teacher_params, temperature=self.teacher_temperature, who=self.teacher_name
         )
@@ -113,6 +115,11 @@ def make_scorer(
     )
 
 
+def tokens_of(rows: Sequence[ScoreRow], batch_size: int) -> int:
+    """Tokens of as many rows as `batch_size`, each as long as the longest, padded to its bucket."""
+    return batch_size * bucket_length(max(max(len(row.teacher_ids), len(row.student_ids)) for row in rows))
+
+
 def function_name(reward_fn: RewardFn) -> str:
     """The name of a reward function, as in inputs.json."""
     return getattr(reward_fn, "__qualname__", type(reward_fn).__name__)
@@ -138,8 +145,15 @@ def score_rows(
       ValueError: the reward function returned anything but one number per explanation.
       NotFinite: a log-prob, a reward or a component is NaN or infinite.
     """
-    teacher_logps = None if teacher_logprobs is None else teacher_logprobs([row.teacher_ids for row in rows])
-    student_logps = None if student_logprobs is None else student_logprobs([row.student_ids for row in rows])
+    passes: dict[str, Pass] = {}
+    if teacher_logprobs is not None:
+        passes["teacher"] = teacher_logprobs(
+            [row.teacher_ids for row in rows], wanted=[row.teacher_thought for row in rows]
+        )
+    if student_logprobs is not None:
+        read = [np.concatenate([row.student_thought, row.solution]) for row in rows]
+        passes["student"] = student_logprobs([row.student_ids for row in rows], wanted=read)
+    student_logps, teacher_logps = (passes[name].logps if name in passes else None for name in ("student", "teacher"))
     returned = reward_fn(RewardInputs(prompts, rows, gather_logprobs(rows, student_logps, teacher_logps)))
     rewards = returned if isinstance(returned, Rewards) else Rewards(np.asarray(returned, np.float32), {})
     if np.shape(rewards.reward) != (len(rows),):
@@ -154,7 +168,7 @@ def score_rows(
         known = {**record, f"component/{component}": np.asarray(values, np.float32)}
         what = f"{reward_name} returned for its component {component}"
         check_rows(np.asarray(values), what, name=name, record=known)
-    return Scored(prompts, rows, rewards)
+    return Scored(prompts, rows, rewards, {name: made.work for name, made in passes.items()})
 
 
 def completion_rows(

@@ -3,7 +3,7 @@
 Pure functions of what is known before models are loaded. Files are shown by their names as given.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlt_jax.configs import (
@@ -104,6 +104,13 @@ def evaluate_lines(config: EvaluateConfig, chat: ChatFormat, *, asked: int, skip
         f"answers are the column {config.data.answer_column}",
         f"prompts: {prompt}",
     ]
+
+
+def attention_line(kernels: Mapping[str, str]) -> str:
+    """Which attention runs (`models.kernel_name`), for each model by its name."""
+    if len(set(kernels.values())) == 1:
+        return f"attention: {next(iter(kernels.values()))}"
+    return "attention: " + ", ".join(f"{kernel} for the {name}" for name, kernel in kernels.items())
 
 
 def evaluation_line(data: DataConfig, eval_steps: int, held_out: int) -> str:

@@ -19,6 +19,7 @@ from rlt_jax.device.placement import free
 from rlt_jax.errors import UserError
 from rlt_jax.finite import MOST_SHOWN, NotFinite, bits
 from rlt_jax.models import Params
+from rlt_jax.rewards.logprobs import Pass
 from rlt_jax.rewards.rlt import BOTH, RewardFn, RewardInputs, Rewards, reads
 from rlt_jax.rewards.scorer import Scored
 from rlt_jax.runs.rlt import Rlt, open_rlt, row_names
@@ -86,7 +87,7 @@ def _replay_train(
             return f"finite: {logprobs}rewards {np.min(rewards):.4g} to {np.max(rewards):.4g}"
 
         def reference_logprobs() -> str:
-            had["ref_logps"] = found = rlt.reference_logprobs(reference, had["scored"])
+            had["reference"] = found = rlt.reference_logprobs(reference, had["scored"], completions)
             return "not needed: the loss has no KL term" if found is None else "finite: log-probs of the reference"
 
         def advantages() -> str:
@@ -94,7 +95,7 @@ def _replay_train(
             return f"finite: advantages {found.min():.4g} to {found.max():.4g}"
 
         def gradients() -> str:
-            sums, losses = rlt.gradients(policy, had["scored"], completions, had["ref_logps"], had["advantages"])
+            sums, losses, _ = rlt.gradients(policy, had["scored"], completions, had["reference"], had["advantages"])
             free(sums)
             return f"finite: gradients, loss {float(losses['loss']):.4g}"
 
@@ -118,7 +119,7 @@ def _replay_sft(kept: SkippedStep, place: Path, sizes: BatchSizes, elsewhere: Pa
     params = read_state(kept.state, like)
 
     def gradients() -> str:
-        sums, losses = run.gradients(params, batch)
+        sums, losses, _ = run.gradients(params, batch)
         free(sums)
         return f"finite: gradients, loss {float(losses['loss']):.4g}"
 
@@ -151,8 +152,10 @@ def _bad_rows_of_train(
     def fails(i: int) -> bool:
         one = slice(i, i + 1)
         alone = Scored(scored.prompts[one], scored.rows[one], Rewards(scored.rewards.reward[one], {}))
-        ref_logps = None if had["ref_logps"] is None else had["ref_logps"][one]
-        return _fails(rlt.gradients, policy, alone, completions[one], ref_logps, had["advantages"][one])
+        reference: Pass | None = had["reference"]
+        if reference is not None:
+            reference = reference._replace(logps=reference.logps[one])
+        return _fails(rlt.gradients, policy, alone, completions[one], reference, had["advantages"][one])
 
     return [name(i) for i in range(len(completions)) if fails(i)]
 

@@ -30,17 +30,18 @@ from rlt_jax.learner.optimizer import Optimizer, open_optimizer
 from rlt_jax.learner.state import TrainState
 from rlt_jax.learner.step import SumGradients, grpo_batches, make_reference_sync, make_sum_gradients
 from rlt_jax.losses import group_advantages
-from rlt_jax.models import Model, Params
+from rlt_jax.models import UPDATE_PASSES, Model, Params, Work, batches_for, dtype_of, work_of
 from rlt_jax.planner.capacity import saved_layers
 from rlt_jax.planner.ledger import Ledger
 from rlt_jax.planner.run_plan import at_batch_sizes, ledger_lines, plan
 from rlt_jax.report.log import ENGINE_LOG_FILE
 from rlt_jax.report.partial_file import fingerprint
-from rlt_jax.rewards.logprobs import finite_logprobs, row_name
+from rlt_jax.rewards.logprobs import Pass, finite_logprobs, row_name
 from rlt_jax.rewards.records import sample_records
 from rlt_jax.rewards.rlt import RewardFn, read_by
 from rlt_jax.rewards.scorer import Scored, Scorer, completion_rows, make_scorer
 from rlt_jax.runs.alarms import Alarms
+from rlt_jax.runs.announce import attention_line
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.contradictions import warn_of_row_prompts
 from rlt_jax.runs.exported import files_of_training
@@ -59,6 +60,7 @@ from rlt_jax.runs.setup import (
     question_order,
 )
 from rlt_jax.runs.skipping import Evidence, joined
+from rlt_jax.runs.work import Meter, StepWork, kernels, open_meter
 from rlt_jax.sampling.base import Sampler
 from rlt_jax.sampling.engine import Engine
 from rlt_jax.sampling.factory import running_engine, sampling_params, train_settings
@@ -94,6 +96,7 @@ class Rlt:
     budget: BudgetWatch
     matches: MatchWatch
     watch: Alarms
+    meter: Meter
 
     # The state of a run: (policy with optimizer, reference).
 
@@ -185,36 +188,35 @@ class Rlt:
         rows = completion_rows(prompts, completions, chat=self.chat, eos_ids=self.eos_ids)
         with stage("score"):
             return self.backoff.run(
-                "score", lambda sizes: self.scorer.score(teacher, prompts, rows, batch_size=sizes.score)
+                "score",
+                lambda sizes: self.scorer.score(teacher, prompts, rows, tokens=sizes.score),
+                least=max(max(len(row.teacher_ids), len(row.student_ids)) for row in rows),
             )
 
-    def reference_logprobs(self, reference: Params | None, scored: Scored) -> list[np.ndarray] | None:
-        """The reference's log-probs of prompts and completions, f32[T_i] nats each; None: the loss has no KL term.
+    def reference_logprobs(
+        self, reference: Params | None, scored: Scored, completions: Sequence[Completion]
+    ) -> Pass | None:
+        """The reference's log-probs of the completions, 0 on the prompts; None: no KL term.
 
         Raises:
           NotFinite: some are NaN or infinite.
         """
         if self.config.loss.beta == 0 or reference is None:
             return None
+        ids = [row.teacher_ids for row in scored.rows]
         logprobs = partial(
             finite_logprobs,
             self.model,
             reference,
-            [row.teacher_ids for row in scored.rows],
+            ids,
             temperature=self.config.policy_temperature,
             chunk=self.config.loss.logprob_chunk,
             who="reference",
             name=row_names(scored),
+            wanted=completion_places(ids, [len(completion.token_ids) for completion in completions]),
         )
         with stage("reference", reward=reward_of(scored)):
-            return self.backoff.run("score", lambda sizes: logprobs(batch_size=sizes.score))
-
-    def scored_tokens(self, scored: Scored) -> int:
-        """Tokens of all sequences that were scored, one for each model that read it."""
-        reads = self.scorer.reads
-        of_teacher = ("teacher" in reads) + (self.config.loss.beta > 0)  # the reference reads the teacher's sequence
-        of_student = "student" in reads
-        return sum(of_teacher * len(row.teacher_ids) + of_student * len(row.student_ids) for row in scored.rows)
+            return self.backoff.run("score", lambda sizes: logprobs(tokens=sizes.score), least=longest_of(scored))
 
     def advantages(self, scored: Scored) -> np.ndarray:
         """Advantages f32[B]: rewards normalised within each group.
@@ -236,11 +238,13 @@ class Rlt:
         policy: Params,
         scored: Scored,
         completions: Sequence[Completion],
-        ref_logps: Sequence[np.ndarray] | None,
+        reference: Pass | None,
         advantages: np.ndarray,
-    ) -> tuple[Params, dict]:
-        """Gradients of the step's loss, and its diagnostics f32[] by name; both still on the device.
+    ) -> tuple[Params, dict, StepWork]:
+        """Gradients of the step's loss and its diagnostics f32[] by name, both still on the device; the step's work.
 
+        Args:
+          reference: of `reference_logprobs`.
         Raises:
           NotFinite: the sampler's log-probs, a diagnostic or a gradient is NaN or infinite, or an update could be. The
             gradients have been freed.
@@ -250,23 +254,29 @@ class Rlt:
             sampled = [completion.logps for completion in completions]
             with stage("gradients", **known, sampler_logps=np.concatenate(sampled)):
                 check_rows(sampled, "the sampler's log-probs", name=row_names(scored))
+        ids = [row.teacher_ids for row in scored.rows]
+        config, sampled_lengths = self.model.config, [len(completion.token_ids) for completion in completions]
+        wanted = completion_places(ids, sampled_lengths)
         batches = partial(
             grpo_batches,
-            [row.teacher_ids for row in scored.rows],
-            [len(completion.token_ids) for completion in completions],
-            ref_logps,
+            ids,
+            sampled_lengths,
+            None if reference is None else reference.logps,
             [completion.logps for completion in completions],
             advantages,
         )
 
-        def sum_at(sizes: BatchSizes) -> tuple[Params, dict]:
-            micro_batches = batches(batch_size=sizes.update)
-            return self.sum_gradients(policy, micro_batches, save_activations=sizes.save_activations)
+        def sum_at(sizes: BatchSizes) -> tuple[Params, dict, Work]:
+            laid_out = batches_for(config, dtype_of(policy), ids, tokens=sizes.update)
+            micro_batches = batches(batches=laid_out, longest=self.config.max_completion_length)
+            sums = self.sum_gradients(policy, micro_batches, save_activations=sizes.save_activations)
+            return *sums, work_of(config, laid_out, list(map(len, ids)), wanted, passes=UPDATE_PASSES)
 
-        gradients, losses = self.backoff.run("update", sum_at)
+        gradients, losses, work = self.backoff.run("update", sum_at, least=longest_of(scored))
         with stage("gradients", **known):
             check_update(self.model, policy, gradients, losses, bound=self.optimizer.bound, who="the policy")
-        return gradients, losses
+        of_reference = {} if reference is None else {"reference": reference.work}
+        return gradients, losses, {**scored.work, **of_reference, "update": work}
 
     def apply(self, state: TrainState, policy: Params, gradients: Params) -> tuple[TrainState, jax.Array]:
         """The state after an update, its weights on the device, and the gradients' norm f32[] before clipping.
@@ -370,7 +380,8 @@ def open_rlt(
     uses_reference = config.uses_reference(reads)
     check_reference(config, run_dir, used=uses_reference, reads=reads)
     gpu = read_gpu()
-    planned = plan(config, gpu_bytes=None if gpu is None else gpu.total_bytes, reads=reads)
+    size, capability = (None, None) if gpu is None else (gpu.total_bytes, gpu.capability)
+    planned = plan(config, gpu_bytes=size, capability=capability, reads=reads)
     prepare_memory(shared=config.sampler.kind == "vllm", pinned_bytes=planned.pinned_bytes)
     log_plan(config, planned)
     advice = partial(out_of_memory_advice, planned)
@@ -384,6 +395,7 @@ def open_rlt(
         if "student" in reads:
             student, student_params = load_checked_model(config.student, chat.student, dtype=dtype)
             student_params = place_frozen(config, student_params)
+        log.info(attention_line(kernels(dtype, teacher=model, student=student)))
         yield Rlt(
             config=config,
             chat=chat,
@@ -431,13 +443,14 @@ def open_rlt(
                 fingerprint([config.sampler.kind, sampling_of(config), ends, known_ids(chat.tokenizer).tolist()]),
             ),
             backoff=MemoryBackoff(
-                BatchSizes(config.sampler.max_batch, config.score_batch_size, config.per_device_train_batch_size),
+                BatchSizes(config.sampler.max_batch, config.tokens_of_score, config.tokens_of_update),
                 run_dir,
                 exhausted=advice,
             ),
             budget=BudgetWatch(config.budget_gb),
             matches=MatchWatch(max_completion_length=config.max_completion_length),
             watch=Alarms(config.alarms, max_grad_norm=config.optimizer.max_grad_norm),
+            meter=open_meter(model, params),
         )
 
 
@@ -449,6 +462,16 @@ def sampling_of(config: TrainConfig) -> SamplingParams:
 def reward_of(scored: Scored) -> np.ndarray:
     """The rewards f32[B]."""
     return np.asarray(scored.rewards.reward, np.float32)
+
+
+def longest_of(scored: Scored) -> int:
+    """Tokens of the longest prompt with its completion."""
+    return max(len(row.teacher_ids) for row in scored.rows)
+
+
+def completion_places(ids: Sequence[np.ndarray], lengths: Sequence[int]) -> list[np.ndarray]:
+    """Positions of the completions, of the given lengths, at the ends of ids i32[T_i]."""
+    return [np.arange(len(row) - length, len(row)) for row, length in zip(ids, lengths, strict=True)]
 
 
 def row_names(scored: Scored) -> Callable[[int], str]:

@@ -45,7 +45,7 @@ from rlt_jax.report.log import ENGINE_LOG_FILE, log_to_file, setup_logging, star
 from rlt_jax.report.owner import remove_empty, sole_user
 from rlt_jax.report.progress import ProgressDisplay, open_progress
 from rlt_jax.report.step_lines import keep_until
-from rlt_jax.report.timing import PhaseClock
+from rlt_jax.report.timing import PhaseClock, Shares
 from rlt_jax.report.writer import Writer, open_writer
 from rlt_jax.runs.evaluation import EVAL_FILE, drop_records, is_evaluated, write_records
 from rlt_jax.runs.resume import (
@@ -111,7 +111,7 @@ class Session:
         self._skips = Skips()
         self._clock = PhaseClock()
         self._compiles = CompileCounter()
-        self._compiled_before = 0
+        self._compiled_before = self._compiles.compiled
         self._evaluation: tuple[int, Mapping[str, float]] = (-1, {})  # step and metrics of the last one
         if resumes:
             self._changes = changed_settings(config, folder)
@@ -211,7 +211,7 @@ class Session:
                 self._step = step
             self._clock.reset()
             self._monitor.reset()
-            self._compiled_before = self._compiles.count
+            self._compiled_before = self._compiles.compiled
             yield step
 
     @contextmanager
@@ -295,17 +295,20 @@ class Session:
 
     # Output.
 
-    def log(self, step: int, metrics: Mapping[str, float], *, tokens: Mapping[str, int]) -> None:
+    def log(
+        self, step: int, metrics: Mapping[str, float], *, tokens: Mapping[str, int], at_peak: Shares | None = None
+    ) -> None:
         """Write and show the metrics of a step, with its times, memory and compilations.
 
         Args:
-          tokens: phase -> tokens that it processed.
+          tokens, at_peak: as in `PhaseClock.metrics`.
         """
-        compiled = self._compiles.count - self._compiled_before
-        if compiled:
-            log.info("step %d compiled or fetched %d programs", step, compiled)
-        times, memory = self._clock.metrics(tokens), memory_metrics() | self._monitor.metrics()
-        self.write(step, {**metrics, **times, **memory, **self._saver.metrics(), "compilations": compiled})
+        compiled = self._compiles.since(self._compiled_before)
+        if compiled.programs:
+            log.info("step %d compiled or fetched %d programs in %.1f s", step, *compiled)
+        programs = {"compilations": compiled.programs, "seconds/compile": compiled.seconds}
+        times, memory = self._clock.metrics(tokens, at_peak=at_peak), memory_metrics() | self._monitor.metrics()
+        self.write(step, {**metrics, **times, **memory, **self._saver.metrics(), **programs})
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write and show the given metrics, and no others."""

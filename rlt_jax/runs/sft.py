@@ -21,11 +21,11 @@ from rlt_jax.learner.guard import check_update
 from rlt_jax.learner.objective import sft_objective
 from rlt_jax.learner.optimizer import Optimizer, open_optimizer
 from rlt_jax.learner.step import SumGradients, make_sum_gradients, sft_batches
-from rlt_jax.models import Model, Params
+from rlt_jax.models import UPDATE_PASSES, Model, Params, Work, batches_for, dtype_of, work_of
 from rlt_jax.planner.run_plan import model_config_of, model_shape
 from rlt_jax.report.counting import counting
 from rlt_jax.rewards.logprobs import row_logprobs
-from rlt_jax.runs.announce import sft_lines
+from rlt_jax.runs.announce import attention_line, sft_lines
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.exported import files_of_sft
 from rlt_jax.runs.resume import Inputs, models_of, run_inputs
@@ -33,6 +33,7 @@ from rlt_jax.runs.setup import CompareRows, load_checked_model, load_split_rows,
 from rlt_jax.runs.sft_check import BATCH as CHECK_BATCH
 from rlt_jax.runs.sft_check import Question, TextCheck, check_texts, questions_to_check
 from rlt_jax.runs.skipping import Evidence, joined
+from rlt_jax.runs.work import Meter, StepWork, kernels, open_meter
 from rlt_jax.types import Row
 
 log = logging.getLogger("rlt_jax")
@@ -56,6 +57,7 @@ class Sft:
     optimizer: Optimizer
     sum_gradients: SumGradients
     backoff: MemoryBackoff
+    meter: Meter
 
     @property
     def packed_length(self) -> int | None:
@@ -74,22 +76,27 @@ class Sft:
         size, seed = self.schedule.batch, self.config.seed
         return questions_of_step(step - 1, num_rows=len(self.examples), questions_per_step=size, seed=seed)
 
-    def gradients(self, params: Params, batch: Sequence[SftExample]) -> tuple[Params, dict[str, jax.Array]]:
-        """Gradients of the step's loss, and its diagnostics by name; both still on the device.
+    def gradients(self, params: Params, batch: Sequence[SftExample]) -> tuple[Params, dict[str, jax.Array], StepWork]:
+        """Gradients of the step's loss and its diagnostics by name, both still on the device; the step's work.
 
         Raises:
           NotFinite: a diagnostic or a gradient is NaN or infinite, or an update could be. The gradients have been
             freed.
         """
 
-        def sum_at(sizes: BatchSizes) -> tuple[Params, dict[str, jax.Array]]:
-            micro_batches = sft_batches(batch, batch_size=sizes.update, packed_length=self.packed_length)
-            return self.sum_gradients(params, micro_batches, save_activations=sizes.save_activations)
+        config, ids = self.model.config, [example.ids for example in batch]
+        wanted = [np.flatnonzero(example.trained) for example in batch]
 
-        gradients, losses = self.backoff.run("update", sum_at)
+        def sum_at(sizes: BatchSizes) -> tuple[Params, dict[str, jax.Array], Work]:
+            laid_out = batches_for(config, dtype_of(params), ids, tokens=sizes.update, packed_length=self.packed_length)
+            micro_batches = sft_batches(batch, batches=laid_out)
+            sums = self.sum_gradients(params, micro_batches, save_activations=sizes.save_activations)
+            return *sums, work_of(config, laid_out, list(map(len, ids)), wanted, passes=UPDATE_PASSES)
+
+        gradients, losses, work = self.backoff.run("update", sum_at, least=max(map(len, ids)))
         with stage("gradients"):
             check_update(self.model, params, gradients, losses, bound=self.optimizer.bound, who="the model")
-        return gradients, losses
+        return gradients, losses, {"update": work}
 
     def evidence(self, step: int, batch: Sequence[SftExample]) -> Evidence:
         """What a step had, to compute it again."""
@@ -119,11 +126,13 @@ class Sft:
             self.model,
             params,
             [example.ids for example in self.held_out],
+            wanted=[np.flatnonzero(example.trained) for example in self.held_out],
             temperature=1.0,
             chunk=self.config.logprob_chunk,
             packed_length=self.packed_length,
         )
-        logps = self.backoff.run("score", lambda sizes: logprobs(batch_size=sizes.score))
+        longest = max(len(example.ids) for example in self.held_out)
+        logps = self.backoff.run("score", lambda sizes: logprobs(tokens=sizes.score), least=longest)
         trained = [row[example.trained] for row, example in zip(logps, self.held_out)]
         try:
             check_rows(trained, "the model's log-probs", name="held-out example {}".format)
@@ -171,9 +180,10 @@ def load_sft(
         pinned = host_bytes(parameters, config.memory.moments, master_in_weights=dtype == "float32")
     prepare_memory(shared=False, pinned_bytes=pinned)
     model, params = load_checked_model(config.model, chat.tokenizer, dtype=dtype)
+    log.info(attention_line(kernels(dtype, **{config.target: model})))
     layers = model.config.num_hidden_layers
     saved = min(config.saved_attention, layers), min(config.saved_mlp, layers)
-    size = min(config.per_device_train_batch_size, schedule.batch)
+    size = config.tokens_of_update
     return Sft(
         config=config,
         schedule=schedule,
@@ -203,6 +213,7 @@ def load_sft(
         backoff=MemoryBackoff(
             BatchSizes(generate=CHECK_BATCH, score=size, update=size), run_dir, exhausted=lambda: exhausted
         ),
+        meter=open_meter(model, params),
     )
 
 

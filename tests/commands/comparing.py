@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-TIMES = ("time", "seconds/", "tokens_per_second/", "memory/", "checkpoint/", "compilations")
+TIMES = ("time", "seconds/", "tokens_per_second/", "mfu", "memory/", "checkpoint/", "compilations")
 
 
 def without_times(records: Iterable[dict], *, also: tuple[str, ...] = ()) -> list[dict]:

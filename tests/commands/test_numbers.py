@@ -207,8 +207,8 @@ def test_gradients_and_a_fault_that_does_not_come_back(run, replayed, monkeypatc
 
     def poisoned(self, *arguments):
         calls[0] += 1
-        logps = reference_logprobs(self, *arguments)
-        return [row + 200 for row in logps] if calls[0] == 2 else logps
+        made = reference_logprobs(self, *arguments)
+        return made._replace(logps=[row + 200 for row in made.logps]) if calls[0] == 2 else made
 
     with monkeypatch.context() as patch:
         patch.setattr(Rlt, "reference_logprobs", poisoned)

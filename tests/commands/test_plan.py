@@ -44,13 +44,19 @@ def test_mono85_in_a_process_of_its_own():
     assert "  teacher Qwen/Qwen2.5-7B-Instruct: 7.616 B parameters (known)" in lines
     heads = "load generate teacher student reference update optimizer move ref sync save source"
     assert [line.split() for line in lines[lines.index("GPU, GB") + 1 :][:1]] == [heads.split()]
-    (everything,) = (line.split() for line in lines if line.startswith("  all ") and "76.39" in line)
-    assert " ".join(everything) == "all 33.16 63.18 22.32 38.86 37.55 76.39 54.45 33.16 63.18 17.93"
-    assert "GPU: peak 76.39 GB in update; planned 77 GB, budget 85 GB" in lines
+    (everything,) = (line.split() for line in lines if line.startswith("  all ") and "76.33" in line)
+    assert " ".join(everything) == "all 33.16 63.18 24.68 39.91 39.91 76.33 54.45 33.16 63.18 17.93"
+    assert "GPU: peak 76.33 GB in update; planned 77 GB, budget 85 GB" in lines
     assert "Pinned: 106.62 GB of the host's, under XLA_PJRT_GPU_HOST_MEMORY_LIMIT_GB=105 (GiB)" in lines
     assert any(line.startswith("vLLM: 46.8 GB hold the keys and values of 501,777 tokens") for line in lines)
-    assert "Longest context in 77 GB without saved activations: 16,384 tokens of prompt and completion" in lines
-    assert "Largest micro-batch in 77 GB without saved activations: 5 sequences at this run's lengths" in lines
+    assert "  update 43,008 tokens; saves the attention of 2 and the MLP of 0 of 28 layers" in lines
+    assert "  score 55,296 tokens (teacher, reference), 55,296 (student)" in lines
+    assert "  rows of up to 12,288 tokens; attention: cuDNN's, over segments; what rows share is computed once" in lines
+    longest = (
+        "Longest context in 77 GB with one row a pass and no saved activations: 32,768 tokens of prompt and completion"
+    )
+    assert longest in lines
+    assert "Largest pass of the update in 77 GB with no saved activations: 52,224 tokens at this run's lengths" in lines
     assert lines[-1] == "Fits"
 
 
@@ -97,7 +103,7 @@ LARGE = ("--preset", "mono_basic", "--memory.policy", "device", "--memory.gradie
 def test_mono_basic_fits_40_gb(planned):
     code, out, _ = planned("--preset", "mono_basic", "--host-gb", "143")
     assert (code, out.splitlines()[-1]) == (0, "Fits")
-    assert "GPU: peak 39.47 GB in update; planned none, budget 40 GB" in out
+    assert "GPU: peak 39.36 GB in update; planned none, budget 40 GB" in out
     assert "Host: peak 142.78 GB in save; 143.0 GB may be used" in out
     table = out.split("GPU, GB\n")[1].split("\n\n")[0]
     heads, *rows = table.splitlines()
@@ -114,7 +120,7 @@ def test_the_advice_for_a_run_that_does_not_fit_makes_it_fit(planned):
     code, out, _ = planned(*LARGE)
     assert code == 1
     verdict = out[out.index("Does not fit") :].splitlines()
-    assert verdict[1].startswith("  GPU: 40 GB may be used, up to 14.70 GB too little for update 54.70 GB")
+    assert verdict[1].startswith("  GPU: 40 GB may be used, up to 14.59 GB too little for update 54.59 GB")
     assert verdict[2] == "It would fit with"
     advice = verdict[3].split("  (")[0].split()
     assert " ".join(advice) == "--memory.policy host --memory.gradients bfloat16"
@@ -126,15 +132,28 @@ def test_budget_and_host_replace_the_machine_s(planned):
     code, out, _ = planned("--preset", "mono85", "--host-gb", "110")
     assert code == 1
     assert "host: 110 GB may be used, up to 17.74 GB too little for save 127.74 GB" in out
-    assert "  --memory.moments bfloat16  (GPU 76.39, host 96.60 GB)" in out
+    assert "  --memory.moments bfloat16  (GPU 76.33, host 96.60 GB)" in out
     code, out, _ = planned("--preset", "mono85", "--budget-gb", "48", "--planned-gb", "48")
     assert code == 1 and "GPU: 48 GB may be used" in out
 
 
 def test_the_plan_follows_the_budget_in_the_share_of_the_preset(planned):
     code, out, err = planned("--preset", "mono85", "--budget-gb", "80")
-    assert code == 0 and "without saved activations: 4 sequences" in out and "in 72.5 GB" in out
+    assert code == 1 and "in 72.5 GB with no saved activations: 38,912 tokens" in out
+    code, out, _ = planned("--preset", "mono85", "--budget-gb", "80", "--update-tokens", "38912")
+    assert code == 0 and "GPU: peak 72.48 GB" in out
     assert "note: planned_gb=72.5: follows budget_gb=80 (of 85, 77 were planned for)" in err
+
+
+def test_rows_of_a_pass_replace_the_preset_s_tokens(planned):
+    """Else the flag would have no effect."""
+    code, out, err = planned("--preset", "mono85", "--per-device-train-batch-size", "2", "--score-batch-size", "1")
+    assert code == 0 and "  update 24,576 tokens; " in out
+    assert "  score 12,288 tokens (teacher, reference), 13,312 (student)" in out
+    assert "note: update_tokens=None: follows per_device_train_batch_size=2" in err
+    assert "note: score_tokens=None: follows score_batch_size=1" in err
+    both = ("--per-device-train-batch-size", "2", "--update-tokens", "30000")
+    assert "  update 30,720 tokens; " in planned("--preset", "mono85", *both)[1]
 
 
 def test_json_for_scripts(planned):
@@ -147,6 +166,8 @@ def test_json_for_scripts(planned):
     assert {"owner": "gradients", "size": 4 * 7_615_616_512, "source": "exact"} in phase["gpu"]
     assert report["lower"][0]["flags"].endswith("--memory.gradients bfloat16")
     assert report["checkpoint_bytes"] == 14 * report["parameters"]["teacher"]
+    assert (report["update_tokens"], report["score_tokens"]) == (6144, 18_432)
+    assert report["run"]["update"] == {"attention": "cudnn", "sequences": 1, "length": 6144}
     assert report["gpu"] is None and report["vllm"]["sequences"] == 32
     assert {check["status"] for check in report["checks"]} <= {"ok", "warning", "problem"}
 
@@ -172,7 +193,7 @@ def test_what_training_refuses_does_not_fit(planned, main, capsys, tmp_path):
         "--preset",
         "tiny",
         "--budget-gb",
-        "8",
+        "64",
         "--max-completion-length",
         "1024",
         "--output-dir",

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,10 +19,10 @@ from rlt_jax import sft as sft_command
 from rlt_jax.configs import SftConfig, load_settings, parse_command
 from rlt_jax.data import questions_of_step
 from rlt_jax.errors import UserError
-from rlt_jax.learner.step import sft_batches
 from rlt_jax.models import load_model
 from rlt_jax.runs.chat_format import load_chat_format
 from rlt_jax.runs.sft import chat_format_of, load_examples
+from rlt_jax.segments import micro_batches
 from rlt_jax.sft import sft
 
 pytestmark = pytest.mark.slow
@@ -287,12 +288,21 @@ def test_packing_leaves_little_padding_and_only_real_tokens_are_counted(flags, t
     ]
     real = [sum(len(example.ids) for example in step) for step in chosen]
 
-    def padding(batch_size: int, packed_length: int | None) -> float:
-        batches = [sft_batches(step, batch_size=batch_size, packed_length=packed_length) for step in chosen]
-        return 1 - sum(real) / sum(batch.ids.size for step in batches for batch, _ in step)
+    def computed(size: int, *, packing: bool, arrangement: str = "masked") -> int:
+        """Tokens of the forward passes of an epoch, padding included."""
+        one = replace(config, per_device_train_batch_size=size, packing=packing)
+        lie = partial(micro_batches, tokens=one.tokens_of_update, arrangement=arrangement)
+        laid_out = [
+            lie([example.ids for example in step], packed_length=config.packed_length if packing else None)
+            for step in chosen
+        ]
+        return sum(batch.computed for batches in laid_out for batch in batches)
 
-    assert (padding(1, None), padding(1, 4096)) == pytest.approx((0.152, 0.020), abs=1e-3)
-    assert (padding(16, None), padding(16, 4096)) == pytest.approx((0.295, 0.061), abs=1e-3)
+    alone = [1 - sum(real) / computed(size, packing=False, arrangement="rows") for size in (1, 16)]
+    assert alone == pytest.approx([0.152, 0.295], abs=1e-3)
+    # The examples' first tokens are the same: sharing them saves more than is padded.
+    assert [computed(size, packing=True) / sum(real) for size in (1, 16)] == pytest.approx([0.976] * 2, abs=1e-3)
+    assert [computed(size, packing=False) / sum(real) for size in (1, 16)] == pytest.approx([0.976, 1.064], abs=1e-3)
 
     (line,) = lines(sft(replace(config, eval_steps=0)) / "metrics.jsonl")
     assert line["tokens_per_second/update"] * line["seconds/update"] == pytest.approx(real[0])

@@ -33,12 +33,15 @@ pytestmark = pytest.mark.slow
 
 STEPS = 6
 SHORTEST = 66  # tokens of the shortest prompt: one less is still in its bucket
+PARTS = ("score", "score_teacher", "score_student", "score_reference", "update")
 METRICS = (  # of every training line, beside the components
     *("reward", "reward_std", "zero_spread_share", "loss", "kl", "entropy", "grad_norm", "learning_rate"),
     *("near_zero_spread_share", "skipped_steps"),
     *(f"alarm/{name}" for name in ("zero_spread", "cut_off", "kl", "entropy", "sampler_mismatch", "grad_spike")),
     *("completion_length/min", "completion_length/mean", "completion_length/max"),
     *("cut_off_share", "match_rate", "copy_rate", "repeat_rate", "trace_copy_rate", "compilations", "memory/host_gb"),
+    *(f"tokens/{part}_{count}" for part in PARTS for count in ("real", "computed", "shared")),
+    *("attention/fused", "attention/flat", "attention/flash3", "seconds/compile"),
     *(f"seconds/{phase}" for phase in ("generate", "score", "update", "sync", "step")),
     *(f"tokens_per_second/{phase}" for phase in ("generate", "score", "update")),
 )

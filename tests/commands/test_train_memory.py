@@ -204,7 +204,7 @@ def test_other_commands_prepare_the_gpu_before_they_load_a_model(command, main, 
 def test_plan_and_measured_are_of_the_sizes_that_fitted(flags, tmp_path, monkeypatch):
     """As on a machine with a GPU of 80 GB, whose driver reads 1 GB, after an update that had to be lowered."""
     monkeypatch.setattr(monitor, "gpu_memory_reader", lambda: lambda: 1.0)
-    gpu = Gpu("H100", 1, total_bytes=80_000_000_000, used_bytes=0, driver="580", cuda=(13, 0))
+    gpu = Gpu("H100", 1, total_bytes=80_000_000_000, used_bytes=0, driver="580", cuda=(13, 0), capability=(9, 0))
     monkeypatch.setattr(rlt, "read_gpu", lambda: gpu)
     asked = []
     monkeypatch.setattr(rlt, "plan", lambda config, **gpu: asked.append(gpu) or plan(config, **gpu))
@@ -214,7 +214,8 @@ def test_plan_and_measured_are_of_the_sizes_that_fitted(flags, tmp_path, monkeyp
     line = [*map(str, flags), "--max-steps", "1", "--eval-steps", "0", "--output-dir", str(tmp_path)]
     config, _ = parse_train_args(line)
     train(config)
-    assert asked == [{"gpu_bytes": 80_000_000_000}]
+    (given,) = asked
+    assert (given["gpu_bytes"], given["capability"]) == (80_000_000_000, (9, 0))
     whole = plan(config)
     lowered = at_batch_sizes(whole, generate=64, score=8, update=1, save_activations=False)
     (found,) = re.findall(

@@ -75,7 +75,7 @@ class InProcess:
         on_tokens(sum(len(one.token_ids) for (one,) in drawn))
 
     def prompt_logprobs(self, prompt_ids):
-        return row_logprobs(self.model, self.on_device(), [prompt_ids], temperature=1.0, batch_size=1, chunk=64)[0][1:]
+        return row_logprobs(self.model, self.on_device(), [prompt_ids], temperature=1.0, tokens=1, chunk=64)[0][1:]
 
     def on_device(self):
         return jax.tree.map(jax.numpy.asarray, self.weights)

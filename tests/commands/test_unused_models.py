@@ -60,14 +60,14 @@ def test_weights_are_those_of_a_run_that_scores_under_a_reference_of_weight_0(sm
         prompts, requests = rlt.requests(1)
         completions = [one for group in rlt.generate(sampler, requests, policy, name="1") for one in group]
         scored = rlt.score(policy, None, [p for p in prompts for _ in range(config.num_generations)], completions)
-        assert rlt.reference_logprobs(None, scored) is None
+        assert rlt.reference_logprobs(None, scored, completions) is None
         rows = [row.teacher_ids for row in scored.rows]
         logprobs = partial(finite_logprobs, rlt.model, reference, rows, who="reference", name=str)
-        of_reference = logprobs(temperature=config.policy_temperature, batch_size=8, chunk=1024)
+        of_reference = logprobs(temperature=config.policy_temperature, tokens=4096, chunk=1024)
 
         def updated(ref_logps):
             """The policy after the step, and the losses."""
-            gradients, losses = rlt.gradients(policy, scored, completions, ref_logps, rlt.advantages(scored))
+            gradients, losses, _ = rlt.gradients(policy, scored, completions, ref_logps, rlt.advantages(scored))
             state, _ = rlt.optimizer.apply(rlt.optimizer.init(jax.tree.map(jnp.copy, policy)), gradients)
             return dict(named_tensors(rlt.model, state.params)), jax.device_get(losses)
 

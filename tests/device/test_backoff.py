@@ -19,7 +19,7 @@ def allocate(num_bytes: int) -> jax.Array:
 
 
 def needing(phase: str, most: int, tried: list[BatchSizes]):
-    """A call that fits with at most so many sequences of a phase, without saved activations."""
+    """A call that fits with at most so much in a pass of a phase, without saved activations."""
 
     def call(sizes: BatchSizes) -> BatchSizes:
         tried.append(sizes)
@@ -41,15 +41,40 @@ def test_what_fits_is_done_once_and_nothing_is_recorded(backoff, tmp_path):
     assert tried == [CONFIGURED] and not (tmp_path / FILE).exists()
 
 
-def test_fewer_sequences_until_it_fits(backoff, logged):
+def test_fewer_tokens_until_it_fits(backoff, logged):
     tried: list[BatchSizes] = []
     assert backoff.run("score", needing("score", 2, tried)).score == 2
     assert [sizes.score for sizes in tried] == [5, 3, 2]
     assert backoff.sizes == BatchSizes(generate=8, score=2, update=3)  # other phases stay as they are
-    assert any("score 5 -> 3 sequences" in message for message in logged.messages)
+    assert any("score 5 -> 3 tokens" in message for message in logged.messages)
 
 
-def test_the_update_gives_up_saved_activations_before_sequences(backoff):
+def test_a_pass_of_the_sampler_is_counted_in_sequences(backoff, logged):
+    assert backoff.run("generate", needing("generate", 2, [])).generate == 2
+    assert any("generate 8 -> 4 sequences" in message for message in logged.messages)
+    assert any("generate 4 -> 2 sequences" in message for message in logged.messages)
+
+
+@pytest.mark.parametrize(("least", "sizes"), [(300, [5000, 2500, 1250, 625, 313, 300]), (4000, [5000, 4000])])
+def test_a_pass_gets_no_smaller_than_its_longest_row(tmp_path, least, sizes):
+    """With less, micro-batches would be the same, and retrying them would change nothing."""
+    backoff = MemoryBackoff(BatchSizes(generate=8, score=5000, update=5000), tmp_path, exhausted=lambda: "the plan")
+    tried: list[BatchSizes] = []
+    with pytest.raises(UserError, match="score does not fit even with one sequence at a time"):
+        backoff.run("score", needing("score", 0, tried), least=least)
+    assert [size.score for size in tried] == sizes
+    assert backoff.sizes.score == json.loads((tmp_path / FILE).read_text())["score"] == least
+
+
+def test_fewer_tokens_than_the_longest_row_are_not_lowered(tmp_path):
+    backoff = MemoryBackoff(BatchSizes(generate=8, score=100, update=100), tmp_path, exhausted=lambda: "the plan")
+    tried: list[BatchSizes] = []
+    with pytest.raises(UserError, match="the GPU's memory is too small: update does not fit"):
+        backoff.run("update", needing("update", 0, tried), least=300)
+    assert [(size.update, size.save_activations) for size in tried] == [(100, True), (100, False)]
+
+
+def test_the_update_gives_up_saved_activations_before_tokens(backoff):
     tried: list[BatchSizes] = []
     backoff.run("update", needing("update", 1, tried))
     assert [(sizes.update, sizes.save_activations) for sizes in tried] == [
@@ -91,7 +116,15 @@ CUBLAS = "INTERNAL: Failed to initialize BLASLT support [executable_name='jit__d
 
 
 def with_free(num_bytes: float) -> Gpu:
-    return Gpu("H100", 1, total_bytes=85_000_000_000, used_bytes=round(85e9 - num_bytes), driver="580", cuda=(13, 0))
+    return Gpu(
+        "H100",
+        1,
+        total_bytes=85_000_000_000,
+        used_bytes=round(85e9 - num_bytes),
+        driver="580",
+        cuda=(13, 0),
+        capability=(9, 0),
+    )
 
 
 def failing(message: str):
@@ -121,7 +154,7 @@ def test_a_library_that_fails_with_free_memory_is_broken(backoff, message, gpu, 
 def test_the_line_that_speaks_of_memory_is_shown(backoff, logged):
     backoff.run("score", failing(AUTOTUNING))
     (warning,) = logged.messages
-    assert "cudaErrorMemoryAllocation : out of memory); retrying with score 5 -> 3 sequences" in warning
+    assert "cudaErrorMemoryAllocation : out of memory); retrying with score 5 -> 3 tokens" in warning
     assert "NOT_FOUND" not in warning
 
 

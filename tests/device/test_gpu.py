@@ -18,6 +18,7 @@ def nvmlDeviceGetCount(): return len(GPUS)
 def nvmlDeviceGetHandleByIndex(index): return index
 def nvmlDeviceGetMemoryInfo(handle): return SimpleNamespace(total=GPUS[handle][1], used=GPUS[handle][2])
 def nvmlDeviceGetName(handle): return GPUS[handle][0]
+def nvmlDeviceGetCudaComputeCapability(handle): return [(8, 6), (9, 0)][handle]
 def nvmlSystemGetDriverVersion(): return "580.95"
 def nvmlSystemGetCudaDriverVersion_v2(): return 13010
 """
@@ -38,12 +39,12 @@ def read() -> Gpu | None:
 
 
 def test_the_largest_gpu_of_those_in_sight(driver):
-    assert read() == Gpu("NVIDIA H100 80GB HBM3", 2, 80 * 2**30, 3 * 2**30, "580.95", (13, 1))
+    assert read() == Gpu("NVIDIA H100 80GB HBM3", 2, 80 * 2**30, 3 * 2**30, "580.95", (13, 1), (9, 0))
 
 
 def test_a_hidden_gpu_is_not_counted(driver, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    assert read() == Gpu("NVIDIA small", 1, 24 * 2**30, 2**30, "580.95", (13, 1))
+    assert read() == Gpu("NVIDIA small", 1, 24 * 2**30, 2**30, "580.95", (13, 1), (8, 6))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     assert read() is None
 

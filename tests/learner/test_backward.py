@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlt_jax.batching import Sequences, join_rows, pad_rows, segments_of
+from rlt_jax.batching import pad_rows
 from rlt_jax.learner.backward import make_layerwise_accumulate
 from rlt_jax.learner.objective import SftBatch
 from rlt_jax.losses import grpo_loss, sft_loss
 from rlt_jax.models import Model, ModelConfig, Params, build_model, init_model
-from rlt_jax.types import TrainBatch
+from rlt_jax.segments import MicroBatch, Tree
 
 VOCAB, LAYERS, LENGTH = 97, 3, 24
 CONFIGS = {
@@ -43,7 +43,18 @@ def make_model(name: str, dtype: str = "float32") -> tuple[Model, Params]:
     return model, jax.tree.map_with_path(draw, model.shapes(dtype))
 
 
-def make_batch(seed: int = 0, rows: int = 3) -> TrainBatch:
+class GrpoBatch(NamedTuple):
+    """What a GRPO loss reads of a micro-batch whose sequences are rows, by position."""
+
+    ids: np.ndarray  # i32[B, T]
+    mask: np.ndarray  # bool[B, T]
+    ref_logps: np.ndarray  # f32[B, T]
+    sampler_logps: np.ndarray  # f32[B, T]; not read
+    advantages: np.ndarray  # f32[B]
+    layout: None = None
+
+
+def make_batch(seed: int = 0, rows: int = 3) -> GrpoBatch:
     """Rows of several lengths, each a prompt and a completion; poison wherever the mask says not to look."""
     rng = np.random.default_rng(seed)
     lengths, prompts = rng.integers(LENGTH // 2, LENGTH, rows), rng.integers(1, LENGTH // 3, rows)
@@ -51,7 +62,7 @@ def make_batch(seed: int = 0, rows: int = 3) -> TrainBatch:
     column = np.arange(LENGTH)
     mask = (column >= prompts[:, None]) & (column < lengths[:, None])
     poison = partial(np.where, mask)
-    return TrainBatch(
+    return GrpoBatch(
         ids=rng.integers(0, VOCAB, (rows, LENGTH), dtype=np.int32),
         mask=mask,
         ref_logps=poison(rng.normal(-4, 1, mask.shape), np.inf).astype(np.float32),
@@ -60,12 +71,9 @@ def make_batch(seed: int = 0, rows: int = 3) -> TrainBatch:
     )
 
 
-def full_batch(ids: np.ndarray) -> TrainBatch:
+def full_batch(ids: np.ndarray) -> SftBatch:
     """Every token on the mask."""
-    nothing = np.zeros(ids.shape, np.float32)
-    return TrainBatch(
-        ids=ids, mask=ids >= 0, ref_logps=nothing, sampler_logps=nothing, advantages=np.zeros(len(ids), np.float32)
-    )
+    return SftBatch(ids=ids, mask=ids >= 0)
 
 
 def grpo(logps, batch):
@@ -178,9 +186,18 @@ def packed_rows() -> tuple[SftBatch, SftBatch]:
     rng, lengths = np.random.default_rng(5), sum(PACKS, ())
     ids = [rng.integers(0, VOCAB, length, dtype=np.int32) for length in lengths]
     trained = [(rng.random(length) < 0.6) | (np.arange(length) == 0) for length in lengths]
-    sequences = Sequences([[0, 1, 2], [3, 4, 5]], LENGTH, num_sequences=3)
-    packed = SftBatch(join_rows(ids, sequences), join_rows(trained, sequences), segments_of(lengths, sequences))
+    trees = [Tree([i], 0, length) for i, length in enumerate(lengths)]
+    lie = MicroBatch([trees[:3], trees[3:]], 3, LENGTH, "masked")
+    mask = np.zeros((3, LENGTH), bool)
+    for i, places in lie.places(lengths).items():
+        mask.reshape(-1)[places] = trained[i]
+    packed = SftBatch(lie.ids(ids), mask, lie.layout(lengths))
     return packed, SftBatch(pad_rows(ids, LENGTH, num_rows=6), pad_rows(trained, LENGTH, num_rows=6))
+
+
+def is_row() -> np.ndarray:
+    """bool[3, T]: tokens of the rows of `packed_rows`, by length."""
+    return np.arange(LENGTH) < np.array([*map(sum, PACKS), 0])[:, None]
 
 
 @pytest.mark.slow
@@ -197,14 +214,14 @@ def test_the_gradient_of_packed_rows_is_that_of_single_ones(name, saved):
     expected_logps = np.where(single.mask, expected_aux["logps"], 0.0)
     assert single.mask[:, 0].all() and not expected_logps[:, 0].any()  # no context, whoever stands before it
     in_order = [row[:length] for row, length in zip(expected_logps, sum(PACKS, ()))]
-    np.testing.assert_allclose(aux["logps"][packed.segments > 0], np.concatenate(in_order), atol=1e-5)
+    np.testing.assert_allclose(aux["logps"][is_row()], np.concatenate(in_order), atol=1e-5)
 
 
 def test_other_tokens_in_a_neighbour_change_no_bit_of_a_gradient():
     """The loss reads the second row of each sequence; the others, and the padding, hold other tokens."""
     model, params = make_model("qwen3")
     packed, _ = packed_rows()
-    mine = packed.segments == 2
+    mine = np.isin(packed.layout.segment, [2, 6])  # the third is followed by padding, a segment too
     batch = packed._replace(mask=mine)
     accumulate = layerwise(model, sft, temperature=1.0, chunk=7)
     clean, clean_aux = accumulate(params, zeros(params), batch, 1.0)
@@ -215,7 +232,7 @@ def test_other_tokens_in_a_neighbour_change_no_bit_of_a_gradient():
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)
 
 
-def test_a_batch_without_segments_has_the_program_of_a_batch_that_knows_none():
+def test_a_batch_without_a_layout_has_the_program_of_a_batch_that_knows_none():
     class Plain(NamedTuple):
         ids: np.ndarray
         mask: np.ndarray
@@ -227,7 +244,7 @@ def test_a_batch_without_segments_has_the_program_of_a_batch_that_knows_none():
         name: accumulate.lower(params, zeros(params), batch, 1.0).as_text()
         for name, batch in (
             ("plain", Plain(packed.ids, packed.mask)),
-            ("none", packed._replace(segments=None)),
+            ("none", packed._replace(layout=None)),
             ("packed", packed),
         )
     }
@@ -382,8 +399,9 @@ def test_packed_rows_on_a_gpu():
     model, params = init_model(config, 0, dtype="bfloat16")
     ids = np.random.default_rng(0).integers(0, 512, (4, length // 2), np.int32)
     single = SftBatch(ids, np.ones(ids.shape, bool))
-    segments = np.repeat(np.array([[1, 2]] * 2, np.int32), length // 2, axis=1)
-    packed = SftBatch(ids.reshape(2, length), np.ones((2, length), bool), segments)
+    trees = [Tree([i], 0, length // 2) for i in range(4)]
+    layout = MicroBatch([trees[:2], trees[2:]], 2, length, "masked").layout([length // 2] * 4)
+    packed = SftBatch(ids.reshape(2, length), np.ones((2, length), bool), layout)
     expected, _ = layerwise(model, sft, temperature=1.0, chunk=256)(params, zeros(params), single, 1.0)
     temporary = []
     for saved in (0, layers):

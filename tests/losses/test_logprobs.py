@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from rlt_jax.losses import linear_token_logprobs, token_logprobs
+from rlt_jax.losses import linear_token_logprobs, targets_of, token_logprobs, wanted_logprobs
 
 
 def draw(seed, *shape, dtype=np.float32):
@@ -167,6 +167,56 @@ def test_chunked_gradients_numerically():
             rtol=1e-6,
             atol=1e-6,
         )
+
+
+# wanted tokens alone
+
+BEFORE = np.array([0, 0, 1, 1, 3, 4, 4, 6, 8, 8])  # two rows: 0 1 2 and 0 1 3 4 5, 0 1 3 4 6 7; and 8 9
+
+
+def test_targets_by_hand():
+    wanted = np.isin(np.arange(10), [2, 3, 5, 6, 9])
+    targets = targets_of(jnp.arange(10) + 50, jnp.asarray(BEFORE), jnp.asarray(wanted), chunk=3)
+    assert targets.places.tolist() == [[2, 3, 5], [6, 9, 10], [10, 10, 10], [10, 10, 10]]
+    assert int(targets.num_chunks) == 2
+    assert targets.ids.tolist() == list(range(50, 60)) and targets.before.tolist() == BEFORE.tolist()
+
+
+@pytest.mark.parametrize(("count", "chunk", "chunks"), [(0, 3, 0), (10, 3, 4), (10, 10, 1), (10, 1000, 1), (1, 1, 1)])
+def test_as_few_chunks_as_hold_the_targets(count, chunk, chunks):
+    wanted = jnp.arange(10) < count
+    targets = targets_of(jnp.zeros(10, jnp.int32), jnp.asarray(BEFORE), wanted, chunk=chunk)
+    assert int(targets.num_chunks) == chunks
+    assert targets.places.shape[1] == min(chunk, 10)
+    assert sorted(targets.places.ravel().tolist())[:count] == list(range(count))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 1000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_wanted_log_probs_are_those_of_the_state_before(chunk, temperature):
+    """One hidden state may predict several tokens: those at 2 and 3 both follow the one at 1."""
+    hidden, head, ids = draw(0, 10, 8), draw(1, 19, 8), draw_labels(2, 10, vocab=19)
+    wanted = np.isin(np.arange(10), [1, 2, 3, 6, 9])
+    targets = targets_of(ids, jnp.asarray(BEFORE), jnp.asarray(wanted), chunk=chunk)
+    logps, normalisers = jax.jit(wanted_logprobs)(hidden, head, targets, temperature=temperature)
+    expected = dense(hidden[BEFORE], head, ids, temperature)
+    assert logps.dtype == jnp.float32
+    np.testing.assert_allclose(logps, np.where(wanted, expected, 0), atol=1e-5)
+    places = targets.places.reshape(-1)[: wanted.sum()]
+    sums = jax.nn.logsumexp(hidden[BEFORE] @ head.T / temperature, axis=-1)
+    np.testing.assert_allclose(normalisers.reshape(-1)[: wanted.sum()], sums[places], atol=1e-5)
+
+
+def test_states_of_tokens_that_are_not_wanted_are_never_read():
+    """Not even those that are not finite; and they cost nothing: one chunk of logits exists at a time."""
+    hidden, head, ids = draw(0, 10, 8), draw(1, 19, 8), draw_labels(2, 10, vocab=19)
+    wanted = np.isin(np.arange(10), [2, 3, 9])
+    targets = targets_of(ids, jnp.asarray(BEFORE), jnp.asarray(wanted), chunk=3)
+    read = np.isin(np.arange(10), BEFORE[wanted])
+    clean, _ = wanted_logprobs(hidden, head, targets, temperature=1.0)
+    poisoned = jnp.where(read[:, None], hidden, jnp.nan)
+    np.testing.assert_array_equal(wanted_logprobs(poisoned, head, targets, temperature=1.0)[0], clean)
+    assert largest_array(partial(wanted_logprobs, temperature=1.0), hidden, head, targets) == 3 * 19
 
 
 def test_misuse_is_refused():

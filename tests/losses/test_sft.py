@@ -43,6 +43,20 @@ def test_bf16_is_summed_in_float32():
     np.testing.assert_allclose(loss, -float(logps[0, 0]), rtol=1e-5)
 
 
+def test_a_token_counts_as_often_as_the_mask_says():
+    counts = MASK.astype(jnp.float32).at[0, 1].set(3.0)
+    loss, grad = jax.value_and_grad(sft_loss)(LOGPS, counts)
+    assert loss == pytest.approx((1 + 3 * 2 + 5 + 6) / 6)
+    np.testing.assert_allclose(grad, -counts / 6, rtol=1e-6)
+
+
+def test_what_counts_for_nothing_is_never_read():
+    counts = MASK.astype(jnp.float32) * 2
+    loss, grad = jax.value_and_grad(sft_loss)(jnp.where(MASK, LOGPS, jnp.nan), counts)
+    assert loss == sft_loss(LOGPS, MASK)
+    np.testing.assert_allclose(grad, np.where(MASK, -0.25, 0.0))
+
+
 def test_shapes_must_agree():
     with pytest.raises(AssertionError):
         sft_loss(LOGPS, MASK[:, 1:])

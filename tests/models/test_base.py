@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rlt_jax.models import ModelConfig, build_model, init_model, load_model, named_tensors
+from rlt_jax.segments import Layout, MicroBatch, Tree
 from tests.models.conftest import CONFIGS, SCALED_NAMES, oracle_logits, oracle_model
 
 LENGTHS = np.array([21, 1, 13, 8])
@@ -64,8 +65,9 @@ def test_cache_and_packed_rows_beyond_the_original_context(checkpoint, name):
     for position in range(100, 120):
         logits, cache = model.decode(params, ids[:, position], np.array([position]), cache)
         np.testing.assert_allclose(logits, full[:, position], atol=1e-4)
-    packed, segments = np.concatenate([ids, ids[:, :50]], axis=1), np.repeat([1, 2], [120, 50])[None]
-    logits = packed_logits(model, params, packed, segments)
+    rows = [ids[0], ids[0, :50]]
+    packed = MicroBatch([[Tree([0], 0, 120), Tree([1], 0, 50)]], 1, 170, "masked")
+    logits = packed_logits(model, params, packed.ids(rows), packed.layout([120, 50]))
     np.testing.assert_allclose(logits, np.concatenate([full[0], full[0, :50]]), atol=1e-4)
 
 
@@ -148,19 +150,22 @@ def test_padding_is_never_seen(golden, side):
         np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6 * np.abs(before).max())
 
 
-def packed_sequence(*, vocab: int = 97) -> tuple[np.ndarray, np.ndarray, list[slice]]:
-    """The rows of `padded_batch` and padding in one sequence: i32[1, T] ids and segments, where each row stands."""
-    ids, mask = padded_batch("right", vocab=vocab)
+def packed_sequence(*, vocab: int = 97) -> tuple[np.ndarray, Layout, list[slice]]:
+    """The rows of `padded_batch` and padding in one sequence: i32[1, T] ids, their layout, where each row stands."""
+    ids, _ = padded_batch("right", vocab=vocab)
     tail = 5
-    segments = np.concatenate([np.repeat(np.arange(len(LENGTHS)) + 1, LENGTHS), np.zeros(tail, int)])
+    trees = [Tree([i], 0, int(length)) for i, length in enumerate(LENGTHS)]
+    batch = MicroBatch([trees], 1, int(LENGTHS.sum()) + tail, "masked")
+    joined = batch.ids([row[:length] for row, length in zip(ids, LENGTHS)])
+    joined[0, -tail:] = ids[0, :tail]
     ends = np.cumsum(LENGTHS)
     places = [slice(end - length, end) for end, length in zip(ends, LENGTHS)]
-    return np.concatenate([ids[mask], ids[0, :tail]])[None], segments[None].astype(np.int32), places
+    return joined, batch.layout(LENGTHS.tolist()), places
 
 
-def packed_logits(model, params, ids, segments) -> np.ndarray:
+def packed_logits(model, params, ids, layout) -> np.ndarray:
     """f32[T, V] of one sequence."""
-    return np.asarray(model.unembed(params, model.hidden(params, ids, segments=segments)))[0]
+    return np.asarray(model.unembed(params, model.hidden(params, ids, layout=layout)))[0]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -168,8 +173,8 @@ def test_rows_in_one_sequence_equal_transformers_on_each_alone(checkpoint, name)
     folder = checkpoint(name)
     rows, _ = padded_batch("right")
     oracle = oracle_model(folder)
-    ids, segments, places = packed_sequence()
-    logits = packed_logits(*load_model(folder), ids, segments)
+    ids, layout, places = packed_sequence()
+    logits = packed_logits(*load_model(folder), ids, layout)
     assert np.isfinite(logits).all()  # of padding too
     for row, length, place in zip(rows, LENGTHS, places):
         alone = row[None, :length]
@@ -181,9 +186,9 @@ def test_rows_in_one_sequence_equal_transformers_on_each_alone(checkpoint, name)
 def test_neighbours_in_a_sequence_are_never_seen(golden):
     """Other tokens in every other segment, and in the padding, change no bit of a row's logits or gradients."""
     model, params = load_model(golden / "student")
-    ids, segments, places = packed_sequence(vocab=1000)
+    ids, layout, places = packed_sequence(vocab=1000)
 
-    context = model.context(params, ids, segments=segments)
+    context = model.context(params, ids, layout=layout)
 
     @jax.jit
     @partial(jax.grad, has_aux=True)
@@ -193,7 +198,7 @@ def test_neighbours_in_a_sequence_are_never_seen(golden):
         return jnp.where(mine[..., None], jnp.sin(logits), 0.0).sum(), logits
 
     for number, place in enumerate(places, start=1):
-        mine = segments == number
+        mine = layout.segment == number
         poisoned = np.where(mine, ids, 999 - ids)
         (d_clean, clean), (d_dirty, dirty) = (
             [np.asarray(array)[0] for array in gradient(model.embed(params, tokens), mine)]
@@ -208,8 +213,8 @@ def test_neighbours_in_a_sequence_are_never_seen(golden):
 def test_positions_begin_anew_in_each_segment(golden):
     """Results do not tell: RoPE is relative. Far from position 0 they would be rounded more."""
     model, params = load_model(golden / "teacher")
-    ids, segments, places = packed_sequence(vocab=1000)
-    packed, plain = model.context(params, ids, segments=segments), model.context(params, ids)
+    ids, layout, places = packed_sequence(vocab=1000)
+    packed, plain = model.context(params, ids, layout=layout), model.context(params, ids)
     for place, length in zip(places, LENGTHS):
         np.testing.assert_array_equal(packed.cos[0, place], plain.cos[0, :length])
         np.testing.assert_array_equal(packed.sin[0, place], plain.sin[0, :length])
@@ -218,16 +223,26 @@ def test_positions_begin_anew_in_each_segment(golden):
 def test_one_segment_is_a_plain_row(golden):
     model, params = load_model(golden / "teacher")
     ids, _ = padded_batch("right", vocab=1000)
-    segments = np.full_like(ids, 7)
+    length = ids.shape[1]
+    layout = MicroBatch([[Tree([i], 0, length)] for i in range(len(ids))], len(ids), length, "masked").layout(
+        [length] * len(ids)
+    )
     plain = model.hidden(params, ids)
-    np.testing.assert_allclose(model.hidden(params, ids, segments=segments), plain, atol=1e-5)
+    np.testing.assert_allclose(model.hidden(params, ids, layout=layout), plain, atol=1e-5)
 
 
-def test_a_mask_and_segments_exclude_each_other(golden):
+def test_a_mask_and_a_layout_exclude_each_other(golden):
     model, params = load_model(golden / "teacher")
-    ids = np.ones((1, 4), np.int32)
-    with pytest.raises(ValueError, match="attention_mask and segments: expected one of them"):
-        model.hidden(params, ids, attention_mask=ids, segments=ids)
+    ids, layout, _ = packed_sequence(vocab=1000)
+    with pytest.raises(ValueError, match="attention_mask and layout: expected one of them"):
+        model.hidden(params, ids, attention_mask=ids, layout=layout)
+
+
+def test_a_layout_of_another_shape_is_refused(golden):
+    model, params = load_model(golden / "teacher")
+    ids, layout, _ = packed_sequence(vocab=1000)
+    with pytest.raises(AssertionError, match="shape"):
+        model.hidden(params, ids[:, 1:], layout=layout)
 
 
 @pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "llama"])
@@ -345,13 +360,13 @@ def test_flash_attention_keeps_packed_rows_apart_on_a_gpu():
     config = ModelConfig("qwen2", 500, 256, 512, 2, 4, 2, 64, initializer_range=0.05)
     model, params = init_model(config, 0, dtype="bfloat16")
     rows, mask = padded_batch("right", vocab=500)
-    ids, segments, places = packed_sequence(vocab=500)
+    ids, layout, places = packed_sequence(vocab=500)
     assert ids.shape[1] % 2 == 0
     alone = np.asarray(model.logits(params, rows))
-    assert "cudnn" in jax.jit(model.hidden).lower(params, ids, segments=segments).as_text()
-    packed = packed_logits(model, params, ids, segments)
+    assert "cudnn" in jax.jit(model.hidden).lower(params, ids, layout=layout).as_text()
+    packed = packed_logits(model, params, ids, layout)
     for row, length, place in zip(alone, LENGTHS, places):
         assert np.abs(packed[place] - row[:length]).mean() <= 0.02 * alone[mask].std()
     for number, place in enumerate(places, start=1):
-        poisoned = np.where(segments == number, ids, 499 - ids)
-        np.testing.assert_array_equal(packed_logits(model, params, poisoned, segments)[place], packed[place])
+        poisoned = np.where(layout.segment == number, ids, 499 - ids)
+        np.testing.assert_array_equal(packed_logits(model, params, poisoned, layout)[place], packed[place])

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from rlt_jax.errors import UserError
 from rlt_jax.models import checkpoint_shapes, load_model, named_tensors, save_model
+from rlt_jax.segments import MicroBatch, Tree
 from tests.models.test_weight_files import assert_loads_as_in_transformers, edit_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -217,8 +218,9 @@ def test_float16_weights_run_padded_and_packed(copy):
     _, exact = load_model(folder, dtype="float32")
     ids = np.arange(24, dtype=np.int32).reshape(2, 12)
     mask = np.arange(12) < np.array([[12], [7]])
-    segments = np.repeat(np.array([[1, 2, 0], [3, 3, 3]], np.int32), 4, axis=1)
-    for real, keywords in ((mask, {"attention_mask": mask}), (segments > 0, {"segments": segments})):
+    packed = MicroBatch([[Tree([0], 0, 4), Tree([1], 0, 4)], [Tree([2], 0, 12)]], 2, 12, "masked")
+    padding = np.arange(12) < np.array([[8], [12]])
+    for real, keywords in ((mask, {"attention_mask": mask}), (padding, {"layout": packed.layout([4, 4, 12])})):
         assert half["norm"]["weight"].dtype == jnp.float16
         ours = np.asarray(model.unembed(half, model.hidden(half, ids, **keywords)))[real]
         theirs = np.asarray(model.unembed(exact, model.hidden(exact, ids, **keywords)))[real]

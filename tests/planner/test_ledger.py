@@ -2,22 +2,25 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from rlt_jax.device.pinned import pool_limit_gib
-from rlt_jax.planner.capacity import SAVED_RESERVE, fits_gpu, largest_micro_batch, longest_sequence, saved_layers
+from rlt_jax.planner.capacity import SAVED_RESERVE, fits_gpu, largest_update, longest_sequence, saved_layers
 from rlt_jax.planner.ledger import (
     TRAINER_CONTEXT,
     VLLM_ASLEEP,
     make_ledger,
     pinned_bytes,
+    sums_bytes,
     vllm_cache_tokens,
     vllm_min_bytes,
     vllm_missing_bytes,
     vllm_sequences,
 )
-from rlt_jax.planner.shapes import ModelShape, RunShape
+from rlt_jax.planner.shapes import ModelShape, Pass, RunShape, pass_of
 from rlt_jax.sampling.weights import STAGING_BYTES
+from rlt_jax.segments import SUMS_BYTES, limits_of, micro_batches, part_of, summed_tokens
 from rlt_jax.types import GB
 
 QWEN_7B = ModelShape(
@@ -41,10 +44,11 @@ MONO85 = RunShape(
     moments="float32",
     optimizer_on_host=True,
     frozen_on_host=True,
-    micro_batch=3,
-    score_batch=3,
+    update=Pass("cudnn", 1, 43_008),  # a prompt and 6 completions
+    score=Pass("cudnn", 1, 55_296),  # 8
+    score_student=Pass("cudnn", 1, 55_296),
     teacher_tokens=12288,
-    student_tokens=16384,
+    student_tokens=12288 + 256,
     prompt_tokens=6144,
     completion_tokens=6144,
     logprob_chunk=1024,
@@ -55,8 +59,16 @@ MONO85 = RunShape(
     sampler="vllm",
     vllm_bytes=46_750_000_000,
     native_batch=32,
-    fused_attention=True,
 )
+
+
+def rows(count: int, tokens: int) -> Pass:
+    """Rows, one a sequence."""
+    return Pass("rows", count, tokens)
+
+
+ROWS = {"update": rows(3, 12288), "score": rows(3, 12288), "score_student": rows(3, 16384)}
+"""What mono85's passes are where attention takes no segments, and were before it did."""
 ALONE = replace(MONO85, sampler="native", vllm_bytes=0)  # no engine on the GPU
 
 
@@ -72,18 +84,45 @@ def test_parameters_of_7b():
 
 MEASURED = [  # NVML peaks of one H200, 2026-11-23, GB; the first two of them the formulas were fitted to
     ({}, 64.2),
-    ({"micro_batch": 1, "teacher_tokens": 32768}, 62.3),
-    ({"micro_batch": 1, "teacher_tokens": 16384}, 55.3),
-    ({"micro_batch": 1}, 54.7),
-    ({"micro_batch": 1, "saved_mlp": 20}, 73.0),
-    ({"micro_batch": 1, "saved_mlp": 28}, 80.4),
-    ({"micro_batch": 1, "saved_mlp": 28, "gradient_bytes": 2}, 65.2),
+    ({"update": rows(1, 32768)}, 62.3),
+    ({"update": rows(1, 16384)}, 55.3),
+    ({"update": rows(1, 12288)}, 54.7),
+    ({"update": rows(1, 12288), "saved_mlp": 20}, 73.0),
+    ({"update": rows(1, 12288), "saved_mlp": 28}, 80.4),
+    ({"update": rows(1, 12288), "saved_mlp": 28, "gradient_bytes": 2}, 65.2),
 ]
 
 
 @pytest.mark.parametrize(("changes", "measured"), MEASURED)
 def test_update_is_within_3_percent_of_what_was_measured(changes, measured):
-    assert gb("update", sampler="native", **changes) == pytest.approx(measured, rel=0.03)
+    assert gb("update", sampler="native", **ROWS | changes) == pytest.approx(measured, rel=0.03)
+
+
+# One H100 80 GB, 2026-11-28, NVML, GB: 24 completions of 6144 tokens over a prompt of 6144, log-probs of the
+# completions, no student, reference, optimizer or engine on the GPU, nothing saved.
+
+FLAT = [  # tokens of a pass: (completions in it, segments, groups, bound), update, score
+    (36_864, (24, 3, 9216), 70.0, 21.1),
+    (43_008, (24, 3, 10_752), 72.0, 21.8),
+    (55_296, (16, 2, 6912), 72.8, 23.3),
+]
+
+
+@pytest.mark.parametrize(("tokens", "shape", "update", "score"), FLAT)
+def test_flat_passes_are_within_4_percent_of_what_an_h100_took(tokens, shape, update, score):
+    """The update without the plan's worst case of sums, with those of the layouts that were measured."""
+    flat = Pass("cudnn", 1, tokens)
+    segments, groups, bound = shape
+    sums = 4 * QWEN_7B.queries * (segments * bound + groups * tokens)
+    run = replace(ALONE, update=flat, score=flat)
+    planned = make_ledger(QWEN_7B, run).phase("update").gpu_bytes - sums_bytes(QWEN_7B, run, flat) + sums
+    assert planned / GB == pytest.approx(update, rel=0.04)
+    assert gb("score teacher", sampler="native", score=flat) == pytest.approx(score, rel=0.01)
+
+
+def test_rows_on_the_same_gpu():
+    assert gb("update", sampler="native", update=rows(2, 12288)) == pytest.approx(59.0, rel=0.01)
+    assert gb("score teacher", sampler="native", score=rows(2, 12288)) == pytest.approx(19.5, rel=0.01)
 
 
 # One H100 80 GB, 2026-11-25 (docs/benchmarks.md), NVML, GB.
@@ -99,27 +138,21 @@ ALONE_ON_H100 = [  # update of 12,288 tokens a sequence: (micro-batch, saved att
 @pytest.mark.parametrize(("sizes", "measured"), ALONE_ON_H100)
 def test_update_is_within_2_percent_of_what_an_h100_took(sizes, measured):
     batch, attention, mlp = sizes
-    planned = gb("update", sampler="native", micro_batch=batch, saved_attention=attention, saved_mlp=mlp)
+    planned = gb("update", sampler="native", update=rows(batch, 12288), saved_attention=attention, saved_mlp=mlp)
     assert planned == pytest.approx(measured, rel=0.02)
 
 
 def test_scoring_and_the_optimizer_alone_on_an_h100():
-    assert gb("score teacher", sampler="native") == pytest.approx(21.0, rel=0.01)
+    assert gb("score teacher", sampler="native", score=rows(3, 12288)) == pytest.approx(21.0, rel=0.01)
     assert gb("optimizer", sampler="native") == pytest.approx(53.1, rel=0.01)
 
 
-LONG = {"saved_attention": 18, "student_tokens": 12288, "moments": "bfloat16"}  # 6144 + 6144 tokens
-SHORT = LONG | {"teacher_tokens": 1024, "student_tokens": 1024, "saved_attention": 28, "saved_mlp": 28}  # 512 + 512
-
-PAPER = {  # 16384 + 16384
-    "micro_batch": 1,
-    "score_batch": 1,
-    "teacher_tokens": 32768,
-    "student_tokens": 32768,
-    "prompt_tokens": 16384,
-    "completion_tokens": 16384,
-    "saved_attention": 23,
-}
+# Rows, one a sequence.
+LONG = ROWS | {"saved_attention": 18, "score_student": rows(3, 12288), "moments": "bfloat16"}  # 6144 + 6144 tokens
+SHORT = dict.fromkeys(("update", "score", "score_student"), rows(3, 1024))  # 512 + 512
+SHORT |= {"saved_attention": 28, "saved_mlp": 28, "moments": "bfloat16"}
+PAPER = dict.fromkeys(("update", "score", "score_student"), rows(1, 32768))  # 16384 + 16384
+PAPER |= {"prompt_tokens": 16384, "completion_tokens": 16384, "saved_attention": 23}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +182,7 @@ def test_owners_on_the_gpu_by_phase():
     assert owners("score teacher") == always | {"vLLM asleep", "teacher's forward pass"}
     assert owners("score student") == always | {"vLLM asleep", "visiting student", "student's forward pass"}
     assert owners("score reference") == always | {"vLLM asleep", "visiting reference", "reference's forward pass"}
-    assert owners("update") == always | {"vLLM asleep", "gradients", "activations", "backward pass"}
+    assert owners("update") == always | {"vLLM asleep", "gradients", "activations", "backward pass", "attention's sums"}
     assert owners("optimizer") == always | {"vLLM asleep", "gradients", "optimizer state in flight"}
     assert owners("sync") == always | {"vLLM awake"}
     saving = replace(MONO85, saved_attention=1, saved_mlp=1)
@@ -240,12 +273,15 @@ def test_the_staging_buffer_is_smaller_than_the_cache_that_follows_it():
     assert vllm_cache_tokens(QWEN_7B, MONO85) * QWEN_7B.cache_bytes(2) > STAGING_BYTES
 
 
+@pytest.mark.parametrize("attention", ["cudnn", "flash-attn3", "rows"])
 @pytest.mark.parametrize("planned", [50e9, 66.1e9, 70e9, 77e9, 90e9, 200e9])
-def test_saved_layers_are_the_most_that_fits_attention_first(planned):
-    attention, mlp = saved_layers(QWEN_7B, MONO85, planned, 3, 12288)
+def test_saved_layers_are_the_most_that_fits_attention_first(planned, attention):
+    update = pass_of(attention, 36_864, 12_288)
+    run = replace(MONO85, update=update)
+    attention, mlp = saved_layers(QWEN_7B, run, planned, update.sequences, update.length)
 
     def size(attention: int, mlp: int) -> float:
-        return gb("update", saved_attention=attention, saved_mlp=mlp) * GB
+        return gb("update", update=update, saved_attention=attention, saved_mlp=mlp) * GB
 
     assert 0 <= attention <= 28 and 0 <= mlp <= 28
     assert mlp == 0 or attention == 28
@@ -259,40 +295,132 @@ def test_saved_layers_are_the_most_that_fits_attention_first(planned):
 
 
 def test_saved_layers_of_other_micro_batches():
-    assert saved_layers(QWEN_7B, MONO85, 77e9, 3, 12288) == (18, 0)
-    assert saved_layers(QWEN_7B, MONO85, 77e9, 3, 6144) == (28, 7)
-    assert saved_layers(QWEN_7B, replace(MONO85, saved_attention=9, saved_mlp=9), 77e9, 3, 12288) == (18, 0)
-    assert saved_layers(QWEN_7B, MONO85, 0.0, 3, 12288) == (0, 0)
+    """What a run saves of one half full is not what it saves of a whole one."""
+    assert saved_layers(QWEN_7B, MONO85, 77e9, 1, 43_008) == (2, 0)
+    assert saved_layers(QWEN_7B, MONO85, 77e9, 1, 21_504) == (28, 1)
+    assert saved_layers(QWEN_7B, replace(MONO85, **ROWS), 77e9, 3, 12288) == (18, 0)
+    assert saved_layers(QWEN_7B, replace(MONO85, **ROWS), 77e9, 3, 6144) == (28, 7)
+    assert saved_layers(QWEN_7B, replace(MONO85, saved_attention=9, saved_mlp=9), 77e9, 1, 43_008) == (2, 0)
+    assert saved_layers(QWEN_7B, MONO85, 0.0, 1, 43_008) == (0, 0)
 
 
 def test_saved_layers_that_are_decided_already():
-    decided = saved_layers(QWEN_7B, MONO85, 77e9, 3, 12288, saved_mlp=2)
+    run = replace(MONO85, **ROWS)
+    decided = saved_layers(QWEN_7B, run, 77e9, 3, 12288, saved_mlp=2)
     assert decided[1] == 2 and 0 < decided[0] < 18
-    assert saved_layers(QWEN_7B, MONO85, 77e9, 3, 12288, saved_attention=0) == (0, 3)
-    assert saved_layers(QWEN_7B, MONO85, 0.0, 3, 12288, saved_attention=99, saved_mlp=5) == (28, 5)
+    assert saved_layers(QWEN_7B, run, 77e9, 3, 12288, saved_attention=0) == (0, 3)
+    assert saved_layers(QWEN_7B, run, 0.0, 3, 12288, saved_attention=99, saved_mlp=5) == (28, 5)
 
 
-def test_longest_sequence_is_the_last_that_fits():
-    run = replace(MONO85, micro_batch=1, score_batch=1)
-    longest = longest_sequence(QWEN_7B, run, 77e9)
-    at = replace(run, prompt_tokens=longest // 2, completion_tokens=longest - longest // 2)
-    fit, not_fit = (replace(at, teacher_tokens=n, student_tokens=n) for n in (longest, longest + 1))
-    assert fits_gpu(make_ledger(QWEN_7B, fit), 77e9)
-    assert not fits_gpu(make_ledger(QWEN_7B, not_fit), 77e9)
-    assert 50_000 < longest < 70_000
-    assert longest_sequence(QWEN_7B, run, 60e9) == 0  # the engine's share and the teacher alone take more
+@pytest.mark.parametrize("attention", ["cudnn", "flash-attn3", "rows"])
+def test_longest_sequence_is_the_last_that_fits(attention):
+    def at(tokens: int) -> RunShape:
+        row = pass_of(attention, tokens, tokens)
+        return replace(
+            MONO85,
+            update=row,
+            score=row,
+            score_student=row,
+            prompt_tokens=tokens // 2,
+            completion_tokens=tokens - tokens // 2,
+            teacher_tokens=tokens,
+            student_tokens=tokens,
+        )
+
+    longest = longest_sequence(QWEN_7B, at(1024), 77e9)
+    assert fits_gpu(make_ledger(QWEN_7B, at(longest)), 77e9)
+    assert not fits_gpu(make_ledger(QWEN_7B, at(longest + 1)), 77e9)
+    # Segments as long as the sequence cost cuDNN's flat attention most; the others are padded to 1024 or to buckets.
+    assert longest == {"cudnn": 38_912, "flash-attn3": 62_464, "rows": 49_152}[attention]
+    assert longest_sequence(QWEN_7B, at(1024), 60e9) == 0  # the engine's share and the teacher alone take more
 
 
 def test_longest_sequence_is_bound_by_the_engine_s_cache():
-    run = replace(MONO85, micro_batch=1, score_batch=1, vllm_bytes=vllm_min_bytes(QWEN_7B, MONO85))
+    run = replace(MONO85, vllm_bytes=vllm_min_bytes(QWEN_7B, MONO85))
     assert longest_sequence(QWEN_7B, run, 1e15) == run.sequence_tokens
 
 
-def test_largest_micro_batch_is_the_last_that_fits():
-    largest = largest_micro_batch(QWEN_7B, MONO85, 77e9)
-    assert largest == 5
-    assert gb("update", micro_batch=5) < 77 < gb("update", micro_batch=6)
-    assert largest_micro_batch(QWEN_7B, MONO85, 50e9) == 0
+def test_largest_update_is_the_last_that_fits():
+    largest = largest_update(QWEN_7B, MONO85, 77e9)
+    assert largest == 52_224  # more than a quarter of it has room for the longest row: its sums are those of quarters
+    assert gb("update", update=Pass("cudnn", 1, largest)) <= 77 < gb("update", update=Pass("cudnn", 1, largest + 1024))
+    assert largest_update(QWEN_7B, replace(MONO85, **ROWS), 77e9) == 4 * 12288  # a power of two of them
+    assert largest_update(QWEN_7B, MONO85, 50e9) == 0
+
+
+def test_what_a_pass_is():
+    """Flat: a multiple of 1024, at least the longest row. Else buckets: as many as fit, a power of two."""
+    assert pass_of("cudnn", 36_000, 12_288) == Pass("cudnn", 1, 36_864)
+    assert pass_of("flash-attn3", 3 * 12_544, 12_544) == Pass("flash-attn3", 1, 37_888)
+    assert pass_of("cudnn", 1000, 12_544) == Pass("cudnn", 1, 13_312)
+    assert pass_of("rows", 3 * 12_288, 12_544) == Pass("rows", 2, 16_384)
+    assert pass_of("rows", 1000, 12_544) == Pass("rows", 1, 16_384)
+    assert pass_of("masked", 3 * 12_288, 12_288) == Pass("masked", 1, 24_576)  # rows with one prompt in one sequence
+    assert pass_of("masked", 32 * 576, 576) == Pass("masked", 8, 1536)
+    for made in (pass_of("masked", 18_432, 576), pass_of("rows", 50_000, 576), pass_of("cudnn", 50_000, 576)):
+        assert made.of(made.tokens, 576) == made
+
+
+@pytest.mark.parametrize("attention", ["cudnn", "flash-attn3", "rows", "masked"])
+def test_no_micro_batch_computes_more_than_the_planned_pass(attention):
+    """Rows of any lengths up to the longest, in groups that share a prompt."""
+    rng = np.random.default_rng(0)
+    for tokens in (1024, 3000, 9000):
+        ids = []
+        for _ in range(4):
+            prompt = rng.integers(0, 9, int(rng.integers(20, 300)), np.int32)
+            for size in rng.integers(1, 300, 8):
+                ids.append(np.concatenate([prompt, rng.integers(0, 9, int(size), np.int32)]))
+        planned = pass_of(attention, tokens, 600)
+        limits = limits_of(len(ids), tokens, max(map(len, ids)), sum_bytes=4 * 28 * 128)
+        laid = "flat" if planned.is_flat else attention
+        for batch in micro_batches(ids, tokens=tokens, arrangement=laid, limits=limits):
+            assert batch.computed <= planned.tokens
+            assert batch.num_sequences * batch.length**2 <= planned.sequences * planned.length**2
+
+
+# Limits of flat sequences, and what cuDNN's attention sums.
+
+
+@pytest.mark.parametrize("longest", [300, 2000, 12_288, 40_000])
+@pytest.mark.parametrize("tokens", [1024, 8192, 43_008, 100_000])
+@pytest.mark.parametrize("count", [1, 8, 96, 1024])
+def test_limits_keep_the_sums_in_their_bytes(count, tokens, longest):
+    """But for the least that there may be of segments and groups."""
+    each = 4 * QWEN_7B.queries
+    limits = limits_of(count, tokens, longest, sum_bytes=each)
+    whole = max(tokens, longest)
+    bound = part_of(-(-whole // 1024) * 1024, longest)
+    assert bound >= longest
+    assert 16 <= limits.segments <= 128 and limits.segments % 8 == 0
+    assert limits.segments == 16 or limits.segments * bound * each <= SUMS_BYTES
+    assert 2 <= limits.groups <= 8 and (limits.groups == 2 or limits.groups * whole * each <= SUMS_BYTES)
+    free = limits_of(count, tokens, longest)
+    assert free.segments >= limits.segments and free.groups >= limits.groups
+
+
+def test_sums_of_mono85():
+    """16 segments that a half of the sequence bounds, where a row may have 12,288 tokens, and 3 groups of the whole."""
+    limits = limits_of(96, 43_008, 12_288, sum_bytes=4 * 3584)
+    assert limits[:2] == (16, 3) and part_of(43_008, 12_288) == 21_504
+    assert sums_bytes(QWEN_7B, MONO85, MONO85.update) == 4 * 3584 * (16 * 21_504 + 3 * 43_008)
+    for other in ("flash-attn3", "rows", "masked"):
+        assert sums_bytes(QWEN_7B, MONO85, Pass(other, 1, 43_008)) == 0
+
+
+def test_no_segment_is_longer_than_planned_padding_included():
+    """Many short rows fill up the segments, not the sequence: what is left is cut, as its length bounds all."""
+    rng = np.random.default_rng(1)
+    ids = [rng.integers(0, 9, size, np.int32) for size in (*[40] * 60, *[700] * 3, 1500)]
+    limits = limits_of(len(ids), 8192, 1500, sum_bytes=4 * QWEN_7B.queries)
+    for batch in micro_batches(ids, tokens=8192, arrangement="flat", limits=limits):
+        layout = batch.layout([len(row) for row in ids])
+        assert layout.longest <= part_of(batch.length, min(1500, batch.length))
+        spans = np.asarray(layout.spans)
+        assert spans[:, 1].max() <= layout.longest and len(spans) == limits.segments_at(layout.longest, batch.length)
+        assert spans[:, 1].sum() == batch.length  # every token is in a segment, without gaps
+        assert (np.cumsum(spans[:, 1])[:-1] == spans[1:, 0]).all()
+        assert len(spans) * layout.longest + len(layout.groups) * batch.length <= summed_tokens(limits, batch.length)
 
 
 def test_what_an_engine_s_share_holds():
@@ -317,8 +445,10 @@ def test_an_engine_needs_room_for_one_sequence():
 def test_without_a_fused_kernel_all_scores_exist():
     """float32, or heads that the kernel does not take: B·H·T² of them."""
     scores = 3 * 28 * 12288**2 * 4
-    assert (gb("update", fused_attention=False) - gb("update")) * GB == pytest.approx(3 * scores)
-    assert (gb("score teacher", fused_attention=False) - gb("score teacher")) * GB == pytest.approx(2 * scores)
+    masked = Pass("masked", 3, 12288)
+    update, score = (gb(phase, **{name: masked}) for phase, name in (("update", "update"), ("score teacher", "score")))
+    assert (update - gb("update", **ROWS)) * GB == pytest.approx(3 * scores)
+    assert (score - gb("score teacher", **ROWS)) * GB == pytest.approx(2 * scores)
 
 
 def test_the_native_sampler_s_cache():

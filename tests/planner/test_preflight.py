@@ -19,7 +19,7 @@ from rlt_jax.planner.run_plan import plan
 from rlt_jax.types import GB
 
 TINY, MONO85 = PRESETS["tiny"], PRESETS["mono85"]
-H100 = Gpu("NVIDIA H100 80GB HBM3", 1, 85_520_809_984, 500_000_000, "580.95", (13, 0))
+H100 = Gpu("NVIDIA H100 80GB HBM3", 1, 85_520_809_984, 500_000_000, "580.95", (13, 0), (9, 0))
 TEACHER = Path(TINY.teacher)
 
 
@@ -97,9 +97,9 @@ def test_a_good_gpu():
             replace(H100, used_bytes=30 * 10**9),
             "GPU memory",
             "problem",
-            "expected 76.39 GB: stop other programs on the GPU",
+            "expected 76.33 GB: stop other programs on the GPU",
         ),
-        (replace(H100, total_bytes=48 * 10**9), "GPU memory", "problem", "expected 76.39 GB: take a larger GPU"),
+        (replace(H100, total_bytes=48 * 10**9), "GPU memory", "problem", "expected 76.33 GB: take a larger GPU"),
     ],
 )
 def test_gpus_that_will_not_do(gpu, name, status, advice):

@@ -6,7 +6,6 @@ from dataclasses import replace
 import jax
 import pytest
 
-from rlt_jax.batching import bucket_length
 from rlt_jax.configs import PRESETS, LossConfig, MemoryConfig, SamplerConfig
 from rlt_jax.errors import UserError
 from rlt_jax.models import ModelConfig, build_model, read_config
@@ -17,7 +16,7 @@ from rlt_jax.planner.ledger import largest_array_bytes
 from rlt_jax.planner.run_plan import (
     at_batch_sizes,
     find_model,
-    largest_batch,
+    largest_update_tokens,
     ledger_lines,
     longest_context,
     model_config_of,
@@ -28,6 +27,7 @@ from rlt_jax.planner.run_plan import (
     shortfalls,
     vllm_line,
 )
+from rlt_jax.planner.shapes import Pass
 from rlt_jax.types import GB
 
 MONO85, MONO_BASIC = PRESETS["mono85"], PRESETS["mono_basic"]
@@ -97,23 +97,49 @@ def test_an_unsupported_architecture(tmp_path):
         model_config_of(str(tmp_path))
 
 
-def test_lengths_are_worst_cases_in_buckets():
+def test_passes_are_worst_cases():
     run = run_shape(MONO85, QWEN_7B, QWEN_7B)
-    assert (run.teacher_tokens, run.student_tokens) == (bucket_length(12288), bucket_length(12288 + 256))
-    assert (run.teacher_tokens, run.student_tokens, run.sequence_tokens) == (12288, 16384, 12288)
+    assert run.update == Pass("cudnn", 1, 43_008) == Pass("cudnn", 1, 6144 + 6 * 6144)
+    assert run.score == run.score_student == Pass("cudnn", 1, 55_296)
+    assert (run.teacher_tokens, run.student_tokens, run.sequence_tokens) == (12288, 12288 + 256, 12288)
     yarn = replace(QWEN_7B, max_position_embeddings=4096, rope_scaling=Yarn(4.0, 4096, 1.0))  # 16384 positions
     assert run_shape(MONO85, yarn, QWEN_7B) == run
     short = replace(QWEN_7B, max_position_embeddings=4096)  # a model made for less
     assert run_shape(MONO85, short, short).teacher_tokens == 4096
 
 
+def test_a_pass_has_at_least_one_longest_row():
+    """The student's may be longer than the teacher's."""
+    run = run_shape(replace(MONO85, update_tokens=1, score_tokens=1), QWEN_7B, QWEN_7B)
+    assert (run.update.tokens, run.score.tokens, run.score_student.tokens) == (12288, 12288, 13312)
+
+
+def test_without_tokens_the_rows_of_a_pass_count():
+    run = run_shape(replace(MONO85, update_tokens=None, score_tokens=None), QWEN_7B, QWEN_7B)
+    assert (run.update.tokens, run.score.tokens, run.score_student.tokens) == (36864, 36864, 36864)
+
+
+def test_attention_follows_the_gpu():
+    """Segments from Hopper on; a row a sequence before; masks where no kernel takes the type or the heads."""
+
+    def passes(config=MONO85, model=QWEN_7B, **named) -> tuple[Pass, Pass]:
+        run = run_shape(config, model, QWEN_7B, **named)
+        return run.update, run.score_student
+
+    assert passes()[0].attention == passes(capability=(10, 0))[0].attention == "cudnn"
+    assert passes(capability=(8, 0)) == (Pass("rows", 2, 12288), Pass("rows", 2, 16384))
+    assert passes(replace(MONO85, dtype="float32"), capability=(9, 0))[0].attention == "masked"
+    update, student = passes(model=replace(QWEN_7B, head_dim=256))
+    assert (update.attention, student.attention) == ("masked", "cudnn")
+
+
 def test_types_and_places():
     run = run_shape(replace(MONO85, dtype="float32", memory=MemoryConfig()), QWEN_7B, QWEN_7B)
-    assert (run.weight_bytes, run.gradient_bytes, run.fused_attention) == (4, 4, False)
+    assert (run.weight_bytes, run.gradient_bytes, run.update.attention) == (4, 4, "masked")
     assert (run.optimizer_on_host, run.frozen_on_host) == (False, False)
     memory = MemoryConfig(optimizer="host", frozen="host", moments="bfloat16", gradients="bfloat16")
     run = run_shape(replace(MONO85, memory=memory), QWEN_7B, QWEN_7B)
-    assert (run.weight_bytes, run.gradient_bytes, run.moments, run.fused_attention) == (2, 2, "bfloat16", True)
+    assert (run.weight_bytes, run.gradient_bytes, run.moments, run.update.attention) == (2, 2, "bfloat16", "cudnn")
     assert (run.optimizer_on_host, run.frozen_on_host) == (True, True)
 
 
@@ -134,11 +160,6 @@ def test_what_is_read_follows_from_loss_and_reward():
     assert read(from_reference, reads={"student"}) == (False, True, False, False)
 
 
-def test_a_wide_head_is_not_for_the_fused_kernel():
-    wide = replace(QWEN_7B, head_dim=256)
-    assert not run_shape(MONO85, wide, QWEN_7B).fused_attention
-
-
 def test_vllm_s_share_is_of_the_budget_else_of_the_gpu():
     assert run_shape(MONO85, QWEN_7B, QWEN_7B, gpu_bytes=1e12).vllm_bytes == 46_750_000_000
     free = replace(MONO85, budget_gb=None, planned_gb=None)
@@ -154,7 +175,7 @@ def test_saved_layers_follow_the_plan():
         for planned in (None, 60.0, 70.0, 77.0, 85.0)
         for run in [run_shape(replace(MONO85, planned_gb=planned), QWEN_7B, QWEN_7B)]
     }
-    assert saved == {None: (0, 0), 60.0: (0, 0), 70.0: (6, 0), 77.0: (18, 0), 85.0: (28, 0)}
+    assert saved == {None: (0, 0), 60.0: (0, 0), 70.0: (0, 0), 77.0: (2, 0), 85.0: (13, 0)}
     run = run_shape(replace(MONO85, loss=LossConfig(saved_attention=3, saved_mlp=99)), QWEN_7B, QWEN_7B)
     assert (run.saved_attention, run.saved_mlp) == (3, 28)
 
@@ -174,7 +195,7 @@ def test_what_would_make_a_run_fit():
     ledger = plan(TOO_LARGE)
     (line,) = shortfalls(ledger, gpu_bytes=planned_bytes(TOO_LARGE), host_bytes=None)
     assert line.startswith(
-        "GPU: 40 GB may be used, up to 14.70 GB too little for update 54.70 GB, optimizer 54.45 GB, "
+        "GPU: 40 GB may be used, up to 14.59 GB too little for update 54.59 GB, optimizer 54.45 GB, "
     )
     assert "generate 44.43 GB" in line
     (way,) = suggest(TOO_LARGE, **SEVEN, gpu_bytes=40e9, host_bytes=None)
@@ -209,28 +230,47 @@ def test_single_flags_that_are_enough_come_in_the_order_of_their_cost():
     tight = replace(MONO85, planned_gb=65.0)
     ways = suggest(tight, **SEVEN, gpu_bytes=65e9, host_bytes=None)
     flags = [way.flags for way in ways]
-    assert flags[0] == ("--per-device-train-batch-size 2",)
-    assert flags[-2:] == [
-        ("--max-prompt-length 4096", "--max-completion-length 4096"),
-        ("--preset mono85_fallback",),
-    ]
+    assert flags == [("--update-tokens 25600",), ("--memory.gradients bfloat16",)]
     for way in ways:
         assert shortfalls(plan(way.config, **SEVEN), gpu_bytes=65e9, host_bytes=None) == []
 
 
 def test_a_plan_for_more_than_the_gpu_has_is_lowered_first():
     """Saved activations fill what planned_gb leaves, all 77 GB of them."""
-    (way,) = suggest(MONO85, **SEVEN, gpu_bytes=70.5e9, host_bytes=None)
-    assert way.flags == ("--planned-gb 70",) and 66e9 < way.gpu_bytes <= 70e9
-    ways = suggest(MONO85, **SEVEN, gpu_bytes=65e9, host_bytes=None)
-    assert ways[0].flags == ("--planned-gb 65", "--per-device-train-batch-size 2")
-    assert ways[-1].flags == ("--preset mono85_fallback", "--planned-gb 65")
+    (way,) = suggest(MONO85, **SEVEN, gpu_bytes=76.2e9, host_bytes=None)
+    assert way.flags == ("--planned-gb 76",) and 74e9 < way.gpu_bytes <= 76e9
+    ways = suggest(MONO85, **SEVEN, gpu_bytes=70.5e9, host_bytes=None)
+    assert ways[0].flags == ("--planned-gb 70", "--update-tokens 33792")
+    assert ways[-1].flags == ("--preset mono85_fallback", "--planned-gb 70")
+
+
+@pytest.mark.parametrize("bound", [62e9, 65e9, 68e9, 72.5e9])
+def test_tokens_of_a_pass_are_lowered_no_more_than_needed(bound):
+    """In steps of 1024 tokens, and never below one longest row."""
+    way = suggest(replace(MONO85, planned_gb=None), **SEVEN, gpu_bytes=bound, host_bytes=None)[0]
+    (name, tokens) = way.flags[0].split()
+    assert (name, way.config.update_tokens) == ("--update-tokens", int(tokens))
+    assert way.config.update_tokens >= 12_288 and way.config.update_tokens % 1024 == 0
+    assert peak_with(replace(way.config, update_tokens=way.config.update_tokens + 1024)) > bound
+
+
+def test_passes_of_scoring_are_lowered_where_scoring_is_too_large():
+    large = replace(MONO85, score_tokens=1_000_000)
+    ways = [way.flags for way in suggest(large, **SEVEN, gpu_bytes=77e9, host_bytes=None)]
+    assert ways[0] == ("--score-tokens 380928",)
+
+
+def test_lengths_are_shortened_in_steps_of_1024():
+    long = replace(MONO85, max_prompt_length=16384, max_completion_length=16384, update_tokens=32768, planned_gb=None)
+    ways = [way.flags for way in suggest(long, **SEVEN, gpu_bytes=73e9, host_bytes=None)]
+    # The sums of rows that half of the sequence holds are half as large.
+    assert ("--max-prompt-length 8192", "--max-completion-length 8192") in ways
 
 
 def test_saved_layers_that_were_asked_for_are_the_first_to_go():
     config = replace(MONO85, loss=LossConfig(saved_attention=28, saved_mlp=4))
-    first = suggest(config, **SEVEN, gpu_bytes=85e9, host_bytes=None)[0]
-    assert first.flags == ("--loss.saved-mlp 0",)
+    first = suggest(config, **SEVEN, gpu_bytes=99e9, host_bytes=None)[0]
+    assert first.flags == ("--loss.saved-mlp 1",)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -264,27 +304,32 @@ def test_nothing_is_lowered_where_all_fits_or_nothing_helps():
     assert suggest(MONO85, **SEVEN, gpu_bytes=20e9, host_bytes=None) == []
 
 
-def test_longest_context_is_a_bucket_or_all_positions():
-    config = replace(MONO85, per_device_train_batch_size=1, score_batch_size=1)
-    ledger = plan(config, **SEVEN)
-    assert longest_context(ledger, 77e9, positions=10**6) == 49152
+def test_longest_context_is_of_one_row_a_pass():
+    ledger = plan(MONO85, **SEVEN)
+    longest = longest_context(ledger, 77e9, positions=10**6)
+    assert longest == 38_912
+    lengths = {"max_prompt_length": longest // 2, "max_completion_length": longest - longest // 2}
+    fitting = replace(MONO85, **lengths, update_tokens=1, score_tokens=1)
+    positions = replace(QWEN_7B, max_position_embeddings=10**6)
+    assert plan(fitting, teacher=positions, student=positions).gpu_peak.gpu_bytes <= 77e9
     assert longest_context(ledger, 77e9, positions=32768) == 32768
     assert longest_context(ledger, 50e9, positions=32768) == 0
 
 
-def test_largest_batch_is_at_most_the_step_s():
+def test_largest_update_is_at_most_the_step_s():
     ledger = plan(MONO85, **SEVEN)
-    assert largest_batch(ledger, 77e9) == 5
-    assert largest_batch(ledger, 10e12) == 96
+    assert largest_update_tokens(ledger, 77e9) == 52_224
+    assert largest_update_tokens(ledger, 10e12) == 96 * 12_288
 
 
 def test_the_plan_with_what_fitted():
     """It is the plan of the run that had asked for those sizes."""
     asked = plan(MONO85, **SEVEN)
-    assert at_batch_sizes(asked, generate=asked.run.native_batch, score=3, update=3, save_activations=True) == asked
-    smaller = replace(MONO85, score_batch_size=2, per_device_train_batch_size=1)
+    same = {"generate": asked.run.native_batch, "score": 55_296, "update": 43_008, "save_activations": True}
+    assert at_batch_sizes(asked, **same) == asked
+    smaller = replace(MONO85, score_tokens=27_648, update_tokens=21_504)
     smaller = replace(smaller, loss=LossConfig(saved_attention=0, saved_mlp=0))
-    backoff = at_batch_sizes(asked, generate=asked.run.native_batch, score=2, update=1, save_activations=False)
+    backoff = at_batch_sizes(asked, **same | {"score": 27_648, "update": 21_504, "save_activations": False})
     assert backoff == plan(smaller, **SEVEN)
     assert backoff.step_peaks()["update"] < asked.step_peaks()["update"]
 
@@ -293,8 +338,8 @@ def test_lines_of_a_log():
     lines = ledger_lines(plan(MONO85, **SEVEN))
     assert lines[0].split() == ["phase", "GPU", "host", "on", "the", "GPU,", "GB"]
     update = next(line for line in lines if line.startswith("update"))
-    assert update.split()[1:4] == ["76.4", "122.7", "gradients"]
-    assert "saved attention 10.95" in update and len(lines) == 11
+    assert update.split()[1:4] == ["76.3", "122.7", "gradients"]
+    assert "saved attention 1.42" in update and len(lines) == 11
     assert vllm_line(plan(MONO85, **SEVEN)).startswith("vLLM: 46.8 GB hold the keys and values of 501,777 tokens")
     assert vllm_line(plan(PRESETS["tiny"])) is None
 

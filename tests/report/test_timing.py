@@ -82,7 +82,7 @@ def test_tokens_of_a_phase_that_did_not_run_are_an_error(seconds):
     clock = PhaseClock(seconds)
     with clock.phase("generate"):
         pass
-    with pytest.raises(ValueError, match=r"tokens given for phases \['sample'\], but only \['generate'\] ran"):
+    with pytest.raises(ValueError, match=r"amounts given for phases \['sample'\], but only \['generate'\] ran"):
         clock.metrics({"sample": 3})
 
 
@@ -92,3 +92,14 @@ def test_the_default_clock_runs():
         sum(range(1000))
     metrics = clock.metrics({})
     assert 0 < metrics["seconds/work"] <= metrics["seconds/step"]
+
+
+def test_utilisations_are_seconds_at_the_peak_over_seconds(seconds):
+    clock = PhaseClock(seconds)
+    with clock.phase("update"):
+        seconds.now += 4.0
+    metrics = clock.metrics({"update": 8}, at_peak={"mfu": {"update": 3.0}, "mfu_full": {"update": 5.0}})
+    assert (metrics["mfu/update"], metrics["mfu_full/update"]) == (0.75, 1.25)
+    assert metrics["tokens_per_second/update"] == 2.0
+    with pytest.raises(ValueError, match=r"amounts given for phases \['score'\], but only \['update'\] ran"):
+        clock.metrics({}, at_peak={"mfu": {"score": 1.0}})

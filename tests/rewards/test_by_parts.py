@@ -19,7 +19,7 @@ SHAPES = {
 
 
 def expected(model, params, temperature=0.7):
-    return row_logprobs(model, params, [IDS], temperature=temperature, batch_size=1, chunk=16)[0]
+    return row_logprobs(model, params, [IDS], temperature=temperature, tokens=1, chunk=16)[0]
 
 
 @pytest.mark.parametrize("name", SHAPES)

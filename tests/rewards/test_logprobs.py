@@ -1,17 +1,19 @@
 """Log-probs of ragged rows against transformers, and the spans that the reward reads."""
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from transformers import Qwen2ForCausalLM
 
 import rlt_jax
-from rlt_jax.batching import sequence_batches
-from rlt_jax.models import load_model
-from rlt_jax.rewards.logprobs import gather_logprobs, row_logprobs
+from rlt_jax.errors import UserError
+from rlt_jax.models import batches_for, load_model
+from rlt_jax.rewards.logprobs import batched_logprobs, gather_logprobs, row_logprobs, sequence_logprobs
+from rlt_jax.segments import Limits, micro_batches
 from rlt_jax.types import ScoreRow
 
 TINY = Path(rlt_jax.__file__).parent / "assets" / "tiny"
@@ -45,11 +47,11 @@ def oracle(golden, rows):
 
 
 @pytest.mark.parametrize(
-    ("temperature", "batch_size", "chunk"),
-    [(1.0, 3, 1024), (0.7, 3, 16), (0.7, 16, 1024)],  # 3 leaves a last batch of one; 16 is more than there are
+    ("temperature", "tokens", "chunk"),
+    [(1.0, 3 * 96, 1024), (0.7, 3 * 96, 16), (0.7, 5000, 1024), (0.7, 1, 1024)],  # 5000 is more than there are
 )
-def test_ragged_rows_equal_transformers(teacher, rows, oracle, temperature, batch_size, chunk):
-    logps = row_logprobs(*teacher, rows, temperature=temperature, batch_size=batch_size, chunk=chunk)
+def test_ragged_rows_equal_transformers(teacher, rows, oracle, temperature, tokens, chunk):
+    logps = row_logprobs(*teacher, rows, temperature=temperature, tokens=tokens, chunk=chunk)
     for ours, theirs in zip(logps, oracle(temperature), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
         assert ours[0] == 0.0 and ours.dtype == np.float32
@@ -57,7 +59,7 @@ def test_ragged_rows_equal_transformers(teacher, rows, oracle, temperature, batc
 
 def test_results_come_in_the_order_given(teacher, rows, oracle):
     order = [3, 6, 0, 5, 1, 2, 4]
-    logps = row_logprobs(*teacher, [rows[i] for i in order], temperature=1.0, batch_size=3, chunk=1024)
+    logps = row_logprobs(*teacher, [rows[i] for i in order], temperature=1.0, tokens=3 * 96, chunk=1024)
     expected = oracle(1.0)
     for i, ours in zip(order, logps, strict=True):
         np.testing.assert_allclose(ours, expected[i], atol=1e-4)
@@ -65,22 +67,108 @@ def test_results_come_in_the_order_given(teacher, rows, oracle):
 
 @pytest.mark.parametrize("packed_length", [None, 96])
 def test_no_rows_give_no_logprobs(teacher, packed_length):
-    assert row_logprobs(*teacher, [], temperature=1.0, batch_size=3, chunk=1024, packed_length=packed_length) == []
+    assert row_logprobs(*teacher, [], temperature=1.0, tokens=3 * 96, chunk=1024, packed_length=packed_length) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["golden/teacher", "golden/student", "tiny/teacher", "tiny/student"])
 def test_rows_that_share_sequences_have_the_logprobs_of_single_ones(golden, rows, model):
-    """Seven rows, of 222 tokens in all, in three sequences of 96."""
+    """Seven rows, of 222 tokens in all, in three sequences of up to 96."""
     where, who = model.split("/")
     folder = golden if where == "golden" else TINY
     opened = load_model(folder / who, dtype="float32")
     rows = [row % opened[0].config.vocab_size for row in rows]
-    assert [batch.num_sequences for batch in sequence_batches(LENGTHS, 2, packed_length=96)] == [2, 2]
-    logprobs = partial(row_logprobs, *opened, rows, temperature=0.7, batch_size=2, chunk=64)
+    logprobs = partial(row_logprobs, *opened, rows, temperature=0.7, tokens=2 * 96, chunk=64)
+    lie = partial(batches_for, opened[0].config, "float32", rows, tokens=2 * 96)
+    seen = [lie(packed_length=96), lie()]
     for packed, single in zip(logprobs(packed_length=96), logprobs(), strict=True):
         np.testing.assert_allclose(packed, single, atol=1e-5, rtol=1e-6)
         assert packed[0] == 0.0 and packed.dtype == np.float32 and len(packed) == len(single)
+    assert [[len(trees) for batch in batches for trees in batch.sequences] for batches in seen] == [[2, 4, 1], [1] * 7]
+    assert [batch.length for batch in seen[0]] == [96, 96, 64]
+
+
+# rows with first tokens in common
+
+ARRANGEMENTS = ("rows", "masked", "flat")
+
+
+def grouped_rows(seed: int = 0) -> list[np.ndarray]:
+    """Three prompts with several completions each, one of them empty, one twice; a row that is part of another's."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for length, completions in ((40, (13, 1, 0, 30)), (17, (20, 5)), (25, (9, 9, 33))):
+        prompt = rng.integers(0, 990, length)
+        rows += [np.append(prompt, rng.integers(0, 990, n)).astype(np.int32) for n in completions]
+    rows += [rows[0].copy(), rows[3][:19].copy(), rng.integers(0, 990, 1).astype(np.int32)]
+    return [rows[i] for i in rng.permutation(len(rows))]
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+@pytest.mark.parametrize("tokens", [64, 5000])
+def test_rows_that_share_tokens_equal_transformers_on_each_alone(golden, teacher, monkeypatch, arrangement, tokens):
+    monkeypatch.setattr("rlt_jax.segments.SIZE_STEP", 64)
+    rows = grouped_rows()
+    batches = micro_batches(rows, tokens=tokens, arrangement=arrangement, limits=Limits(16, 4))
+    shared = sum(map(len, rows)) - sum(batch.distinct for batch in batches)
+    assert (shared > 0) == (arrangement != "rows")
+    logps = batched_logprobs(*teacher, rows, batches, temperature=0.7, chunk=16)
+    for row, ours in zip(rows, logps, strict=True):
+        expected = oracle_logprobs(golden, row, 0.7)
+        assert ours[0] == 0.0 and ours.dtype == np.float32
+        np.testing.assert_allclose(ours, expected, atol=1e-4)
+    single = [row_logprobs(*teacher, [row], temperature=0.7, tokens=1, chunk=16)[0] for row in rows]
+    for ours, alone in zip(logps, single, strict=True):
+        np.testing.assert_allclose(ours, alone, atol=1e-5, rtol=1e-5)
+
+
+@cache
+def oracle_model(folder: Path) -> Qwen2ForCausalLM:
+    torch.set_num_threads(1)
+    return Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+
+
+def oracle_logprobs(golden: Path, row: np.ndarray, temperature: float) -> np.ndarray:
+    """Transformers' log-probs f32[T] of one row."""
+    with torch.no_grad():
+        logits = oracle_model(golden / "teacher")(torch.tensor(row[None].astype(np.int64))).logits[0]
+    logps = torch.log_softmax(logits / temperature, -1).numpy()
+    return np.concatenate([[0.0], logps[np.arange(len(row) - 1), row[1:]]])
+
+
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_only_what_is_asked_for_is_returned(teacher, arrangement):
+    """Also where another row of the group asks for a token that both share."""
+    rows = grouped_rows()
+    rng = np.random.default_rng(1)
+    wanted = [np.sort(rng.choice(len(row), len(row) // 3, replace=False)) for row in rows]
+    wanted[0] = np.arange(len(rows[0]))  # all, its first token too, which has no log-prob
+    batches = micro_batches(rows, tokens=5000, arrangement=arrangement, limits=Limits(64, 8))
+    logprobs = partial(batched_logprobs, *teacher, rows, batches, temperature=0.7, chunk=16)
+    for row, everything, found, positions in zip(rows, logprobs(), logprobs(wanted=wanted), wanted, strict=True):
+        expected = np.zeros(len(row), np.float32)
+        expected[positions] = everything[positions]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert not np.delete(found, positions).any()
+
+
+def test_head_and_logits_are_for_the_wanted_tokens_alone(teacher):
+    """Of 96 tokens, 5 are wanted: chunks of 4, of which two are computed."""
+    model, params = teacher
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, 990, (1, 96)), jnp.int32)
+    wanted = np.zeros((1, 96), bool)
+    wanted[0, [0, 3, 50, 51, 90, 95]] = True  # the first has no log-prob
+    logps = np.asarray(sequence_logprobs(model, params, ids, temperature=1.0, chunk=4, wanted=jnp.asarray(wanted)))
+    everything = np.asarray(sequence_logprobs(model, params, ids, temperature=1.0, chunk=4))
+    assert np.flatnonzero(logps[0]).tolist() == [3, 50, 51, 90, 95]
+    np.testing.assert_allclose(logps[wanted], everything[wanted], atol=1e-6)
+
+
+def test_a_row_beyond_the_models_positions_is_refused(teacher):
+    model, params = teacher
+    row = np.zeros(model.config.max_positions + 1, np.int32)
+    with pytest.raises(UserError, match=f"a sequence of {len(row)} tokens: expected at most the {len(row) - 1} pos"):
+        row_logprobs(model, params, [row[:5], row], temperature=1.0, tokens=64, chunk=16)
 
 
 def score_row(teacher_thought, student_thought, solution, *, matched):

@@ -15,9 +15,11 @@ from rlt_jax.learner.backward import make_layerwise_accumulate
 from rlt_jax.learner.objective import grpo_objective
 from rlt_jax.learner.step import grpo_batches, sum_gradients
 from rlt_jax.losses import ORIGINAL_NAMES, group_advantages
-from rlt_jax.models import Model, build_model, load_model, named_tensors
+from rlt_jax.models import Model, Work, build_model, load_model, named_tensors
+from rlt_jax.rewards.logprobs import Pass
 from rlt_jax.rewards.rlt import RewardInputs, Rewards, reads, rlt_reward
 from rlt_jax.rewards.scorer import completion_rows, make_scorer, score_rows
+from rlt_jax.segments import micro_batches
 from rlt_jax.types import Completion, Row
 
 TEMPERATURE = 0.7
@@ -78,7 +80,7 @@ def score(chat, golden, models):
             teacher, student, student_params, reward, sampling_temperature=TEMPERATURE, chunk=64, reward_fn=reward_fn
         )
         rows = completion_rows(prompts, completions, chat=chat, eos_ids=ends)
-        return scorer.score(params, prompts, rows, batch_size=3)
+        return scorer.score(params, prompts, rows, tokens=3 * 192)
 
     return run
 
@@ -109,7 +111,8 @@ def test_advantages_are_the_originals(scored, arrays):
     np.testing.assert_allclose(advantages, arrays["advantages"], atol=1e-4)
 
 
-def test_loss_kl_and_gradient_of_the_step_are_the_originals(scored, arrays, models, step, prompts, chat):
+@pytest.mark.parametrize("arrangement", ["rows", "masked", "flat"])
+def test_loss_kl_and_gradient_of_the_step_are_the_originals(scored, arrays, models, step, prompts, chat, arrangement):
     """From our own prompts, rewards and advantages; the original's reference log-probs and its completion mask.
 
     The original trains on the padding of the completion without EOS (ours does not: see test_update): that row is given
@@ -134,7 +137,10 @@ def test_loss_kl_and_gradient_of_the_step_are_the_originals(scored, arrays, mode
         model, grpo_objective(LossConfig(beta=step["beta"])), temperature=step["temperature"], chunk=64
     )
     sampler_logps = [np.zeros(n, np.float32) for n in lengths]
-    batches = grpo_batches(ids, lengths.tolist(), ref, sampler_logps, advantages, batch_size=2)
+    lie = micro_batches(ids, tokens=2 * 192, arrangement=arrangement)
+    batches = grpo_batches(
+        ids, lengths.tolist(), ref, sampler_logps, advantages, batches=lie, longest=int(lengths.max())
+    )
     gradients, aux = sum_gradients(accumulate, params, batches)
     assert float(aux["loss"]) == pytest.approx(float(arrays["loss"]), abs=1e-5)
     assert float(aux["kl"]) == pytest.approx(step["metrics"]["kl"][0], rel=1e-4)
@@ -232,7 +238,7 @@ def test_log_probs_that_are_not_finite_are_blamed_on_the_model_and_its_tensor(
     )
     rows = completion_rows(prompts, completions, chat=chat, eos_ids=eos_ids(chat.tokenizer, golden / "teacher"))
     with pytest.raises(NotFinite) as fault:
-        scorer.score(params, prompts, rows, batch_size=3)
+        scorer.score(params, prompts, rows, tokens=3 * 192)
     who = "policy" if poisoned == "teacher" else "student"
     assert fault.value.culprit.startswith(
         f"the {who}'s log-probs (model.layers.1.input_layernorm.weight has 1 value that is not finite): nan in "
@@ -245,13 +251,14 @@ def test_teacher_and_student_logprobs_come_from_their_own_sequences(scored):
     """The same thought, scored in the teacher's context and in the student's."""
 
     def record(calls):
-        def logprobs(rows):
+        def logprobs(rows, *, wanted):
             calls.append([row.tolist() for row in rows])
-            return [np.full(len(row), float(len(calls)), np.float32) for row in rows]
+            asked.append([positions.tolist() for positions in wanted])
+            return Pass([np.full(len(row), float(len(calls)), np.float32) for row in rows], Work(real=len(calls)))
 
         return logprobs
 
-    teacher, student = [], []
+    teacher, student, asked = [], [], []
     again = score_rows(
         scored.prompts,
         scored.rows,
@@ -261,7 +268,10 @@ def test_teacher_and_student_logprobs_come_from_their_own_sequences(scored):
     )
     assert teacher == [[row.teacher_ids.tolist() for row in scored.rows]]
     assert student == [[row.student_ids.tolist() for row in scored.rows]]
+    of_student = [[*row.student_thought.tolist(), *row.solution.tolist()] for row in scored.rows]
+    assert asked == [[row.teacher_thought.tolist() for row in scored.rows], of_student]
     assert again.rewards.reward.tolist() == [1.0] * 4
+    assert again.work == {"teacher": Work(real=1), "student": Work(real=1)}
 
 
 def test_one_weight_counts_for_every_reduction(score, prompts, completions, scored):
@@ -316,7 +326,7 @@ def passes(chat, golden, models, prompts, completions):
             reward_fn=reward_fn,
         )
         rows = completion_rows(prompts, completions, chat=chat, eos_ids=eos_ids(chat.tokenizer, golden / "teacher"))
-        return scorer.score(params, prompts, rows, batch_size=4), sorted(set(seen))
+        return scorer.score(params, prompts, rows, tokens=4 * 192), sorted(set(seen))
 
     return run
 

@@ -15,6 +15,7 @@ from rlt_jax.configs import (
     SftConfig,
 )
 from rlt_jax.runs.announce import (
+    attention_line,
     evaluate_lines,
     evaluated_rows,
     evaluation_line,
@@ -157,3 +158,9 @@ def test_asking(prompt_file):
     assert evaluate_lines(config, chat_format_of(config), asked=7, skipped=1)[1] == (
         f'prompts: the model\'s own chat, from {prompt_file} "Explain it."'
     )
+
+
+def test_attention():
+    assert attention_line({"teacher": "xla", "student": "xla"}) == "attention: xla"
+    both = {"teacher": "flash-attn3", "student": "cudnn"}
+    assert attention_line(both) == "attention: flash-attn3 for the teacher, cudnn for the student"

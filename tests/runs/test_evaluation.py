@@ -47,7 +47,7 @@ def evaluate(golden, chat):
         drawn = sampler.generate(evaluation_requests(prompts, seed=seed), SamplingParams(max_tokens=8))
         completions = [completion for (completion,) in drawn]
         rows = completion_rows(prompts, completions, chat=chat, eos_ids=ends)
-        return evaluation_results(scorer.score(params, prompts, rows, batch_size=8), completions, chat)
+        return evaluation_results(scorer.score(params, prompts, rows, tokens=4096), completions, chat)
 
     return run
 

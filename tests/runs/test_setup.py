@@ -262,5 +262,10 @@ def test_compilations_are_counted_once_for_each_shape():
     assert counter.count == 1
     double(inputs[0])
     assert counter.count == 1
+    before, start = counter.compiled, time.perf_counter()
     double(inputs[1])
     assert counter.count == 2
+    programs, seconds = counter.since(before)
+    assert programs == 1 and 0 < seconds < time.perf_counter() - start
+    assert counter.compiled.seconds == before.seconds + seconds > 0
+    assert CompileCounter().compiled == (0, 0.0)
