@@ -149,6 +149,8 @@ def batches_for(
     How many segments a sequence may have, and groups that share something, depends on the kernel (`sum_bytes`).
     """
     kind = arrangement(dtype, config.head_dim)
+    if kind == "rows" and packed_length is not None:  # cuDNN with a mask, where it is asked for
+        kind = "masked"
     summed = sum_bytes(_kernel(jnp.dtype(dtype), config.head_dim), config.num_attention_heads * config.head_dim)
     limits = limits_of(len(rows), tokens, max(map(len, rows), default=0), sum_bytes=summed)
     return micro_batches(rows, tokens=tokens, arrangement=kind, limits=limits, packed_length=packed_length)
