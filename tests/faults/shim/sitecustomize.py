@@ -35,7 +35,7 @@ class Phase:
             self._memory = mmap.mmap(file.fileno(), RECORD.size)
         self.owner = os.getpid()  # what it forks is not the run
         self._changes, self.step, self.name = 0, 0, ""
-        self.enter("start-up")
+        self.enter("start-up" if FIRST in sys.modules else "interpreter")
 
     def enter(self, name):
         self.name = name
@@ -106,12 +106,15 @@ def wrap_session(module):
 
 
 SESSION = "rlt_jax.runs.session"
+FIRST = "rlt_jax.stops"  # what the package imports first; what happens before is Python's own business
 
 
 class _Finder(importlib.abc.MetaPathFinder):
     """Wraps the session's module right after it has been executed."""
 
     def find_spec(self, name, path, target=None):
+        if name == FIRST and _phase.name == "interpreter":
+            _phase.enter("start-up")
         if name != SESSION:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
