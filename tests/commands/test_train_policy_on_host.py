@@ -120,11 +120,23 @@ def run(small, monkeypatch):
     return starter(small, monkeypatch)
 
 
+@pytest.fixture(autouse=True)
+def of_others() -> Iterator[None]:
+    """What earlier tests of this process keep is not the run's."""
+    OTHERS[:] = policy_arrays()
+    yield
+    OTHERS.clear()
+
+
+OTHERS: list[jax.Array] = []
+
+
 def policy_arrays() -> list[jax.Array]:
     """Matrices of all the teacher's layers on the device: the policy's, where optimizer and reference are not there."""
     model = build_model(read_config(Path(parse_train_args([])[0].teacher)))
     shape = model.shapes("float32")["layers"]["mlp"]["gate_proj"]["weight"].shape
-    return [x for x in jax.live_arrays() if x.shape == shape and x.sharding.memory_kind != "pinned_host"]
+    alive = [x for x in jax.live_arrays() if x.shape == shape and x.sharding.memory_kind != "pinned_host"]
+    return [x for x in alive if not any(x is other for other in OTHERS)]
 
 
 @pytest.mark.parametrize("optimizer", ["device", "host"])
