@@ -126,9 +126,14 @@ class MicroBatch:
     limits: Limits = NONE  # of a flat sequence
 
     @property
+    def trees(self) -> list[Tree]:
+        """The trees, in the order in which they lie."""
+        return [tree for trees in self.sequences for tree in trees]
+
+    @property
     def rows(self) -> list[int]:
         """The rows, in the order in which they lie."""
-        return [row for _, tree in self._trees() for row in tree.rows]
+        return [row for tree in self.trees for row in tree.rows]
 
     @property
     def computed(self) -> int:
@@ -138,9 +143,9 @@ class MicroBatch:
     @property
     def distinct(self) -> int:
         """Tokens that are no padding, shared ones once."""
-        return sum(tree.length for _, tree in self._trees())
+        return sum(tree.length for tree in self.trees)
 
-    def _trees(self) -> Iterator[tuple[int, Tree]]:
+    def _placed(self) -> Iterator[tuple[int, Tree]]:
         """Each tree, after the flattened position of its first token."""
         for b, trees in enumerate(self.sequences):
             first = b * self.length
@@ -151,7 +156,7 @@ class MicroBatch:
     def ids(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """i32[B, T]: the tokens of the rows i32[T_i] where they lie, and 0 on padding."""
         ids = np.zeros(self.computed, np.int32)
-        for first, tree in self._trees():
+        for first, tree in self._placed():
             parts = [rows[tree.rows[0]][: tree.shared], *(rows[row][tree.shared :] for row in tree.rows)]
             ids[first : first + tree.length] = np.concatenate(parts)
         return ids.reshape(self.num_sequences, self.length)
@@ -159,7 +164,7 @@ class MicroBatch:
     def places(self, lengths: Sequence[int]) -> dict[int, np.ndarray]:
         """Row -> i32[T_i] flattened position of each of its tokens."""
         places = {}
-        for first, tree in self._trees():
+        for first, tree in self._placed():
             own = first + tree.shared
             for row in tree.rows:
                 size = lengths[row] - tree.shared
@@ -187,7 +192,7 @@ class MicroBatch:
             return first + size
 
         filled = 0
-        for first, tree in self._trees():
+        for first, tree in self._placed():
             while filled < first:  # what is left of the sequences before
                 filled = add(filled, min(first, (filled // self.length + 1) * self.length) - filled)
             if not tree.shared:
@@ -328,7 +333,7 @@ def _trees(groups: Sequence[Group], lengths: Sequence[int], capacity: int) -> li
         while rest:
             room = _Room(capacity, capacity, Limits(len(lengths) * 2 + 2, 0))
             tree = _take(rest, group.shared, lengths, room)[0] or _tree([rest[0]], 0, lengths)
-            rest = [row for row in rest if row not in tree.rows]
+            rest = _without(rest, tree)
             trees.append(tree)
     return sorted(trees, key=lambda tree: -tree.length)
 
@@ -336,6 +341,12 @@ def _trees(groups: Sequence[Group], lengths: Sequence[int], capacity: int) -> li
 def _tree(rows: list[int], shared: int, lengths: Sequence[int]) -> Tree:
     shared = shared if len(rows) > 1 else 0
     return Tree(rows, shared, shared + sum(lengths[row] - shared for row in rows))
+
+
+def _without(rows: Sequence[int], tree: Tree) -> list[int]:
+    """Those that are not in the tree, in their order."""
+    taken = set(tree.rows)
+    return [row for row in rows if row not in taken]
 
 
 class _Room(NamedTuple):
@@ -415,19 +426,18 @@ def _flat(groups: Sequence[Group], lengths: Sequence[int], tokens: int, limits: 
     whole, half, eighth = flat_sizes(max(tokens, *lengths))
     pending = [(sorted(group.rows, key=lambda row: -lengths[row]), group.shared) for group in groups]
     pending.sort(key=lambda item: -sum(lengths[row] for row in item[0]))
-    rest = [(rows, shared) for rows, shared in pending]
     batches: list[MicroBatch] = []
-    while rest:
+    while pending:
         candidates = [[whole]]
-        if _total(rest, lengths) <= whole:  # the last ones: the smallest sizes that hold them
+        if _total(pending, lengths) <= whole:  # the last ones: the smallest sizes that hold them
             candidates = sorted([[eighth] * n + h for n in range(4) for h in ([], [half]) if n or h], key=sum)
             candidates.append([whole])
         for sizes in candidates:
-            done, left = _fill(rest, lengths, sorted(sizes, reverse=True), limits, shapes=[eighth, half, whole])
+            done, left = _fill(pending, lengths, sorted(sizes, reverse=True), limits, shapes=[eighth, half, whole])
             if not left or sizes == [whole]:
                 break
         batches += done
-        rest = left
+        pending = left
     return sorted(batches, key=lambda batch: -batch.length)
 
 
@@ -461,8 +471,7 @@ def _fill(
             if tree is not None:
                 trees.append(tree)
                 shares -= tree.shared > 0
-                taken = set(tree.rows)
-                rows = [row for row in rows if row not in taken]
+                rows = _without(rows, tree)
             if rows:
                 left.append((rows, shared))
         pending = left

@@ -19,6 +19,8 @@ RunDtype = Literal["auto", "bfloat16", "float32"]  # the same; auto: float32 on 
 SamplerKind = Literal["native", "vllm", "vllm-server"]
 TagFormat = Literal["bespoke", "r1"]  # `<|begin_of_NAME|>` ... `<|end_of_NAME|>`, or `<NAME>` ... `</NAME>`
 ScoringModel = Literal["student", "teacher"]  # whose log-probs a reward may read
+# Over the segments of one flat sequence, by either kernel; cuDNN's, a row a sequence; by masks, with all B·H·T² scores.
+Attention = Literal["cudnn", "flash-attn3", "rows", "masked"]
 StudentTokens = Literal["ids", "text"]  # the student reads the teacher's token ids, or its text in tokens of its own
 Reduction = Literal["mean", "sum", "min", "max", "median", "first_quartile", "last_quartile"]  # of a span's tokens
 Normalization = Literal["exp", "exp_norm"]  # of a token's value x: exp(x), or 1 - exp(-x)

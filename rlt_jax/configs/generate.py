@@ -90,7 +90,8 @@ class GenerateConfig(Settings):
     reward: RewardConfig = RewardConfig()
     """The teacher's reward; no effect without a student."""
     score_batch_size: MayChange[int] = 8
-    """Sequences per forward pass when teacher and student score. Changes memory, not results."""
+    """As many tokens per forward pass, when teacher and student score, as this many of the longest rows have. Changes
+    memory, not results."""
     logprob_chunk: MayChange[int] = 1024
     """Chunk size for logits over the vocabulary, tokens. Changes memory, not results."""
 

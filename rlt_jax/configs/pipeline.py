@@ -151,7 +151,8 @@ class PipelineStudy(Settings):
     max_completion_length: int
     """Maximum length of an explanation, tokens; longer ones are cut off."""
     score_batch_size: MayChange[int] = 8
-    """Sequences per forward pass for log-probs. Changes memory, not results."""
+    """As many tokens per forward pass for log-probs as this many of the longest rows have. Changes memory, not
+    results."""
     sampler: SamplerConfig = SamplerConfig()
     """How texts are sampled."""
     reward: RewardConfig = RewardConfig()

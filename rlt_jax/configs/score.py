@@ -71,7 +71,7 @@ class ScoreConfig(Settings):
     dtype: StoredDtype = "auto"
     """Dtype of weights and activations. auto: as stored in each model folder."""
     score_batch_size: MayChange[int] = 8
-    """Sequences per forward pass. Changes memory, not results."""
+    """As many tokens per forward pass as this many of the longest rows have. Changes memory, not results."""
     logprob_chunk: MayChange[int] = 1024
     """Chunk size for logits over the vocabulary, tokens. Changes memory, not results."""
 

@@ -75,7 +75,7 @@ class SftBatch(NamedTuple):
     """One micro-batch of supervised fine-tuning."""
 
     ids: Array  # i32[B, T] token ids
-    mask: Array  # bool[B, T] True on trained tokens
+    mask: Array  # f32[B, T] how many rows train each token; or bool, where none is shared
     layout: Layout | None = None  # None: a sequence is one row
 
 

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,7 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from rlt_jax.models.config import ModelConfig
 from rlt_jax.models.rope import frequencies
 from rlt_jax.segments import Arrangement, Layout, MicroBatch, limits_of, micro_batches
-
-Kernel = Literal["cudnn", "flash-attn3", "xla"]
+from rlt_jax.types import Attention
 
 HALVES = (jnp.bfloat16, jnp.float16)
 
@@ -66,7 +65,7 @@ def attend(
     """Softmax attention [B, T, H, hd] of q [B, T, H, hd], k and v [B, S, KH, hd]; the rest as in `Context`."""
     gpu, head_dim, dtype = jax.default_backend() == "gpu", q.shape[-1], q.dtype
     if layout is not None and bias is None:
-        return _flat_attention(_kernel(dtype, head_dim), q, k, v, layout)
+        return _flat_attention(attention_here(dtype, head_dim), q, k, v, layout)
     flash = gpu and dtype in HALVES and causal and key_mask is None and flash_supports(head_dim)
     if flash and (bias is None or q.shape[1] % 2 == 0):  # with a bias, cuDNN's gradient needs even lengths
         return jax.nn.dot_product_attention(q, k, v, bias, is_causal=True, implementation="cudnn")
@@ -83,33 +82,10 @@ def flash_supports(*head_dims: int) -> bool:
     return all(head_dim % 8 == 0 and head_dim <= 128 for head_dim in head_dims)
 
 
-def kernel_name(dtype: jnp.dtype | str, head_dim: int) -> str:
-    """The kernel that `attend` uses for rows of a model with weights of this type: for the log."""
-    if is_flat(jnp.dtype(dtype), head_dim):
-        return _kernel(jnp.dtype(dtype), head_dim)
-    gpu = jax.default_backend() == "gpu" and jnp.dtype(dtype) in HALVES and flash_supports(head_dim)
-    return "cudnn (one row a sequence)" if gpu else "xla"
-
-
-def arrangement(dtype: jnp.dtype | str, head_dim: int) -> Arrangement:
-    """How rows are best laid out for `attend`."""
-    dtype = jnp.dtype(dtype)
-    if is_flat(dtype, head_dim):
-        return "flat"
-    return "rows" if jax.default_backend() == "gpu" and dtype in HALVES and flash_supports(head_dim) else "masked"
-
-
-def is_flat(dtype: jnp.dtype, head_dim: int) -> bool:
-    """Whether a kernel takes flat sequences of segments: in 16 bits, on a Hopper GPU or a newer one."""
-    return jax.default_backend() == "gpu" and dtype in HALVES and flash_supports(head_dim) and _is_hopper()
-
-
-PlannedKernel = Literal["cudnn", "flash-attn3", "rows", "masked"]
-"""What attention is planned to be: flat sequences by either kernel, cuDNN with a row a sequence, or masks."""
-
-
-def planned_kernel(dtype: jnp.dtype | str, head_dim: int, *, capability: tuple[int, int] | None) -> PlannedKernel:
+def planned_kernel(dtype: jnp.dtype | str, head_dim: int, *, capability: tuple[int, int] | None) -> Attention:
     """What `attend` uses on a GPU of this compute capability, found without starting JAX on it.
+
+    Flat sequences of segments take 16 bits and a Hopper GPU or a newer one; flash-attn3, what its wheels are built for.
 
     Args:
       capability: (9, 0) is Hopper's. None: not known: cuDNN's flat sequences, which take the most memory.
@@ -123,17 +99,42 @@ def planned_kernel(dtype: jnp.dtype | str, head_dim: int, *, capability: tuple[i
     return "flash-attn3" if capability == (9, 0) and head_dim == 128 and flash_attn3() is not None else "cudnn"
 
 
+def attention_here(dtype: jnp.dtype | str, head_dim: int) -> Attention:
+    """What `attend` uses on JAX's device."""
+    if jax.default_backend() != "gpu":
+        return "masked"
+    return planned_kernel(dtype, head_dim, capability=_capability())
+
+
+@cache
+def _capability() -> tuple[int, int]:
+    major, minor = jax.local_devices(backend="gpu")[0].compute_capability.split(".")
+    return int(major), int(minor)
+
+
+def kernel_name(dtype: jnp.dtype | str, head_dim: int) -> str:
+    """The kernel that `attend` uses for rows of a model with weights of this type: for the log."""
+    here = attention_here(dtype, head_dim)
+    return {"rows": "cudnn (one row a sequence)", "masked": "xla"}.get(here, here)
+
+
+def arrangement(dtype: jnp.dtype | str, head_dim: int) -> Arrangement:
+    """How rows are best laid out for `attend`."""
+    here = attention_here(dtype, head_dim)
+    return here if here == "rows" or here == "masked" else "flat"
+
+
+def is_flat(dtype: jnp.dtype | str, head_dim: int) -> bool:
+    """Whether a kernel takes flat sequences of segments on JAX's device."""
+    return arrangement(dtype, head_dim) == "flat"
+
+
 def sum_bytes(kernel: str, queries: int) -> int:
     """Bytes for a token of queries that wide in which a kernel sums their gradients (`segments.limits_of`).
 
     cuDNN's sums are float32, in as much memory as each segment would take if it were as long as the longest may be.
     """
     return 4 * queries if kernel == "cudnn" else 0
-
-
-@cache
-def _is_hopper() -> bool:
-    return float(jax.local_devices(backend="gpu")[0].compute_capability) >= 9
 
 
 def batches_for(
@@ -151,7 +152,7 @@ def batches_for(
     kind = arrangement(dtype, config.head_dim)
     if kind == "rows" and packed_length is not None:  # cuDNN with a mask, where it is asked for
         kind = "masked"
-    summed = sum_bytes(_kernel(jnp.dtype(dtype), config.head_dim), config.num_attention_heads * config.head_dim)
+    summed = sum_bytes(attention_here(dtype, config.head_dim), config.num_attention_heads * config.head_dim)
     limits = limits_of(len(rows), tokens, max(map(len, rows), default=0), sum_bytes=summed)
     return micro_batches(rows, tokens=tokens, arrangement=kind, limits=limits, packed_length=packed_length)
 
@@ -159,14 +160,8 @@ def batches_for(
 # Flat sequences: kernels that take segments by where they start.
 
 
-def _kernel(dtype: jnp.dtype, head_dim: int) -> Kernel:
-    if not is_flat(dtype, head_dim):
-        return "xla"
-    return "flash-attn3" if head_dim == 128 and flash_attn3() is not None and _is_exactly_hopper() else "cudnn"
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _flat_attention(kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, layout: Layout) -> jax.Array:
+def _flat_attention(kernel: Attention, q: jax.Array, k: jax.Array, v: jax.Array, layout: Layout) -> jax.Array:
     """Attention of the segments of flat sequences, [1, T, H, hd].
 
     A token that continues a prefix attends to its own segment and to the prefix, by two calls of a kernel. With the
@@ -278,6 +273,7 @@ def _in_calls(layout: Layout, *, prefix: bool) -> tuple[jax.Array, jax.Array]:
     return number, jnp.maximum(jnp.arange(number.size) - first, 0)
 
 
+@cache
 def flash_attn3() -> Any:
     """The package `flash_attn3_jax` with its calls for segments; None if it is not installed."""
     try:
@@ -285,10 +281,6 @@ def flash_attn3() -> Any:
     except ImportError:
         return None
     return varlen
-
-
-def _is_exactly_hopper() -> bool:
-    return float(jax.local_devices(backend="gpu")[0].compute_capability) == 9  # what its wheels are built for
 
 
 def _flash3_segments(layout: Layout, length: int, *, prefix: bool) -> tuple[jax.Array, jax.Array]:
@@ -346,7 +338,7 @@ def _flash3_backward(q, k, v, layout, attended, total, d_attended, *, prefix):
     return tuple(gradient[None] for gradient in gradients)
 
 
-_KERNELS: dict[Kernel, tuple[Callable, Callable]] = {
+_KERNELS: dict[Attention, tuple[Callable, Callable]] = {
     "cudnn": (_cudnn_forward, _cudnn_backward),
     "flash-attn3": (_flash3_forward, _flash3_backward),
 }

@@ -10,7 +10,7 @@ A backward pass has twice as many: a forward pass is 1 pass, an update 3. Activa
 backward pass are not counted, nor are norms, biases and rotations.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,7 +78,7 @@ def work_of(
       wanted: positions in each row whose log-probs are asked for.
       passes: forward passes that it takes as long as; UPDATE_PASSES for an update.
     """
-    trees = list(_trees(batches))
+    trees = [tree for batch in batches for tree in batch.trees]
     rows = [row for tree in trees for row in tree.rows]
     real, distinct = sum(lengths[row] for row in rows), sum(tree.length for tree in trees)
     logits = sum(len(wanted[row]) for row in rows)
@@ -97,10 +97,6 @@ def work_of(
         unshared_flops=passes * forward_flops(config, tokens=real, logits=logits, pairs=squares / 2),
         full_flops=passes * forward_flops(config, tokens=real, logits=real, pairs=squares),
     )
-
-
-def _trees(batches: Sequence[MicroBatch]) -> Iterator[Tree]:
-    return (tree for batch in batches for trees in batch.sequences for tree in trees)
 
 
 def _pairs(tree: Tree, lengths: Sequence[int]) -> float:

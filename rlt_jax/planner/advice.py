@@ -9,7 +9,7 @@ from rlt_jax.configs import PRESETS, TrainConfig
 from rlt_jax.models import ModelConfig
 from rlt_jax.planner.ledger import Ledger, vllm_missing_bytes
 from rlt_jax.planner.run_plan import plan
-from rlt_jax.segments import SIZE_STEP
+from rlt_jax.segments import SIZE_STEP, flat_sizes
 from rlt_jax.types import GB
 
 MIN_CHUNK = 256  # tokens of logits; with fewer the head's matrix products become slow
@@ -108,7 +108,7 @@ def _score_tokens(config: TrainConfig) -> Iterator[_Change]:
 
 def _fewer_tokens(config: TrainConfig, tokens: int) -> range:
     """Smaller sizes of a pass, down to one longest row."""
-    least = -(-(config.max_prompt_length + config.max_completion_length) // SIZE_STEP) * SIZE_STEP
+    least = flat_sizes(config.max_prompt_length + config.max_completion_length)[0]
     return range((tokens - 1) // SIZE_STEP * SIZE_STEP, least - 1, -SIZE_STEP)
 
 

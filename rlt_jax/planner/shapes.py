@@ -1,15 +1,11 @@
 """The sizes of a model and of a run that decide how much memory the run needs."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from rlt_jax.batching import bucket_length, bucket_within
 from rlt_jax.segments import flat_sizes
-from rlt_jax.types import Dtype, SamplerKind
-
-Attention = Literal["cudnn", "flash-attn3", "rows", "masked"]
-"""How attention is computed, as `models.attention.planned_kernel` finds: over the segments of one flat sequence by
-either kernel, by cuDNN with a row a sequence, or by masks, with which all B·H·T² scores exist."""
+from rlt_jax.types import Attention, Dtype, SamplerKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +61,7 @@ class ModelShape:
 class Pass(NamedTuple):
     """What a forward pass, or a forward and backward pass, computes at one time."""
 
-    attention: Attention
+    attention: Attention  # as `models.attention.planned_kernel` finds
     sequences: int  # B
     length: int  # T, padding included
 

@@ -14,10 +14,10 @@ from rlt_jax.planner.ledger import Ledger, PhaseMemory, vllm_cache_tokens, vllm_
 from rlt_jax.planner.preflight import Check
 from rlt_jax.planner.report import Report
 from rlt_jax.planner.run_plan import plan, planned_bytes, shortfalls, vllm_line
-from rlt_jax.planner.shapes import Attention, Pass, RunShape
+from rlt_jax.planner.shapes import Pass, RunShape
 from rlt_jax.report.log import is_live, print_plain, shows_tables
 from rlt_jax.terminal import visible
-from rlt_jax.types import GB
+from rlt_jax.types import GB, Attention
 
 COLUMN_HEADS = {  # phase -> shorter head of its column
     "score teacher": "teacher",

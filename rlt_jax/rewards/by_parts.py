@@ -18,9 +18,8 @@ import numpy as np
 from rlt_jax.batching import bucket_length
 from rlt_jax.device.pinned import PART_BYTES, layers_of_a_part
 from rlt_jax.device.placement import free, nbytes, on_device, on_host
-from rlt_jax.losses import linear_token_logprobs
 from rlt_jax.models import Context, Model, Params
-from rlt_jax.rewards.logprobs import row_logprobs
+from rlt_jax.rewards.logprobs import hidden_logprobs, row_logprobs
 
 
 def sequence_logprobs_by_parts(
@@ -71,8 +70,7 @@ def _pass(model: Model, layers: Params, x: jax.Array, context: Context) -> jax.A
 @partial(jax.jit, static_argnames=("model", "chunk"))
 def _leave(model: Model, head: Params, x: jax.Array, ids: jax.Array, temperature: float, chunk: int) -> jax.Array:
     hidden = model.final_norm(head, x)
-    logps = linear_token_logprobs(hidden[:, :-1], model.head(head), ids[:, 1:], temperature=temperature, chunk=chunk)
-    return jnp.pad(logps[0], (1, 0))
+    return hidden_logprobs(model, head, hidden, ids, temperature=temperature, chunk=chunk)[0]
 
 
 def _take(leaf: jax.Array, *, start: int, rows: int) -> jax.Array:

@@ -60,11 +60,28 @@ def sequence_logprobs(
       layout: of rows that share sequences, as in `Model.hidden`.
       wanted: bool[B, T]; the other tokens get 0, and no logits are computed for them. None: all.
     """
+    hidden = model.hidden(params, ids, layout=layout)
+    return hidden_logprobs(
+        model, params, hidden, ids, temperature=temperature, chunk=chunk, layout=layout, wanted=wanted
+    )
+
+
+def hidden_logprobs(
+    model: Model,
+    params: Params,
+    hidden: jax.Array,
+    ids: jax.Array,
+    *,
+    temperature: float,
+    chunk: int,
+    layout: Layout | None = None,
+    wanted: jax.Array | None = None,
+) -> jax.Array:
+    """`sequence_logprobs` from hidden states [B, T, D] after the final norm; reads only the head of the parameters."""
     before, known = tokens_before(ids, layout)
     targets = targets_of(
         ids.reshape(-1), before, (known if wanted is None else known & wanted).reshape(-1), chunk=chunk
     )
-    hidden = model.hidden(params, ids, layout=layout)
     hidden = hidden.reshape(-1, hidden.shape[-1])
     return wanted_logprobs(hidden, model.head(params), targets, temperature=temperature)[0].reshape(ids.shape)
 

@@ -117,7 +117,12 @@ def make_scorer(
 
 def tokens_of(rows: Sequence[ScoreRow], batch_size: int) -> int:
     """Tokens of as many rows as `batch_size`, each as long as the longest, padded to its bucket."""
-    return batch_size * bucket_length(max(max(len(row.teacher_ids), len(row.student_ids)) for row in rows))
+    return batch_size * bucket_length(longest_row(rows))
+
+
+def longest_row(rows: Sequence[ScoreRow]) -> int:
+    """Tokens of the longest sequence that either model reads."""
+    return max(max(len(row.teacher_ids), len(row.student_ids)) for row in rows)
 
 
 def function_name(reward_fn: RewardFn) -> str:

@@ -39,7 +39,7 @@ from rlt_jax.report.partial_file import fingerprint
 from rlt_jax.rewards.logprobs import Pass, finite_logprobs, row_name
 from rlt_jax.rewards.records import sample_records
 from rlt_jax.rewards.rlt import RewardFn, read_by
-from rlt_jax.rewards.scorer import Scored, Scorer, completion_rows, make_scorer
+from rlt_jax.rewards.scorer import Scored, Scorer, completion_rows, longest_row, make_scorer
 from rlt_jax.runs.alarms import Alarms
 from rlt_jax.runs.announce import attention_line
 from rlt_jax.runs.chat_format import chat_format_of
@@ -190,7 +190,7 @@ class Rlt:
             return self.backoff.run(
                 "score",
                 lambda sizes: self.scorer.score(teacher, prompts, rows, tokens=sizes.score),
-                least=max(max(len(row.teacher_ids), len(row.student_ids)) for row in rows),
+                least=longest_row(rows),
             )
 
     def reference_logprobs(

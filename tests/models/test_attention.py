@@ -421,7 +421,7 @@ def test_fused_kernels_equal_attention_under_the_mask(kernel, size, heads, name,
         pytest.skip("needs a Hopper GPU or a newer one")
     if kernel == "cudnn":
         monkeypatch.setattr(attention, "flash_attn3", lambda: None)
-    elif attention._kernel(jnp.dtype(jnp.bfloat16), size) != kernel:
+    elif attention.attention_here("bfloat16", size) != kernel:
         pytest.skip("needs flash-attn3-jax and a Hopper GPU")
     batch, lengths = LAYOUTS[name]
     layout = on_device(batch.layout(lengths))
@@ -438,3 +438,22 @@ def test_fused_kernels_equal_attention_under_the_mask(kernel, size, heads, name,
     for what, ours, theirs in zip(("output", "queries", "keys", "values"), found, expected, strict=True):
         assert ours.dtype == jnp.bfloat16 and np.isfinite(np.asarray(ours, np.float32)).all(), what
         assert distance(ours, theirs) <= 5e-3, what
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "size", "name", "lies"),
+    [
+        ((9, 0), "bfloat16", 64, "cudnn", "flat"),
+        ((10, 0), "float16", 128, "cudnn", "flat"),
+        ((8, 0), "bfloat16", 128, "cudnn (one row a sequence)", "rows"),
+        ((9, 0), "float32", 128, "xla", "masked"),
+        ((9, 0), "bfloat16", 256, "xla", "masked"),
+        (None, "bfloat16", 128, "xla", "masked"),  # a CPU
+    ],
+)
+def test_the_device_and_the_weights_decide_how_rows_lie(monkeypatch, capability, dtype, size, name, lies):
+    monkeypatch.setattr(attention.jax, "default_backend", lambda: "cpu" if capability is None else "gpu")
+    monkeypatch.setattr(attention, "_capability", lambda: capability)
+    assert attention.kernel_name(dtype, size) == name
+    assert attention.arrangement(dtype, size) == lies
+    assert attention.is_flat(dtype, size) == (lies == "flat")
