@@ -120,8 +120,8 @@ def _open_locked(lock: Path, name: str, advice: str) -> int | None:
     for attempt in range(_FREED_MEANWHILE):
         lock.parent.mkdir(parents=True, exist_ok=True)
         try:
-            file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # its folder was removed by an owner that has just ended
+            file, created = _opened(lock)
+        except FileNotFoundError:  # it, or its folder, was removed by an owner that has just ended
             if attempt == _FREED_MEANWHILE - 1:
                 raise
             continue
@@ -134,8 +134,8 @@ def _open_locked(lock: Path, name: str, advice: str) -> int | None:
                 raise UserError(f"{name} is in use by another run ({holder or 'just started'}): {advice}") from None
             if error.errno not in _NO_LOCKS:
                 raise
-            with suppress(OSError):
-                if not lock.stat().st_size:  # ours, or that of one who does the same
+            if created:  # else it is another's, who may be about to write into it
+                with suppress(OSError):
                     lock.unlink()
             log.info("%s: the file system has no locks (%s), so a file says whose it is", name, error.strerror)
             return None
@@ -146,6 +146,14 @@ def _open_locked(lock: Path, name: str, advice: str) -> int | None:
                 return file
         os.close(file)  # the file that we locked has been removed
     raise UserError(f"{name} is in use by other runs, which start and end all the time: {advice}")
+
+
+def _opened(lock: Path) -> tuple[int, bool]:
+    """The descriptor of the lock file, and whether this call created it."""
+    try:
+        return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644), True
+    except FileExistsError:
+        return os.open(lock, os.O_RDWR), False
 
 
 def _this_process() -> str:

@@ -3,6 +3,10 @@
 The file is made whole or not at all, by one of those who try (a hard link fails if its name is taken). It names machine
 and process, and is touched every half minute. On the owner's machine it counts for as long as the process runs, on
 another one for as long as it is touched.
+
+Only one may remove it: who makes a second file, the right to remove this very record, in the same way. Between the look
+at a dead owner's record and its removal, nobody can take the place over, so nobody removes a living owner's. The right
+of one who dies meanwhile is removed like any dead owner's file.
 """
 
 import errno
@@ -54,8 +58,7 @@ def owner_file(file: Path, name: str, *, advice: str) -> Iterator[None]:
         stop.set()
         beat.join()
         with suppress(OSError):
-            if _read(file) == ours:
-                file.unlink()
+            _leave(file, ours)
 
 
 def this_owner() -> dict[str, Any]:
@@ -85,20 +88,62 @@ def _take(file: Path, ours: Record, name: str, advice: str) -> None:
         for _ in range(ATTEMPTS):
             if _link(made, file):
                 return
-            try:
-                theirs = _read(file)
-                os.utime(made)
-                silent = made.stat().st_mtime - file.stat().st_mtime  # by the one clock of the file server
-            except FileNotFoundError:  # its owner has just ended
-                continue
-            if (reason := _lives(theirs, ours, silent)) is not None:
+            if (reason := _remove_dead(file, ours, made, name)) is not None:
                 raise UserError(f"{name} is in use by another run ({reason}): {advice}")
-            log.warning("%s: its owner (%s) is dead: taken over", name, _described(theirs))
-            _remove(file, theirs, aside=made.with_suffix(".dead"))
     finally:
         with suppress(OSError):
             made.unlink()
     raise UserError(f"{name} is in use by other runs, which start and end all the time: {advice}")
+
+
+def _leave(file: Path, ours: Record) -> None:
+    """Remove our own file, unless another machine, to which we seemed dead, has taken the place over or does so now."""
+    right = _right(file, ours)
+    if _link(file, right):
+        if _read(file) == ours:
+            file.unlink()
+        right.unlink()
+
+
+def _right(file: Path, theirs: Record | None) -> Path:
+    """The file whose maker alone may remove this record: a record is of one owner, once removed it never returns."""
+    return file.with_name(f"{file.name}-dead-{theirs['token'] if theirs else 'unread'}")
+
+
+def _remove_dead(file: Path, ours: Record, made: Path, name: str) -> str | None:
+    """Remove the file of a dead owner; one that is gone meanwhile is no error.
+
+    Returns:
+      Who the owner is, or who removes it just now, if that one lives or may live.
+    """
+    try:
+        theirs, reason = _judge(file, ours, made)
+        if reason is not None:
+            return reason
+        right = _right(file, theirs)
+        if not _link(made, right):
+            return _remove_dead(right, ours, made, name)
+        try:
+            if _judge(file, ours, made) == (theirs, None):  # still, now that nobody else may remove it
+                log.warning("%s: its owner (%s) is dead: taken over", name, _described(theirs))
+                file.unlink()
+        finally:
+            right.unlink()
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def _judge(file: Path, ours: Record, made: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """What the file says, and who its owner is if it lives or may live.
+
+    Raises:
+      FileNotFoundError: its owner has just ended.
+    """
+    theirs = _read(file)
+    os.utime(made)
+    silent = made.stat().st_mtime - file.stat().st_mtime  # by the one clock of the file server
+    return theirs, _lives(theirs, ours, silent)
 
 
 def _link(made: Path, file: Path) -> bool:
@@ -117,15 +162,6 @@ def _link(made: Path, file: Path) -> bool:
         with os.fdopen(descriptor, "wb") as opened:
             opened.write(made.read_bytes())
     return True
-
-
-def _remove(file: Path, theirs: Record | None, *, aside: Path) -> None:
-    """Remove a dead owner's file, unless somebody else has taken it over meanwhile."""
-    with suppress(FileNotFoundError):
-        file.rename(aside)
-        if _read(aside) != theirs:
-            _link(aside, file)
-        aside.unlink()
 
 
 def _lives(theirs: Record | None, ours: Record, silent: float) -> str | None:

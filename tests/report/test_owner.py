@@ -114,6 +114,11 @@ def test_without_locks_a_file_says_whose_it_is(tmp_path, monkeypatch, logged, nu
         assert [path.name for path in lock.parent.iterdir()] == [".lock"]
     assert "the file system has no locks" in logged.messages[0]
     assert list(tmp_path.iterdir()) == []
+    lock = tmp_path / ".lock"
+    lock.touch()  # another's, who has not written into it yet
+    with pytest.raises(UserError, match=r"is in use by another run \(just started"), own(lock):
+        pass
+    assert lock.exists()
 
 
 def test_a_child_does_not_hold_the_lock_of_a_killed_owner(tmp_path):

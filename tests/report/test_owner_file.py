@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -85,6 +85,62 @@ def test_signs_of_life_are_given_and_a_rival_is_reported(file, monkeypatch, logg
     assert file.exists()  # the rival's
 
 
+def dead_owner() -> dict:
+    return this_owner() | {"pid": dead_pid()}
+
+
+def at_the_look(monkeypatch, number, action):
+    """Do something after the `number`th look at whether an owner lives."""
+    looks, lives = [], module._lives
+
+    def look(theirs, ours, silent):
+        reason = lives(theirs, ours, silent)
+        looks.append(theirs)
+        if len(looks) == number:
+            action()
+        return reason
+
+    monkeypatch.setattr(module, "_lives", look)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(1, ["the rival"]), (2, ["the rival is refused", "we"])],
+    ids=["before we may remove it", "after"],
+)
+def test_what_was_taken_over_meanwhile_is_not_removed(file, number, expected, monkeypatch):
+    """Another one takes the place over between our look at the dead owner and the removal of its file."""
+    file.write_text(json.dumps(dead_owner()))
+    with ExitStack() as rival:
+        entered = []
+
+        def enter():
+            try:
+                rival.enter_context(own(file))
+                entered.append("the rival")
+            except UserError:
+                entered.append("the rival is refused")
+
+        at_the_look(monkeypatch, number, enter)
+        with suppress(UserError), own(file):
+            entered.append("we")
+        assert entered == expected
+    assert list(file.parent.iterdir()) == []
+
+
+def test_who_removes_a_dead_owner_and_dies_is_removed_too(file, logged):
+    first, second = dead_owner(), dead_owner()
+    file.write_text(json.dumps(first))
+    right = module._right(file, first)
+    right.write_text(json.dumps(second))
+    with own(file):
+        assert [path.name for path in file.parent.iterdir()] == [".lock"]
+    file.write_text(json.dumps(first))
+    right.write_text(json.dumps(this_owner()))  # alive: at it now
+    with pytest.raises(UserError, match=rf"in use by another run \(process {os.getpid()}"), own(file):
+        pass
+
+
 @pytest.mark.parametrize("left", [False, True], ids=["free", "of a dead owner"])
 @pytest.mark.parametrize("links", [True, False])
 def test_of_many_at_once_one_at_a_time_owns_it(file, left, links, monkeypatch):
@@ -93,18 +149,28 @@ def test_of_many_at_once_one_at_a_time_owns_it(file, left, links, monkeypatch):
 
     if not links:
         monkeypatch.setattr(os, "link", no_links)
-    if left:
-        file.write_text(json.dumps(this_owner() | {"pid": dead_pid()}))
-    inside, most, entered = [], [], []
+    inside, most = [], []
 
     def one(number: int) -> None:
         with suppress(UserError), own(file):
             inside.append(number)
             most.append(len(inside))
-            entered.append(number)
-            time.sleep(0.01)
+            time.sleep(0.002)
             inside.remove(number)
 
-    with ThreadPoolExecutor(8) as threads:
-        list(threads.map(one, range(40)))
-    assert entered and max(most) == 1
+    for _ in range(30):  # without the right to remove, one round in four had two owners
+        if left:
+            file.write_text(json.dumps(dead_owner()))
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(one, range(40)))
+        assert most and max(most) == 1
+        assert list(file.parent.iterdir()) == []
+
+
+@pytest.fixture(autouse=True)
+def threads_in_turn():
+    """Let threads take turns as often as processes on other cores would."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
