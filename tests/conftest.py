@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # before JAX is imported; workers and subprocesses inherit it
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="rlt_jax-tests-xla-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # quick ones too: there are many
 
 import numpy as np
 import pytest
@@ -21,6 +24,33 @@ from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 import rlt_jax
+
+LONGEST = (  # files, which begin first: one process would be left alone with them at the end
+    *("faults/test_short.py", "commands/test_pipeline.py", "commands/test_train_vllm.py", "test_package.py"),
+    *("learner/test_backward.py", "commands/test_train.py", "commands/test_ablate.py", "sampling/test_server.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, and then those with the most tests."""
+    here = Path(__file__).parent
+    rank = {here / name: place for place, name in enumerate(LONGEST)}
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (rank.get(item.path, len(rank)), -tests[item.path]))  # a file stays in one piece
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures of a module, which compile too
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Compile the programs of tests marked `quick_compile` without LLVM's optimizations: a third less time.
+
+    For tolerances: a test of bits, or of memory, is taken out of a marked file by `quick_compile(False)`.
+    """
+    marker = item.get_closest_marker("quick_compile")
+    wanted = marker is not None and marker.args != (False,) and item.get_closest_marker("gpu") is None
+    jax = sys.modules.get("jax")
+    if jax is not None and wanted != jax.config.read("jax_disable_most_optimizations"):
+        jax.config.update("jax_disable_most_optimizations", wanted)
+        jax.clear_caches()  # what was compiled in the other way
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -17,24 +18,27 @@ def file_limit():
     """Sets the largest size of a file for this process, in bytes: a write behind it fails halfway, with EFBIG."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def limit(size: int) -> None:
+    @contextmanager
+    def limit(size: int):  # not beyond the test: pytest may write to a file itself
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return limit
 
 
 def test_a_write_that_fails_halfway_leaves_no_part_of_a_line(tmp_path, file_limit):
     path = tmp_path / "lines"
     with LineFile(path) as file:
         file.append(b"first\n")
-        file_limit(10)
-        with pytest.raises(OSError, match="File too large") as failure:
+        with file_limit(10), pytest.raises(OSError, match="File too large") as failure:
             file.append(b"second\n")
         assert failure.value.errno == errno.EFBIG and failure.value.filename == str(path)
         assert path.read_bytes() == b"first\n"
-        file_limit(100)
-        file.append(b"second\n", synced=True)
+        with file_limit(100):
+            file.append(b"second\n", synced=True)
     assert path.read_bytes() == b"first\nsecond\n"
     file.close()
     with pytest.raises(ValueError, match="closed file"):
@@ -53,8 +57,7 @@ def test_a_line_never_continues_a_torn_one(tmp_path):
 def test_a_file_is_replaced_whole_or_stays(tmp_path, file_limit):
     path = tmp_path / "config.yaml"
     replace_file(path, "old")
-    file_limit(5)
-    with pytest.raises(OSError, match="File too large"):
+    with file_limit(5), pytest.raises(OSError, match="File too large"):
         replace_file(path, "x" * 50)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     replace_file(path, b"new")

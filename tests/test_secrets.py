@@ -60,9 +60,9 @@ def test_ordinary_texts_stay(text):
 
 @pytest.mark.parametrize("text", ["a-" * 10**6, "ab:/" * 10**5, "x://a:" * 10**5, "?a" * 10**6, "hf_" * 10**6])
 def test_long_texts_take_no_time(text):
-    start = time.monotonic()
+    start = time.process_time()  # whatever else the machine does
     assert redacted(text) == text
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_values_of_the_environment(monkeypatch):

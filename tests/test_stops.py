@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from rlt_jax import stops
 from rlt_jax.stops import StopRequested
 
+PRESSED_AGAIN = stops.SAME_PRESS + 0.2  # seconds
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 BEFORE = """
@@ -24,6 +26,11 @@ def work(seconds=60.0):
     print("working", flush=True)
     end = time.monotonic() + seconds
     while time.monotonic() < end:
+        time.sleep(0.01)
+
+def until_stopped():  # however busy the machine is
+    print("working", flush=True)
+    while stops.requested() is None:
         time.sleep(0.01)
 
 """
@@ -50,6 +57,11 @@ class Process:
         for number in numbers:
             self.process.send_signal(number)
             time.sleep(pause)
+
+    def line(self) -> str:
+        """The next line that it prints."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().rstrip()
 
     def end(self) -> tuple[int, str, str]:
         """(exit code, stdout after "working", stderr)"""
@@ -94,7 +106,7 @@ def test_what_is_held_is_finished_first():
         def main():
             with stops.reported(lambda: "all is well"):
                 with stops.held():
-                    work(0.5)
+                    until_stopped()
                     print("whole", stops.requested(), stops.due(), flush=True)
                 print("never")
     """)
@@ -106,7 +118,7 @@ def test_a_cooperative_block_ends_at_its_checks():
     process = Process("""
         def main():
             with stops.held(), stops.cooperative():
-                work(0.4)
+                until_stopped()
                 print("not yet", flush=True)
                 with stops.held():
                     stops.check()
@@ -123,9 +135,14 @@ def test_a_second_signal_ends_at_once_whatever_holds():
         def main():
             stops.note_saved("step 3 is saved")
             with stops.held():
-                work()
+                until_stopped()
+                print("noted", flush=True)
+                time.sleep(60)
     """)
-    process.send(signal.SIGINT, signal.SIGTERM, pause=0.5)
+    process.send(signal.SIGINT)
+    assert process.line() == "noted"
+    time.sleep(PRESSED_AGAIN)
+    process.send(signal.SIGTERM)
     expected = "stopped by SIGINT at once, by a second SIGTERM: step 3 is saved\n"
     assert process.end() == (130, "", expected)
 
@@ -135,7 +152,8 @@ def test_two_signals_of_one_press_are_one():
     process = Process("""
         def main():
             with stops.held():
-                work(1.0)
+                until_stopped()
+                time.sleep(1.0)  # the others come
     """)
     process.send(signal.SIGTERM, signal.SIGTERM, signal.SIGINT)
     assert process.end() == (143, "", "stopped by SIGTERM: the same command starts again\n")
@@ -166,20 +184,36 @@ def test_no_child_process_survives(signals):
         def main():
             child = subprocess.Popen(["sh", "-c", "sleep 60 & sleep 60"], start_new_session=True)
             stops.register_child(child.pid)
-            time.sleep(0.2)
             with stops.held():
                 print("working", flush=True)
                 print(child.pid, flush=True)
+                until_stopped()
+                print("noted", flush=True)
                 work(SECONDS)
-    """.replace("SECONDS", "0.2" if signals == 1 else "60")
+    """.replace("SECONDS", "0" if signals == 1 else "60")
     )
-    assert process.process.stdout is not None
-    group = int(process.process.stdout.readline())
-    members = [one for one in psutil.process_iter() if os.getpgid(one.pid) == group]
+    group = int(process.line())
+    until = time.monotonic() + 30
+    while len(members := members_of(group)) < 3:  # the shell begins
+        assert time.monotonic() < until
+        time.sleep(0.01)
     assert len(members) == 3
-    process.send(*[signal.SIGTERM] * signals, pause=0.5)
+    process.send(signal.SIGTERM)
+    if signals == 2:
+        assert [process.line(), process.line()] == ["working", "noted"]
+        time.sleep(PRESSED_AGAIN)
+        process.send(signal.SIGTERM)
     assert process.end()[0] == 143
-    assert psutil.wait_procs(members, timeout=3)[1] == []
+    assert psutil.wait_procs(members, timeout=10)[1] == []
+
+
+def members_of(group: int) -> list[psutil.Process]:
+    found = []
+    for one in psutil.process_iter():
+        with suppress(ProcessLookupError):  # it has just ended
+            if os.getpgid(one.pid) == group:
+                found.append(one)
+    return found
 
 
 def test_a_stop_that_python_drops_is_raised_again():
@@ -203,14 +237,14 @@ def test_a_stop_ends_a_command_whose_output_nobody_reads_any_more():
     process = Process("""
         def main():
             with stops.reported(lambda: "saved"), stops.held():
-                work(0.3)
+                until_stopped()
                 for _ in range(100):
                     print("a line of a step", flush=True)
                 print("to the end", file=sys.stderr, flush=True)
     """)
     assert process.process.stdout is not None and process.process.stderr is not None
-    process.send(signal.SIGINT)
     process.process.stdout.close()
+    process.send(signal.SIGINT)
     assert process.process.stderr.read() == "to the end\nstopped by SIGINT: saved\n"
     assert process.process.wait(10) == 130
 

@@ -9,12 +9,13 @@ import statistics
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from rlt_jax import pipeline as pipeline_command
 from rlt_jax.report.owner import sole_user
 from rlt_jax.studies.study_file import study_path
 
@@ -33,6 +34,22 @@ def call(*flags: object, expected: int = 0) -> str:
     )
     assert done.returncode == expected, done.stdout[-3000:]
     return done.stdout
+
+
+@pytest.fixture
+def refused(main, monkeypatch, capsys) -> Callable[..., str]:
+    """refused(*flags): what the command prints in this process, where it ends with exit code 2."""
+
+    def run(*flags: object) -> str:
+        monkeypatch.chdir(REPOSITORY)
+        with pytest.raises(SystemExit) as stop:
+            main(pipeline_command, *flags)
+        assert stop.value.code == 2
+        told = capsys.readouterr()
+        assert "Traceback" not in told.out + told.err
+        return told.out + told.err
+
+    return run
 
 
 def lines(path: Path) -> list[dict]:
@@ -205,21 +222,21 @@ def test_intervals_over_seeds(summary):
         assert (out / picture).read_bytes().startswith(b"\x89PNG") and f"({picture})" in text
 
 
-def test_one_seed_does_not_count_twice(summary, tmp_path):
+def test_one_seed_does_not_count_twice(summary, tmp_path, refused):
     first, second, _ = summary
     for folders in ((first, first), (first, second, first)):
-        error = call("--summary", *folders, "--out", tmp_path / "out", expected=2)
+        error = refused("--summary", *folders, "--out", tmp_path / "out")
         assert f"--summary {first} {first}: both are of seed 1, expected one folder per seed" in error
     assert not (tmp_path / "out").exists()
 
 
-def test_folders_of_different_studies_are_not_pooled(summary, tmp_path):
+def test_folders_of_different_studies_are_not_pooled(summary, tmp_path, refused):
     first, second, _ = summary
     other = tmp_path / "other"
     shutil.copytree(second, other)
     settings = other / "tasks" / "rlt.yaml"
     settings.write_text(settings.read_text().replace("max_steps: 3", "max_steps: 4"))
-    error = call("--summary", first, other, "--out", tmp_path / "out", expected=2)
+    error = refused("--summary", first, other, "--out", tmp_path / "out")
     assert error.endswith("differ only in their seed, but these settings differ: rlt.max_steps\n")
     assert not (tmp_path / "out").exists()
 
@@ -251,14 +268,14 @@ def test_the_time_is_up(study, tmp_path):
     assert not (tmp_path / "w" / "warmup" / "final").exists()
 
 
-def test_other_settings_in_the_same_folder_are_refused(study, whole):
+def test_other_settings_in_the_same_folder_are_refused(study, whole, refused):
     values = yaml.safe_load(study.read_text())
     values["rlt"]["learning_rate"] = 0.5
     other = study.with_name("other.yaml")
     other.write_text(json.dumps(values))
-    error = call("--study", other, "--work", whole[0], "--seed", "1", expected=2)
+    error = refused("--study", other, "--work", whole[0], "--seed", "1")
     assert "rlt.yaml: rlt was started with other settings (learning_rate): give another --work" in error
-    error = call("--study", study, "--work", whole[0], "--seed", "2", expected=2)
+    error = refused("--study", study, "--work", whole[0], "--seed", "2")
     assert "was started with other settings (seed)" in error
 
 
@@ -310,9 +327,9 @@ TINY = ("--study", "tiny", "--work", "{new}/seed-1")
         ),
     ],
 )
-def test_mistakes(flags, message, tmp_path):
+def test_mistakes(flags, message, tmp_path, refused):
     new = str(tmp_path / "new")
-    output = call(*(flag.replace("{new}", new) for flag in flags), expected=2)
+    output = refused(*(flag.replace("{new}", new) for flag in flags))
     assert output == f"error: {message.replace('{new}', new)}\n"
     assert not (tmp_path / "new").exists()
 
@@ -332,10 +349,10 @@ def test_help_waits_for_no_large_library():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_an_archive_is_not_replaced(tmp_path):
+def test_an_archive_is_not_replaced(tmp_path, refused):
     archive = tmp_path / "c.tar.gz"
     archive.write_bytes(b"old")
-    output = call("--work", tmp_path, "--collect", archive, expected=2)
+    output = refused("--work", tmp_path, "--collect", archive)
     assert output == f"error: --collect {archive} exists: choose another file, or delete it\n"
     assert archive.read_bytes() == b"old"
 
@@ -349,11 +366,11 @@ def test_a_work_folder_in_use_is_refused(study, tmp_path):
     assert f"--work {tmp_path / 'work'} is in use by another run (process " in done.stderr
 
 
-def test_a_study_without_its_data_leaves_no_folder(study, tmp_path):
+def test_a_study_without_its_data_leaves_no_folder(study, tmp_path, refused):
     values = yaml.safe_load(study.read_text())
     values["data"]["path"] = "no/rows.jsonl"
     (tmp_path / "study.yaml").write_text(json.dumps(values))
-    output = call("--study", tmp_path / "study.yaml", "--work", tmp_path / "new", expected=2)
+    output = refused("--study", tmp_path / "study.yaml", "--work", tmp_path / "new")
     assert output == "error: expected rows at 'no/rows.jsonl', but there is no such file or folder: check the path\n"
     assert not (tmp_path / "new").exists()
 
@@ -371,7 +388,7 @@ def test_a_study_without_its_data_leaves_no_folder(study, tmp_path):
         ({"reward_student": "{other}"}, "expected teacher and student to share one vocabulary"),
     ],
 )
-def test_what_would_fail_later_is_refused_before_anything_is_done(changes, message, study, tmp_path):
+def test_what_would_fail_later_is_refused_before_anything_is_done(changes, message, study, tmp_path, refused):
     bare, other = tmp_path / "bare.jsonl", tmp_path / "other"
     rows = [{"question": f"{i}?", "solution": str(i), "rationale": "Count."} for i in range(40)]
     bare.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -385,7 +402,7 @@ def test_what_would_fail_later_is_refused_before_anything_is_done(changes, messa
     for name, value in filled.items():
         values[name] = values[name] | value if isinstance(value, dict) else value
     (tmp_path / "study.yaml").write_text(json.dumps(values))
-    output = call("--study", tmp_path / "study.yaml", "--work", tmp_path / "work", expected=2)
+    output = refused("--study", tmp_path / "study.yaml", "--work", tmp_path / "work")
     assert output.splitlines()[-1].startswith(f"error: {message.replace('{bare}', str(bare))}")
     assert not (tmp_path / "work").exists()
 
@@ -415,17 +432,17 @@ def test_a_warning_says_that_students_were_taught_unequally(study, undistilled):
     assert f"WARNING {more:.1%} more tokens for one student than for the other (token_tolerance allows 2.0%)" in output
 
 
-def test_students_are_not_taught_with_two_tolerances(study, whole, tmp_path):
+def test_students_are_not_taught_with_two_tolerances(study, whole, tmp_path, refused):
     changed = tmp_path / "study.yaml"
     changed.write_text(json.dumps(json.loads(study.read_text()) | {"token_tolerance": 0.5}))
-    output = call("--study", changed, "--work", whole[0], "--seed", "1", expected=2)
+    output = refused("--study", changed, "--work", whole[0], "--seed", "1")
     assert "questions were matched with token_tolerance=0.02, which is now 0.5: give another --work" in output
 
 
 @pytest.mark.parametrize("name", ["teacher", "student", "reward_student"])
-def test_a_study_without_its_models_begins_nothing(name, study, tmp_path):
+def test_a_study_without_its_models_begins_nothing(name, study, tmp_path, refused):
     values = json.loads(study.read_text()) | {name: str(tmp_path / "nowhere")}
     (tmp_path / "study.yaml").write_text(json.dumps(values))
-    output = call("--study", tmp_path / "study.yaml", "--work", tmp_path / "work", expected=2)
+    output = refused("--study", tmp_path / "study.yaml", "--work", tmp_path / "work")
     assert output.startswith(f"error: {name}: expected a model's folder") and "nowhere" in output
     assert not (tmp_path / "work").exists()

@@ -15,6 +15,8 @@ from rlt_jax.losses import grpo_loss, sft_loss
 from rlt_jax.models import Model, ModelConfig, Params, build_model, init_model
 from rlt_jax.segments import MicroBatch, Tree
 
+pytestmark = pytest.mark.quick_compile
+
 VOCAB, LAYERS, LENGTH = 97, 3, 24
 CONFIGS = {
     "qwen2": ModelConfig("qwen2", VOCAB, 64, 96, LAYERS, 4, 2, 16, tie_word_embeddings=False),
@@ -327,6 +329,7 @@ def gradient_bytes() -> tuple[int, int]:
     [("float32", {}), ("float32", {"saved_mlp": 5, "saved_attention": 9}), ("bfloat16", {})],
     ids=["float32", "more saved", "bfloat16"],
 )
+@pytest.mark.quick_compile(False)  # the memory of the program that a user runs
 def test_no_second_gradient_exists(dtype, saved):
     """The accumulators are reused for the result, and what comes on top is a few of the sixteen layers' size."""
     memory = compiled(dtype, **saved).memory_analysis()

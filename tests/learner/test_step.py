@@ -15,6 +15,8 @@ from rlt_jax.learner.step import grpo_batches, sft_batches, sum_gradients
 from rlt_jax.models import load_model, named_tensors
 from rlt_jax.segments import Limits, MicroBatch, Tree, micro_batches
 
+pytestmark = pytest.mark.quick_compile
+
 
 @pytest.fixture(scope="module")
 def policy(golden):
@@ -123,6 +125,7 @@ def test_bf16_weights_are_the_nearest_to_their_masters():
     np.testing.assert_array_equal(np.asarray(split_master(random)[0]), np.asarray(random.astype(jnp.bfloat16)))
 
 
+@pytest.mark.quick_compile(False)  # bits of two programs are compared
 def test_bf16_weights_move_as_fp32_training_does():
     """50 steps at lr 1e-6: the masters equal plain fp32 AdamW bit for bit, plain bf16 AdamW does not move at all."""
     rng = np.random.default_rng(1)

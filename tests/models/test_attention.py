@@ -19,6 +19,8 @@ from rlt_jax.models import ModelConfig, attention, init_model
 from rlt_jax.models.attention import attend, segment_bias, tokens_before
 from rlt_jax.segments import Layout, Limits, MicroBatch, Tree, common_prefixes, micro_batches
 
+pytestmark = pytest.mark.quick_compile
+
 LENGTH, LONGEST = 256, 64  # tokens of a sequence that holds all rows, and of each of the rows
 
 

@@ -12,6 +12,8 @@ from rlt_jax.models import ModelConfig, build_model, init_model, load_model, nam
 from rlt_jax.segments import Layout, MicroBatch, Tree
 from tests.models.conftest import CONFIGS, SCALED_NAMES, oracle_logits, oracle_model
 
+pytestmark = pytest.mark.quick_compile
+
 LENGTHS = np.array([21, 1, 13, 8])
 ARCHITECTURES = tuple(CONFIGS)
 

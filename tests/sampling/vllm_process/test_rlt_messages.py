@@ -106,12 +106,12 @@ def test_a_large_batch_takes_no_time():
 
     ours, theirs = Pipe()
     with ours, theirs:
-        start = time.monotonic()
+        start = time.process_time()  # of both threads, whatever else the machine does
         sender = threading.Thread(target=send_message, args=(ours, jobs))
         sender.start()
         assert receive_message(theirs) == [list(job) for job in jobs]
         sender.join()
-        assert time.monotonic() - start < 5
+        assert time.process_time() - start < 5
 
 
 def test_the_package_reads_no_pickles():
