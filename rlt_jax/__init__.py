@@ -18,8 +18,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlt_jax.configs import PRESETS, TrainConfig
-    from rlt_jax.rewards.rlt import RewardInputs, Rewards, reads
+    from rlt_jax.configs import PRESETS, RewardConfig, TrainConfig
+    from rlt_jax.rewards.rlt import RewardInputs, Rewards, reads, rlt_reward
 
 from rlt_jax.stops import install_for_command
 
@@ -27,14 +27,16 @@ install_for_command()
 
 __version__ = "0.1.0"
 
-__all__ = ["PRESETS", "RewardInputs", "Rewards", "TrainConfig", "__version__", "reads"]
+__all__ = ["PRESETS", "RewardConfig", "RewardInputs", "Rewards", "TrainConfig", "__version__", "reads", "rlt_reward"]
 
 _HOMES = {  # name -> its module, which is imported when the name is first asked for: `import rlt_jax` stays quick
     "PRESETS": "rlt_jax.configs",
     "TrainConfig": "rlt_jax.configs",
+    "RewardConfig": "rlt_jax.configs",
     "RewardInputs": "rlt_jax.rewards.rlt",
     "Rewards": "rlt_jax.rewards.rlt",
     "reads": "rlt_jax.rewards.rlt",
+    "rlt_reward": "rlt_jax.rewards.rlt",
 }
 
 

@@ -7,6 +7,7 @@ from rlt_jax import stops
 from rlt_jax.configs import AblateConfig, parse_command, run_or_print
 from rlt_jax.errors import UserError, command
 from rlt_jax.report.owner import sole_user
+from rlt_jax.runs.own_reward import pinned
 from rlt_jax.studies.ablation import summarise, train_all
 from rlt_jax.studies.ablation_runs import different_rows, study_runs
 
@@ -33,6 +34,8 @@ def ablate(config: AblateConfig) -> Path:
         for seed, run in by_seed.items()
         if (not config.only or arm in config.only) and (not config.seeds or seed in config.seeds)
     }
+    if not config.summary_only:  # before the first run, so that all have one file of a reward function
+        chosen = {name: pinned(run) for name, run in chosen.items()}
     if (warning := different_rows(runs)) is not None:
         print(f"WARNING {warning}", flush=True)
     with (

@@ -22,6 +22,7 @@ from rlt_jax.models import Model
 from rlt_jax.report.counting import counting
 from rlt_jax.report.partial_file import Chunk, PartialFile, fingerprint, open_partial
 from rlt_jax.report.progress import track
+from rlt_jax.rewards.by_name import chosen_reward
 from rlt_jax.rewards.rlt import reward_columns
 from rlt_jax.rewards.scorer import Scorer, make_scorer, tokens_of
 from rlt_jax.runs.announce import generate_lines
@@ -30,6 +31,7 @@ from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.contradictions import warn_of_row_prompts
 from rlt_jax.runs.explanations import count_unusable, describe_problems, explanation_record, sample_explanations
 from rlt_jax.runs.machine import on_this_machine
+from rlt_jax.runs.own_reward import pinned
 from rlt_jax.runs.rows import load_data_rows
 from rlt_jax.runs.setup import chat_sampler, load_checked_model, room_of, warn_of_skipped, with_room
 from rlt_jax.sampling.engine import Engine
@@ -57,7 +59,7 @@ def generate(config: GenerateConfig) -> Path:
       UserError: an inconsistent config, or unusable files, models or data.
     """
     check_generate_config(config)
-    config = on_this_machine(config)
+    config = pinned(on_this_machine(config))
     out = Path(config.out)
     use_compilation_cache()
     prepare_memory(shared=config.sampler.kind == "vllm", pinned_bytes=0)
@@ -210,6 +212,7 @@ def load_scorer(config: GenerateConfig, teacher: Model, chat: ChatFormat) -> Sco
         config.reward,
         sampling_temperature=config.temperature,
         chunk=config.logprob_chunk,
+        reward_fn=chosen_reward(config.reward),
     )
 
 

@@ -21,7 +21,8 @@ def replay(config: ReplayConfig, *, reward_fn: RewardFn | None = None) -> Replay
     """Compute a skipped step again and print what each stage gives. Changes nothing in the run's folder.
 
     Args:
-      reward_fn: the run's own reward function, if it had one. None: the rewards that it returned are used.
+      reward_fn: the run's own reward function, if it had one. None: the one that the run's settings name; of one that
+        was given in Python, the rewards that it returned are used.
     Raises:
       UserError: there is no such step, or what it needs is gone or has changed.
     """

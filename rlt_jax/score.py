@@ -10,7 +10,7 @@ import numpy as np
 
 from rlt_jax import stops
 from rlt_jax.configs import ScoreConfig, check_score_config, parse_command, run_or_print
-from rlt_jax.data import ExplainedRow, Room, describe_skipped, explained_score_rows
+from rlt_jax.data import ExplainedRow, Room, describe_skipped, explained_score_rows, with_prompts
 from rlt_jax.device.jax_setup import prepare_memory, use_compilation_cache
 from rlt_jax.errors import UserError, command
 from rlt_jax.models import Params, Work, dtype_of
@@ -20,6 +20,7 @@ from rlt_jax.report.json_text import json_line, json_text
 from rlt_jax.report.owner import sole_writer
 from rlt_jax.report.progress import track
 from rlt_jax.report.whole_file import whole_file
+from rlt_jax.rewards.by_name import chosen_reward
 from rlt_jax.rewards.ranking import ranks, select_rows
 from rlt_jax.rewards.rlt import reward_columns
 from rlt_jax.rewards.scorer import Scorer, make_scorer, tokens_of
@@ -27,10 +28,11 @@ from rlt_jax.runs.announce import attention_line, score_lines
 from rlt_jax.runs.chat_format import chat_format_of
 from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.contradictions import warn_of_row_prompts
+from rlt_jax.runs.own_reward import pinned
 from rlt_jax.runs.rows import load_rows_to_score
 from rlt_jax.runs.setup import load_checked_model, warn_of_skipped
 from rlt_jax.runs.work import kernels, tokens_line
-from rlt_jax.types import ScoreRow
+from rlt_jax.types import Prompt, ScoreRow
 
 BATCHES_PER_CHUNK = 16  # forward passes between two writes: sorting by length inside a chunk keeps padding small
 
@@ -48,6 +50,7 @@ def score(config: ScoreConfig) -> Path:
       UserError: an inconsistent config, or unusable files, models or data.
     """
     check_score_config(config)
+    config = pinned(config)
     named = {"--out": config.out, "--selected-out": config.selected_out, "--histogram": config.histogram}
     outputs = {flag: Path(name) for flag, name in named.items() if name is not None}
     for flag, path in outputs.items():
@@ -87,7 +90,9 @@ def write_scores(config: ScoreConfig, outputs: Mapping[str, Path]) -> None:
         config.reward,
         sampling_temperature=config.temperature,
         chunk=config.logprob_chunk,
+        reward_fn=(own := chosen_reward(config.reward)),
     )
+    reads_prompts = own is not None or config.reward.overlong_coeff > 0
     print(attention_line(kernels(dtype_of(teacher_params), teacher=teacher, student=student)))
     room = Room(0, teacher.config.max_positions, student.config.max_positions)
     score_chunk = partial(score_records, scorer, teacher_params, batch_size=config.score_batch_size)
@@ -99,7 +104,11 @@ def write_scores(config: ScoreConfig, outputs: Mapping[str, Path]) -> None:
             for start in track(range(0, len(rows), chunk), "scoring"):
                 usable, unusable = explained_score_rows(rows[start : start + chunk], chat, room=room)
                 unscored += unusable
-                records, done = score_chunk(usable)
+                prompts: Sequence[Prompt] = ()
+                if reads_prompts and usable:
+                    usable, prompts, unusable = with_prompts(usable, chat)
+                    unscored += unusable
+                records, done = score_chunk(usable, prompts)
                 work += done
                 for explained, reward, record in records:
                     file.write(json_line(record))
@@ -135,13 +144,22 @@ def write_scores(config: ScoreConfig, outputs: Mapping[str, Path]) -> None:
 
 
 def score_records(
-    scorer: Scorer, teacher_params: Params, pairs: Sequence[tuple[ExplainedRow, ScoreRow]], *, batch_size: int
+    scorer: Scorer,
+    teacher_params: Params,
+    pairs: Sequence[tuple[ExplainedRow, ScoreRow]],
+    prompts: Sequence[Prompt],
+    *,
+    batch_size: int,
 ) -> tuple[list[tuple[ExplainedRow, float, dict[str, object]]], Work]:
-    """Score rows together: each with its reward and its line of config.out, and the work of both models."""
+    """Score rows together: each with its reward and its line of config.out, and the work of both models.
+
+    Args:
+      prompts: of the rows; () if the reward function does not read them.
+    """
     if not pairs:
         return [], Work()
     numbers, rows = [explained.row.number for explained, _ in pairs], [row for _, row in pairs]
-    scored = scorer.score(teacher_params, (), rows, tokens=tokens_of(rows, batch_size), numbers=numbers)
+    scored = scorer.score(teacher_params, prompts, rows, tokens=tokens_of(rows, batch_size), numbers=numbers)
     rewards, records = scored.rewards, []
     for i, (explained, row) in enumerate(pairs):
         record = {

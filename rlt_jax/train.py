@@ -32,6 +32,7 @@ from rlt_jax.runs.announce import evaluated_rows
 from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.evaluation import SOLUTION_LOGP, evaluation_requests, evaluation_results, read_changes
 from rlt_jax.runs.machine import on_this_machine
+from rlt_jax.runs.own_reward import pinned
 from rlt_jax.runs.rlt import Rlt, open_rlt
 from rlt_jax.runs.session import Session, open_session
 from rlt_jax.runs.work import StepWork, by_phase
@@ -46,14 +47,14 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
     """Train a teacher with GRPO, from the start or from the run folder's newest checkpoint, to config.max_steps.
 
     Args:
-      reward_fn: your own reward function (see `rewards.rlt.RewardFn`). None: the RLT reward with config.reward.
+      reward_fn: your own reward function (see `rewards.rlt.RewardFn`). None: that of config.reward.fn, or the paper's.
     Returns:
       The run folder: config.yaml, metrics.jsonl, eval.jsonl, completions.jsonl, curves.png, logs, checkpoints, final/.
     Raises:
       UserError: an inconsistent config, or unusable files, models or data.
     """
     check_config(config)
-    config = on_this_machine(config)
+    config = pinned(on_this_machine(config))
     with (
         open_session(config) as session,
         open_rlt(config, session.folder, reward_fn=reward_fn, compare_inputs=session.compare_inputs) as rlt,

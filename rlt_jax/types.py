@@ -23,6 +23,7 @@ ScoringModel = Literal["student", "teacher"]  # whose log-probs a reward may rea
 Attention = Literal["cudnn", "flash-attn3", "rows", "masked"]
 StudentTokens = Literal["ids", "text"]  # the student reads the teacher's token ids, or its text in tokens of its own
 Reduction = Literal["mean", "sum", "min", "max", "median", "first_quartile", "last_quartile"]  # of a span's tokens
+Likelihood = Literal["logp", "logp_per_token", "prob", "prob_per_token"]  # of a solution under the student
 Normalization = Literal["exp", "exp_norm"]  # of a token's value x: exp(x), or 1 - exp(-x)
 
 

@@ -13,7 +13,7 @@ import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from rlt_jax.configs import PRESETS, TrainConfig, numbers, presets, schema, train
+from rlt_jax.configs import PRESETS, TrainConfig, numbers, presets, reward, schema, train
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 PACKAGE_PARENT = str(Path(presets.__file__).resolve().parents[2]) + "/"
@@ -23,7 +23,9 @@ NAMES = {int: "whole number", float: "number", str: "text", bool: "on or off"}
 def field_docs() -> dict[str, dict[str, str]]:
     """Class name -> field name -> the docstring below the field in the schema."""
     docs: dict[str, dict[str, str]] = {}
-    for node in [node for module in (schema, numbers, train) for node in ast.parse(inspect.getsource(module)).body]:
+    for node in [
+        node for module in (schema, reward, numbers, train) for node in ast.parse(inspect.getsource(module)).body
+    ]:
         if isinstance(node, ast.ClassDef):
             docs[node.name] = {
                 field.target.id: str(text.value.value)
@@ -47,6 +49,8 @@ def type_name(kind: Any) -> str:
         return f"list of: {type_name(get_args(kind)[0])}"
     if get_origin(kind) in (Union, types.UnionType):
         return " or ".join(type_name(part) for part in get_args(kind))
+    if get_origin(kind) is dict:
+        return "YAML file"
     return "`None`" if kind is type(None) else NAMES[kind]
 
 
@@ -54,6 +58,8 @@ def value_name(value: Any) -> str:
     """A value as users type it; paths inside the package are relative to its parent folder."""
     if isinstance(value, tuple):
         return " ".join(value_name(item) for item in value)
+    if isinstance(value, dict):
+        return "none" if not value else str(value)
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float):
@@ -70,9 +76,8 @@ def flat(config: TrainConfig) -> dict[str, Any]:
     """Field path -> value, sections flattened."""
     values: dict[str, Any] = {}
     for name, value in dataclasses.asdict(config).items():
-        values |= (
-            {f"{name}.{field}": part for field, part in value.items()} if isinstance(value, dict) else {name: value}
-        )
+        is_section = isinstance(value, dict)
+        values |= {f"{name}.{field}": part for field, part in value.items()} if is_section else {name: value}
     return values
 
 

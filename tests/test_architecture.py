@@ -37,6 +37,7 @@ MAY_IMPORT = {  # room (a folder, or a module of the ground) -> the rooms below 
         *(
             "stops",
             "errors",
+            "paths",
             "finite",
             "types",
             "batching",

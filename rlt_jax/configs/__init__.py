@@ -23,6 +23,7 @@ from rlt_jax.configs.pipeline import (
     load_study,
 )
 from rlt_jax.configs.presets import PRESETS, load_config
+from rlt_jax.configs.reward import RewardConfig
 from rlt_jax.configs.schema import (
     CheckpointConfig,
     DataConfig,
@@ -32,7 +33,6 @@ from rlt_jax.configs.schema import (
     OptimizerConfig,
     RefConfig,
     Resume,
-    RewardConfig,
     SamplerConfig,
 )
 from rlt_jax.configs.score import ScoreConfig, check_score_config

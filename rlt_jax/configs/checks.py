@@ -116,6 +116,6 @@ def not_finite_problems(values: dict[str, Any], section: str = "") -> Iterator[s
     for name, value in values.items():
         if isinstance(value, dict):
             yield from not_finite_problems(value, f"{section}{name}.")
-        for number in value if isinstance(value, tuple) else (value,):
+        for number in value if isinstance(value, tuple | list) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
                 yield f"{section}{name}={number}: expected a finite number"

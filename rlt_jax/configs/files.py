@@ -87,6 +87,13 @@ def config_yaml(config: "DataclassInstance") -> str:
     return yaml.dump(dataclasses.asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
+def yaml_line(values: Mapping[str, Any]) -> str:
+    """A mapping as YAML on one line: `{weight: 0.5}`."""
+    return yaml.dump(
+        values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=2**31
+    ).strip()
+
+
 def save_config(config: "DataclassInstance", path: str | Path) -> None:
     """Write a configuration with every field to a YAML file; loading it gives an equal configuration.
 
@@ -120,7 +127,6 @@ def read_yaml(path: str | Path, *, example: str = RUN_CONFIG) -> dict[str, Any]:
     """
     try:
         text = Path(expanded(str(path), name="the configuration file")).read_text(encoding="utf-8")
-        values = yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
     except OSError as error:
         raise UserError(
             f"cannot read the configuration file {path} ({error.strerror}): {did_you_mean(path)}expected a YAML file, "
@@ -128,28 +134,50 @@ def read_yaml(path: str | Path, *, example: str = RUN_CONFIG) -> dict[str, Any]:
         ) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected YAML text in UTF-8, found another byte at {error.start}") from None
+    return yaml_mapping(text, source=str(path), example=example)
+
+
+def yaml_mapping(text: str, *, source: str, example: str = RUN_CONFIG) -> dict[str, Any]:
+    """Read the mapping in a YAML text.
+
+    Args:
+      source: where the text is from, for messages.
+      example: where to find an example, for messages.
+    Raises:
+      UserError: it is not YAML, or does not hold a mapping.
+    """
+    try:
+        values = yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path}{line}: not YAML: {error.problem}") from None
+        raise UserError(f"{source}{line}: not YAML: {error.problem}") from None
     except (yaml.YAMLError, RecursionError, ValueError, LookupError) as error:
         # control characters, extreme nesting or numbers, a value that does not match its explicit `!!tag`
-        raise UserError(f"{path}: not YAML: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{source}: not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
         came = "nothing" if values is None else f"a {type(values).__name__}"
-        raise UserError(f"{path}: expected lines `key: value`, found {came}; an example is {example}")
+        raise UserError(f"{source}: expected lines `key: value`, found {came}; an example is {example}")
     return values
 
 
-def build(config_class: type[Config], values: Mapping[str, Any], *, source: str, base: Config | None = None) -> Config:
+def build(
+    config_class: type[Config],
+    values: Mapping[str, Any],
+    *,
+    source: str,
+    base: Config | None = None,
+    known: str = "--help lists all fields",
+) -> Config:
     """Build a configuration from nested plain values, strictly typed.
 
     Args:
       source: where the values came from, for error messages.
       base: provides the missing fields. None: they get the class's defaults.
+      known: where the fields are listed, for messages.
     Raises:
       UserError: all unknown keys, missing keys and values of the wrong type, one per line.
     """
-    problems = list(_unknown_keys(config_class, values))
+    problems = list(_unknown_keys(config_class, values, known=known))
     defaults = class_defaults(config_class) if base is None else dataclasses.asdict(base)
     merged = merged_values(defaults, values)
     try:
@@ -248,17 +276,17 @@ def merged_values(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
 
 
 def _unknown_keys(
-    config_class: "type[DataclassInstance]", values: Mapping[str, Any], section: str = ""
+    config_class: "type[DataclassInstance]", values: Mapping[str, Any], section: str = "", *, known: str
 ) -> Iterator[str]:
     fields = get_type_hints(config_class)  # a dataclass's fields, without their MayChange
     for key, value in values.items():
         kind = fields.get(key)
         if key not in fields:
             near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"did you mean {section}{near[0]}?" if near else "--help lists all fields"
+            hint = f"did you mean {section}{near[0]}?" if near else known
             yield f"{section}{key}: no such field: {hint}"
         elif isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
-            yield from _unknown_keys(kind, value, f"{section}{key}.")
+            yield from _unknown_keys(kind, value, f"{section}{key}.", known=known)
 
 
 def _message(error: Any) -> str:

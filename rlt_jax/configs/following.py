@@ -190,6 +190,17 @@ def _policy(config: Any, layer: Layer) -> Iterator[Change]:
         yield "memory.policy", "device", "sampler.kind=native"
 
 
+def _own_reward(config: Any, layer: Layer) -> Iterator[Change]:
+    """Options and the file's hash belong to the function."""
+    reward, old = getattr(config, "reward", None), getattr(layer.base, "reward", None)
+    if reward is None or old is None or old.fn is None or reward.fn == old.fn or "reward.fn" not in layer.now:
+        return
+    if reward.fn_sha256 is not None and "reward.fn_sha256" not in layer.now:
+        yield "reward.fn_sha256", None, f"reward.fn={reward.fn}"
+    if reward.options and not any(name.startswith("reward.options") for name in layer.now):
+        yield "reward.options", {}, f"reward.fn={reward.fn}"
+
+
 def _redraws(config: Any, layer: Layer) -> Iterator[Change]:
     if not isinstance(config, GenerateConfig) or "redraws" in layer.given:
         return
@@ -215,6 +226,7 @@ _RULES: tuple[Callable[[Any, Layer], Iterator[Change]], ...] = (
     _sampler,
     _moments,
     _policy,
+    _own_reward,
     _redraws,
     _packing,
 )

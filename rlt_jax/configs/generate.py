@@ -6,8 +6,9 @@ from typing import Literal
 
 from rlt_jax.configs.checks import check_problems, column_problems, text_problems
 from rlt_jax.configs.resume import MayChange
+from rlt_jax.configs.reward import RewardConfig, reward_problems
 from rlt_jax.configs.sampling import sampling_problems
-from rlt_jax.configs.schema import RewardConfig, SamplerConfig, reward_problems
+from rlt_jax.configs.schema import SamplerConfig
 from rlt_jax.configs.settings import Settings
 from rlt_jax.types import RunDtype, TagFormat
 

@@ -15,7 +15,8 @@ import tyro
 from rlt_jax.configs.checks import column_problems, count_problems, text_problems
 from rlt_jax.configs.files import load_settings, type_problems
 from rlt_jax.configs.resume import MayChange
-from rlt_jax.configs.schema import RewardConfig, SamplerConfig
+from rlt_jax.configs.reward import RewardConfig
+from rlt_jax.configs.schema import SamplerConfig
 from rlt_jax.configs.settings import Settings
 from rlt_jax.errors import UserError
 from rlt_jax.types import Dtype, TagFormat

@@ -65,11 +65,12 @@ def changed_fields(config: "DataclassInstance", saved: "DataclassInstance") -> l
 
 def changes(config: "DataclassInstance", saved: "DataclassInstance") -> list[Change]:
     """The deciding settings in which `config` differs from `saved`, of one class, in the order of their fields."""
-    before, steering = dict(leaves(deciding_settings(saved))), set(_steering(config))
-    return [
-        Change(name, before[name], value, name in steering)
-        for name, value in leaves(deciding_settings(config))
-        if value != before[name]
+    before, now = dict(leaves(deciding_settings(saved))), dict(leaves(deciding_settings(config)))
+    steering = set(_steering(config))
+    return [  # a mapping of any keys, such as a reward function's options, may have other ones
+        Change(name, before.get(name), now.get(name), name in steering)
+        for name in dict.fromkeys([*now, *before])
+        if now.get(name) != before.get(name)
     ]
 
 

@@ -15,7 +15,7 @@ from rlt_jax.configs.checks import column_problems, count_problems, same_path, t
 from rlt_jax.configs.numbers import overflow_problems
 from rlt_jax.configs.resume import MayChange, Steers
 from rlt_jax.configs.settings import Settings
-from rlt_jax.types import Dtype, Normalization, Reduction, SamplerKind, ScoringModel, StudentTokens, TagFormat
+from rlt_jax.types import Dtype, SamplerKind, TagFormat
 
 Resume = Literal["auto", "never", "must"]
 
@@ -213,96 +213,6 @@ class LossConfig(Settings):
     both are of the whole vocabulary, before filters."""
     importance_cap: float = 2.0
     """Upper limit of these ratios (truncated importance sampling), no unit."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardConfig(Settings):
-    """The teacher's reward: how likely the student finds the solution after the explanation, minus the explanation's KL
-    from teacher to student."""
-
-    answer_log_prob_coeff: tuple[float, ...] = (1.0, 0.01)
-    """Weight of each reduction of the student's solution log-probs, per nat. A single number applies to all."""
-    kl_penalty_reward_coeff: tuple[float, ...] = (3.0, 0.03)
-    """Weight of each reduction of the thought's KL, which is subtracted, per nat. A single number applies to all."""
-    reduction_log_prob: tuple[Reduction, ...] = ("mean", "min")
-    """Reductions of the solution's token log-probs, each to a single number."""
-    reduction_kl: tuple[Reduction, ...] = ("mean", "max")
-    """Reductions of the thought's token KLs, each to a single number."""
-    normalize_log_prob: Normalization | None = None
-    """Transform each token log-prob x before the reductions: exp: exp(x); exp_norm: 1 - exp(-x). None: unchanged."""
-    normalize_kl: Normalization | None = None
-    """Transform each token KL x before the reductions: exp: exp(x); exp_norm: 1 - exp(-x). None: unchanged."""
-    clip_log_prob: float | None = 100_000.0
-    """Clip token log-probs, after normalisation, to at least minus this, nats. None: no limit."""
-    clip_kl: float | None = 100_000.0
-    """Clip token KLs, after normalisation, to at most this, nats. None: no limit."""
-    use_schulman_kl_estimation: bool = False
-    """Estimate the token KL by k3 = kl - 1 + exp(-kl) instead of the log-ratio kl itself."""
-    include_teacher_think_entropy: bool = True
-    """Include the teacher's log-probs in the thought's KL. Off: it is minus the student's log-probs alone, and the
-    teacher does not score explanations."""
-    not_matched_penalty: float = -1.0
-    """Added once to the reward of an explanation whose tags are not closed, reward units, 0 or less."""
-    unbias_teacher_log_probs: bool = True
-    """Divide the teacher's logits by the sampling temperature."""
-    unbias_student_log_probs_temp: float | None = 0.7
-    """Divide the student's logits by this temperature, no unit. None: 1."""
-    student_tokens: StudentTokens = "ids"
-    """How the student reads explanations. ids: the teacher's token ids, so both models must have one vocabulary; text:
-    in tokens of its own, and the KL is over those that both models have for the same characters."""
-    use_reference_teacher_model: bool = False
-    """Take the teacher's log-probs from the reference instead of from the current policy."""
-
-    def teacher_temperature(self, sampling_temperature: float) -> float:
-        """Temperature that divides the teacher's logits; 1 for greedy explanations (sampling temperature 0)."""
-        return (sampling_temperature if self.unbias_teacher_log_probs else 1.0) or 1.0
-
-    @property
-    def reads(self) -> frozenset[ScoringModel]:
-        """The models whose log-probs the reward reads; a KL of weight 0 is still a component."""
-        return frozenset(("student", "teacher") if self.include_teacher_think_entropy else ("student",))
-
-    @property
-    def student_temperature(self) -> float:
-        """Temperature that divides the student's logits."""
-        return self.unbias_student_log_probs_temp or 1.0
-
-
-def reward_problems(reward: RewardConfig) -> Iterator[str]:
-    """Invalid settings of the reward, one message each."""
-    pairs = (
-        ("answer_log_prob_coeff", reward.answer_log_prob_coeff, "reduction_log_prob", reward.reduction_log_prob),
-        ("kl_penalty_reward_coeff", reward.kl_penalty_reward_coeff, "reduction_kl", reward.reduction_kl),
-    )
-    for coeff_name, coeffs, reduction_name, reductions in pairs:
-        if not reductions:
-            yield f"reward.{reduction_name} is empty: expected at least one; with a weight of 0 the term is off"
-        elif len(coeffs) not in (1, len(reductions)):
-            yield (
-                f"reward.{coeff_name} has {len(coeffs)} weights and reward.{reduction_name} has {len(reductions)} "
-                f"reductions: give one weight for all or {len(reductions)}, "
-                f"as in {_flag('reward.' + coeff_name)} {' '.join(['1'] * len(reductions))}"
-            )
-        if len(set(reductions)) < len(reductions):
-            yield f"reward.{reduction_name} names a reduction twice: give it once, with the sum of the weights"
-    for name, clip in (("clip_log_prob", reward.clip_log_prob), ("clip_kl", reward.clip_kl)):
-        if clip is not None and clip <= 0:
-            yield f"reward.{name}={clip:g}: expected a positive number of nats, or None for no limit"
-    if reward.not_matched_penalty > 0:
-        yield (
-            f"reward.not_matched_penalty={reward.not_matched_penalty:g} would reward unclosed tags: "
-            "expected 0 or a negative number"
-        )
-    if reward.unbias_student_log_probs_temp is not None and reward.unbias_student_log_probs_temp <= 0:
-        yield (
-            f"reward.unbias_student_log_probs_temp={reward.unbias_student_log_probs_temp:g}: "
-            "expected a temperature above 0, or None for 1"
-        )
-
-
-def _flag(name: str) -> str:
-    """The flag of a field: `reward.clip_kl` -> `--reward.clip-kl`."""
-    return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from rlt_jax.configs.checks import check_problems, column_problems, count_problems, text_problems
 from rlt_jax.configs.resume import MayChange
-from rlt_jax.configs.schema import RewardConfig, reward_problems
+from rlt_jax.configs.reward import RewardConfig, reward_problems
 from rlt_jax.configs.settings import Settings
 from rlt_jax.types import StoredDtype, TagFormat
 

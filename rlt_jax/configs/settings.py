@@ -12,6 +12,7 @@ NO_PATHS = frozenset(
         *("split", "eval_split", "heldout_split", "subset", "eval_subset", "heldout_subset", "url", "wandb_project"),
         *("question_column", "solution_column", "trace_column", "system_column", "explanation_column"),
         *("completion_column", "answer_column", "choice_columns", "answer", "only", "keep_best"),
+        *("fn_sha256", "options"),
     }
 )
 """Names of the fields whose text is no path, and is kept as it is. Every other text is a path or a name of the hub."""
@@ -39,8 +40,19 @@ class Settings:
                 whole = _whole(value, field.name)
             elif isinstance(value, tuple):
                 whole = tuple(_whole(item, field.name) if isinstance(item, str) else item for item in value)
+            elif field.name in NO_PATHS:
+                _refuse_secrets(value, field.name)
             if whole != value:
                 object.__setattr__(self, field.name, whole)
+
+
+def _refuse_secrets(value: object, name: str) -> None:
+    """Look through the texts in nested mappings and lists."""
+    if isinstance(value, str):
+        _whole(value, name)
+    elif isinstance(value, dict | list | tuple):
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            _refuse_secrets(item, name)
 
 
 def _whole(text: str, name: str) -> str:

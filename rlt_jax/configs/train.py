@@ -23,6 +23,7 @@ from rlt_jax.configs.checks import (
 )
 from rlt_jax.configs.numbers import AlarmsConfig, ChecksConfig, number_problems
 from rlt_jax.configs.resume import MayChange, Steers
+from rlt_jax.configs.reward import RewardConfig, reward_problems
 from rlt_jax.configs.schema import (
     CheckpointConfig,
     DataConfig,
@@ -32,13 +33,11 @@ from rlt_jax.configs.schema import (
     OptimizerConfig,
     RefConfig,
     Resume,
-    RewardConfig,
     SamplerConfig,
     checkpoint_problems,
     data_problems,
     memory_problems,
     optimizer_problems,
-    reward_problems,
     sampler_problems,
 )
 from rlt_jax.configs.settings import Settings

@@ -19,7 +19,7 @@ from rlt_jax.data.columns import Columns, Spelling
 from rlt_jax.data.copying import copy_rate, repeat_rate
 from rlt_jax.data.distillation import distillation_row
 from rlt_jax.data.encoding import encode, encode_batch, encode_with_offsets, ids_to_bytes
-from rlt_jax.data.explained import ExplainedRow, explained_score_rows, load_explained_rows
+from rlt_jax.data.explained import ExplainedRow, explained_score_rows, load_explained_rows, with_prompts
 from rlt_jax.data.forged import judged, text_problem
 from rlt_jax.data.lazily import Lazily
 from rlt_jax.data.lengths import Length, TokenCounter, counter_of
@@ -104,4 +104,5 @@ __all__ = [
     "text_problem",
     "trace_completion",
     "turns_of",
+    "with_prompts",
 ]

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Literal
 
 from rlt_jax.data.cells import BadRow, text_of
-from rlt_jax.data.chat_format import ChatFormat, padded_thought, teacher_prompt_text
+from rlt_jax.data.chat_format import ChatFormat, padded_thought, student_header_texts, teacher_prompt_texts
 from rlt_jax.data.columns import AS_USUAL, Columns
 from rlt_jax.data.forged import forged_problem, judged, text_problem
 from rlt_jax.data.lengths import Length, counter_of
-from rlt_jax.data.prompts import Room
+from rlt_jax.data.prompts import Room, build_prompts
 from rlt_jax.data.rows import columns_of, read_rows, row_from
 from rlt_jax.data.spans import (
     NO_SOLUTION_TOKEN,
@@ -22,7 +22,9 @@ from rlt_jax.data.spans import (
 )
 from rlt_jax.data.tags import Tags
 from rlt_jax.errors import UserError
-from rlt_jax.types import Row, ScoreRow
+from rlt_jax.types import Prompt, Row, ScoreRow
+
+ANY_LENGTH = 10**9  # tokens
 
 _log = logging.getLogger("rlt_jax")
 
@@ -85,15 +87,12 @@ def explained_score_rows(
       The rows that can be scored, and (row number, reason) for each of the others.
     """
     usable, skipped = [], []
-    for explanation in explained:
-        row = explanation.row
+    rows = [explanation.row for explanation in explained]
+    prompts = teacher_prompt_texts([(row.question, row.solution) for row in rows], chat)
+    headers = student_header_texts([(row.question, row.system) for row in rows], chat)
+    for explanation, row, prompt, header in zip(explained, rows, prompts, headers):
         chats = explanation_chats(
-            teacher_prompt_text(row.question, row.solution, chat),
-            explanation.completion,
-            question=row.question,
-            solution=row.solution,
-            chat=chat,
-            row_system=row.system,
+            prompt, explanation.completion, student_header=header, solution=row.solution, chat=chat
         )
         problem = _forged(explanation, chat)
         problem = problem or _surely_too_long(chats, chat, room)  # before a text of megabytes is tokenised
@@ -110,6 +109,20 @@ def explained_score_rows(
         else:
             skipped.append((row.number, problem))
     return usable, skipped
+
+
+def with_prompts(
+    pairs: Sequence[tuple[ExplainedRow, ScoreRow]], chat: ChatFormat
+) -> tuple[list[tuple[ExplainedRow, ScoreRow]], list[Prompt], list[tuple[int, str]]]:
+    """Rows that can be scored with the prompt of each, as a teacher would have been given it, however long.
+
+    Returns:
+      The rows that have a prompt, their prompts, and (row number, reason) for each of the others.
+    """
+    built = build_prompts([explained.row for explained, _ in pairs], chat, max_prompt_length=ANY_LENGTH)
+    prompts = {prompt.row.number: prompt for prompt in built.prompts.take(range(len(built.prompts)))}
+    kept = [pair for pair in pairs if pair[0].row.number in prompts]
+    return kept, [prompts[explained.row.number] for explained, _ in kept], list(built.skipped)
 
 
 def _forged(explained: ExplainedRow, chat: ChatFormat) -> str | None:

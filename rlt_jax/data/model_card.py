@@ -96,8 +96,11 @@ def _example(record: ModelRecord) -> str:
 
 def _training(training: Training) -> str:
     student = "" if training.student is None else f", with the student `{training.student}`"
+    steps = _STEPS[training.command]
+    if training.reward is not None:
+        steps = f"GRPO on the reward of the function `{training.reward}` (`rlt_jax.train`)"
     return (
-        f"{_STEPS[training.command]} of `{training.base}`{student}: {training.steps} steps on `{training.data}` "
+        f"{steps} of `{training.base}`{student}: {training.steps} steps on `{training.data}` "
         f"({training.split}), rlt_jax {training.version}"
     )
 

@@ -43,6 +43,7 @@ class Training:
     split: str
     steps: int
     version: str  # of rlt_jax
+    reward: str | None = None  # a function of one's own; None: the paper's reward. Left out of the file then
 
     __pydantic_config__: ClassVar[pydantic.ConfigDict] = _STRICT
 
@@ -92,7 +93,11 @@ def tag_format_of(tags: Tags) -> TagFormat:
 
 def record_text(record: ModelRecord) -> str:
     """The text of the file."""
-    return json.dumps({"format": FORMAT, **dataclasses.asdict(record)}, indent=2, ensure_ascii=False) + "\n"
+    values = {"format": FORMAT, **dataclasses.asdict(record)}
+    for training in values["training"]:
+        if training["reward"] is None:
+            del training["reward"]
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_record(model: str | Path) -> ModelRecord | None:

@@ -88,10 +88,9 @@ def score_row_from_text(
         explanation_chats(
             teacher_prompt_text,
             completion_text,
-            question=question,
+            student_header=student_header_text(question, chat, row_system=row_system),
             solution=solution,
             chat=chat,
-            row_system=row_system,
         ),
         chat,
     )
@@ -110,21 +109,19 @@ class ExplanationChats(NamedTuple):
 
 
 def explanation_chats(
-    teacher_prompt_text: str,
-    completion_text: str,
-    *,
-    question: str,
-    solution: str,
-    chat: ChatFormat,
-    row_system: str | None = None,
+    teacher_prompt_text: str, completion_text: str, *, student_header: str, solution: str, chat: ChatFormat
 ) -> ExplanationChats:
-    """The chats that `score_row_from_text` tokenises; arguments as there."""
+    """The chats that `score_row_from_text` tokenises; arguments as there.
+
+    Args:
+      student_header: the student's chat up to the assistant's header.
+    """
     tags = chat.tags
     head, padding, written = _split_prompt(teacher_prompt_text, tags)
     written += _without_end(completion_text, end_texts(chat.tokenizer))
     written, begin, end, closed = _close_tags(written, tags)
     thought = written[begin:end]
-    opening = student_header_text(question, chat, row_system=row_system) + tags.thought_start
+    opening = student_header + tags.thought_start
     return ExplanationChats(
         teacher=head + written,
         student=opening + thought + student_closing_text(solution, chat),

@@ -28,6 +28,7 @@ from rlt_jax.planner.ledger import (
     vllm_sequences,
 )
 from rlt_jax.planner.shapes import ModelShape, RunShape, pass_of
+from rlt_jax.rewards.by_name import reads_of
 from rlt_jax.types import GB, Dtype, ScoringModel
 
 STUDENT_EXTRA_TOKENS = 256
@@ -102,9 +103,9 @@ def run_shape(
       gpu_bytes: GPU memory, of which vLLM takes its share when the run has no budget. None: not known; the share is
         then the smallest that vLLM can work with.
       capability: the GPU's compute capability, as in `planned_kernel`.
-      reads: the models that the reward reads; None: those of config.reward.
+      reads: the models that the reward reads; None: those of config.reward, whose own function is loaded.
     """
-    read = config.reward.reads if reads is None else reads
+    read = reads_of(config.reward) if reads is None else reads
     shape, dtype = model_shape(teacher), planned_dtype(config)
     tokens = min(config.max_prompt_length + config.max_completion_length, teacher.max_positions)
     prompt, student_tokens = min(config.max_prompt_length, tokens), tokens + STUDENT_EXTRA_TOKENS

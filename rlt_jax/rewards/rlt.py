@@ -3,6 +3,7 @@
 Your own reward is a plain function of `RewardInputs` (see docs/guide.md).
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, get_args
@@ -11,14 +12,14 @@ import jax
 import numpy as np
 
 from rlt_jax.configs import RewardConfig
-from rlt_jax.losses import teacher_reward
+from rlt_jax.losses import reward_terms, teacher_reward
 from rlt_jax.types import Prompt, RewardLogprobs, ScoreRow, ScoringModel
 
 
 class RewardInputs(NamedTuple):
     """What a reward function receives: B explanations with their texts, tokens and log-probs."""
 
-    prompts: Sequence[Prompt]  # B: question, solution, the ids that the teacher continued; () in `rlt_jax.score`
+    prompts: Sequence[Prompt]  # B: question, solution, the ids that the teacher continued
     rows: Sequence[ScoreRow]  # B: explanation text, both token sequences, match, copy rate
     logprobs: RewardLogprobs  # padded log-probs of the models that the function reads, nats
 
@@ -73,26 +74,38 @@ def _as_reads(models: Any, what: str) -> Reads:
     return frozenset(names)
 
 
+_teacher_reward = jax.jit(
+    teacher_reward,
+    static_argnames=[
+        name
+        for name, parameter in inspect.signature(teacher_reward).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ],
+)
+
+
 def rlt_reward(config: RewardConfig) -> RewardFn:
     """The paper's reward, `losses.teacher_reward`, with the settings of `config`. Compiles once per bucket.
 
-    It reads both models, and without include_teacher_think_entropy the student alone.
+    Terms beside the paper's (`losses.reward_terms`) are added where their weight is not 0, and are then components; the
+    components `total_...` are of the paper's terms alone.
+
+    It reads both models, and without include_teacher_think_entropy the student alone. A reward function of one's own
+    may call it at every step: the same settings are not compiled again.
     """
-    reward = jax.jit(
-        partial(
-            teacher_reward,
-            answer_log_prob_coeff=_unwrap_single(config.answer_log_prob_coeff),
-            kl_penalty_reward_coeff=_unwrap_single(config.kl_penalty_reward_coeff),
-            reduction_log_prob=config.reduction_log_prob,
-            reduction_kl=config.reduction_kl,
-            normalize_log_prob=config.normalize_log_prob,
-            normalize_kl=config.normalize_kl,
-            clip_log_prob=config.clip_log_prob,
-            clip_kl=config.clip_kl,
-            use_schulman_kl_estimation=config.use_schulman_kl_estimation,
-            include_teacher_think_entropy=config.include_teacher_think_entropy,
-            not_matched_penalty=config.not_matched_penalty,
-        )
+    reward = partial(
+        _teacher_reward,
+        answer_log_prob_coeff=_unwrap_single(config.answer_log_prob_coeff),
+        kl_penalty_reward_coeff=_unwrap_single(config.kl_penalty_reward_coeff),
+        reduction_log_prob=config.reduction_log_prob,
+        reduction_kl=config.reduction_kl,
+        normalize_log_prob=config.normalize_log_prob,
+        normalize_kl=config.normalize_kl,
+        clip_log_prob=config.clip_log_prob,
+        clip_kl=config.clip_kl,
+        use_schulman_kl_estimation=config.use_schulman_kl_estimation,
+        include_teacher_think_entropy=config.include_teacher_think_entropy,
+        not_matched_penalty=config.not_matched_penalty,
     )
 
     @reads(*config.reads)
@@ -108,9 +121,49 @@ def rlt_reward(config: RewardConfig) -> RewardFn:
                 logprobs.matched,
             )
         )
-        return Rewards(scored.reward, scored.components)
+        terms = _terms(config, inputs)
+        return Rewards(sum(terms.values(), scored.reward), {**scored.components, **terms})
 
     return reward_fn
+
+
+def _terms(config: RewardConfig, inputs: RewardInputs) -> dict[str, np.ndarray]:
+    """The terms beside the paper's whose weight is not 0, with it: `NAME_reward` -> f32[B]."""
+    logprobs, rows = inputs.logprobs, inputs.rows
+    terms: dict[str, tuple[float, Callable[[], np.ndarray]]] = {  # name -> (weight, the term), computed if it has one
+        "likelihood": (
+            config.likelihood_coeff,
+            lambda: reward_terms.likelihood(logprobs.solution_logps, logprobs.solution_mask, kind=config.likelihood),
+        ),
+        "copy": (config.copy_coeff, lambda: reward_terms.copy_penalty(np.array([row.copy_rate for row in rows]))),
+        "repeat": (
+            config.repeat_coeff,
+            lambda: reward_terms.repetition_penalty(np.array([row.repeat_rate for row in rows])),
+        ),
+        "length_target": (
+            config.length_target_coeff,
+            lambda: reward_terms.length_target(
+                logprobs.thought_mask.sum(axis=1),
+                low=config.length_target_min,
+                high=config.length_target_max,
+                slack=config.length_target_slack,
+            ),
+        ),
+        "overlong": (
+            config.overlong_coeff,
+            lambda: reward_terms.soft_overlong(
+                written_tokens(inputs), longest=config.overlong_length or 0, buffer=config.overlong_buffer
+            ),
+        ),
+    }
+    return {f"{name}_reward": np.float32(weight) * term() for name, (weight, term) in terms.items() if weight}
+
+
+def written_tokens(inputs: RewardInputs) -> np.ndarray:
+    """Tokens that the teacher wrote for each explanation, i64[B]: the thought, its end tag, and EOS if it came."""
+    return np.array(
+        [len(row.teacher_ids) - len(prompt.teacher_ids) for row, prompt in zip(inputs.rows, inputs.prompts)]
+    )
 
 
 def _unwrap_single(coefficients: tuple[float, ...]) -> float | tuple[float, ...]:

@@ -147,7 +147,7 @@ def score_rows(
       reward_name: what the reward function is called in messages.
       name: of the explanation with an index, in messages.
     Raises:
-      ValueError: the reward function returned anything but one number per explanation.
+      ValueError: the reward function returned anything but one number per explanation, also in its components.
       NotFinite: a log-prob, a reward or a component is NaN or infinite.
     """
     passes: dict[str, Pass] = {}
@@ -159,7 +159,12 @@ def score_rows(
         read = [np.concatenate([row.student_thought, row.solution]) for row in rows]
         passes["student"] = student_logprobs([row.student_ids for row in rows], wanted=read)
     student_logps, teacher_logps = (passes[name].logps if name in passes else None for name in ("student", "teacher"))
-    returned = reward_fn(RewardInputs(prompts, rows, gather_logprobs(rows, student_logps, teacher_logps)))
+    inputs = RewardInputs(prompts, rows, gather_logprobs(rows, student_logps, teacher_logps))
+    try:
+        returned = reward_fn(inputs)
+    except Exception as error:  # a bug, of which the traceback says where it is
+        error.add_note(f"raised in {reward_name}, which was given {len(rows)} explanations")
+        raise
     rewards = returned if isinstance(returned, Rewards) else Rewards(np.asarray(returned, np.float32), {})
     if np.shape(rewards.reward) != (len(rows),):
         raise ValueError(
@@ -170,6 +175,11 @@ def score_rows(
     record["reward"] = np.asarray(rewards.reward, np.float32)
     check_rows(record["reward"], f"{reward_name} returned", name=name, record=record)
     for component, values in rewards.components.items():
+        if np.shape(values) != (len(rows),):
+            raise ValueError(
+                f"{reward_name} returned {values!r} for its component {component}: expected {len(rows)} numbers, one "
+                "per explanation"
+            )
         known = {**record, f"component/{component}": np.asarray(values, np.float32)}
         what = f"{reward_name} returned for its component {component}"
         check_rows(np.asarray(values), what, name=name, record=known)

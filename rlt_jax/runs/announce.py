@@ -19,6 +19,7 @@ from rlt_jax.configs import (
 from rlt_jax.data import ChatFormat
 from rlt_jax.data.chat_format import ROWS_FIRST
 from rlt_jax.data.model_record import RECORD_FILE, tag_format_of
+from rlt_jax.runs.own_reward import reward_lines
 from rlt_jax.types import Row
 
 FIRST_WORDS = 6  # of a prompt
@@ -40,6 +41,7 @@ def train_lines(
         f"the frozen student {_short(config.student)} gives the reward",
         evaluation_line(config.data, config.eval_steps, held_out),
         f"prompts: {teacher_words(config.data, chat)}, {student_words(config.data, chat, rows)}; {tags_words(chat)}",
+        *reward_lines(config.reward),
     ]
 
 
@@ -77,6 +79,7 @@ def generate_lines(config: GenerateConfig, chat: ChatFormat, *, explained: int, 
     return [
         f"the teacher {_short(config.teacher)} explains {_taken(explained, config.data, skipped)}, {each}; {reward}",
         f"prompts: {teacher_words(config.data, chat)}; {tags_words(chat)}",
+        *(reward_lines(config.reward) if config.student else ()),
     ]
 
 
@@ -86,6 +89,7 @@ def score_lines(config: ScoreConfig, chat: ChatFormat, *, rows: Sequence[Row], s
         f"scoring {_rows(len(rows))} of {_short(config.data)} ({skipped} skipped): teacher {_short(config.teacher)}, "
         f"frozen student {_short(config.student)}",
         f"prompts: {teacher_words(config, chat)}, {student_words(config, chat, rows)}; {tags_words(chat)}",
+        *reward_lines(config.reward),
     ]
 
 

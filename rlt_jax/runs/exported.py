@@ -1,6 +1,7 @@
 """The record and the model card that a run writes beside the model that it exports."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,9 +24,16 @@ from rlt_jax.types import Row
 PACKAGE = Path(rlt_jax.__file__).parent
 
 
-def files_of_training(config: TrainConfig, chat: ChatFormat) -> dict[str, str]:
-    """Name -> text of the files beside a trained teacher."""
+def files_of_training(config: TrainConfig, chat: ChatFormat, *, reward: str | None = None) -> dict[str, str]:
+    """Name -> text of the files beside a trained teacher.
+
+    Args:
+      reward: the name of a reward function of one's own; None: the paper's.
+    """
     training = _training("train", config.teacher, config.data.path, config.data.split, config.max_steps, config.student)
+    if config.reward.fn is not None:
+        reward = f"{config.reward.fn}, SHA-256 of its file {config.reward.fn_sha256}"
+    training = replace(training, reward=reward)
     return _files(_teacher(chat, config.teacher, training))
 
 

@@ -1,7 +1,8 @@
 """Compute a skipped step again, on its own, from what the run kept of it (`runs/skipping.py`).
 
 The weights, batch, batch sizes and settings are those of the step, so on the same device the numbers are the same, bit
-for bit. A reward function of the user's own is not kept: without it, the rewards that it returned are used.
+for bit. So is a reward function that the settings name: its file, or the run's copy of it. One that was given in Python
+is not kept: without it, the rewards that it returned are used.
 """
 
 import tempfile
@@ -22,6 +23,7 @@ from rlt_jax.models import Params
 from rlt_jax.rewards.logprobs import Pass
 from rlt_jax.rewards.rlt import BOTH, RewardFn, RewardInputs, Rewards, reads
 from rlt_jax.rewards.scorer import Scored
+from rlt_jax.runs.own_reward import kept_reward
 from rlt_jax.runs.rlt import Rlt, open_rlt, row_names
 from rlt_jax.runs.sft import load_sft
 from rlt_jax.runs.skipping import CONFIG_COPY, SkippedStep, read_state, split
@@ -60,13 +62,17 @@ def replay_step(kept: SkippedStep, place: Path, *, reward_fn: RewardFn | None = 
     with tempfile.TemporaryDirectory() as elsewhere:  # nothing is written into the run's folder
         if kept.fault["command"] == "sft":
             return _replay_sft(kept, place, sizes, Path(elsewhere))
-        return _replay_train(kept, place, sizes, Path(elsewhere), reward_fn or _recorded_reward(kept))
+        return _replay_train(kept, place, sizes, Path(elsewhere), reward_fn)
 
 
 def _replay_train(
     kept: SkippedStep, place: Path, sizes: BatchSizes, elsewhere: Path, reward_fn: RewardFn | None
 ) -> Replayed:
     config = replace(load_config(place / CONFIG_COPY), dtype=kept.fault["dtype"], output_dir=str(elsewhere))
+    own = None if reward_fn is not None else kept_reward(config.reward, place.parents[1])
+    if reward_fn is None:
+        reward_fn = _recorded_reward(kept) if own is None else own.fn
+    config = replace(config, reward=replace(config.reward, fn=None, options={}, fn_sha256=None))  # as loaded here
     with open_rlt(config, elsewhere, reward_fn=reward_fn, samples=False) as rlt:
         rlt.backoff.sizes = sizes
         prompts = [prompt for prompt in rlt.requests(kept.step)[0] for _ in range(config.num_generations)]

@@ -20,6 +20,7 @@ from rlt_jax.configs.checks import same_path
 from rlt_jax.configs.files import build, read_yaml, without_mistyped, without_unknown
 from rlt_jax.configs.presets import train_config
 from rlt_jax.configs.resume import Change, changes
+from rlt_jax.configs.reward import parse_function_name
 from rlt_jax.data import ChatFormat
 from rlt_jax.data.model_record import tag_format_of
 from rlt_jax.disk import LineFile, replace_file
@@ -31,6 +32,7 @@ from rlt_jax.report.step_lines import keep_until, read_lines
 from rlt_jax.rewards.rlt import RewardFn
 from rlt_jax.rewards.scorer import function_name
 from rlt_jax.runs.fingerprints import model_fingerprints, version_fingerprints
+from rlt_jax.runs.own_reward import keep_copy
 from rlt_jax.types import Row
 
 CONFIG_FILE = "config.yaml"
@@ -240,7 +242,7 @@ def name_changes(found: Sequence[Change], *, finished: bool) -> None:
 def record_start(
     config: TrainConfig | SftConfig, inputs: Inputs | None, found: Sequence[Change], folder: Path, *, step: int
 ) -> None:
-    """Write what the run goes on with: the changes that hold after `step`, the inputs, and config.yaml.
+    """Write what the run goes on with: the changes that hold after `step`, inputs, own reward function, config.yaml.
 
     In this order, so that a start that is stopped in between finds and records the changes once more.
 
@@ -255,6 +257,8 @@ def record_start(
                 file.append((json.dumps(line) + "\n").encode(), synced=True)
         if inputs is not None:
             replace_file(folder / INPUTS_FILE, json_text(inputs, indent=1) + "\n")
+        if isinstance(config, TrainConfig):
+            keep_copy(config.reward, folder)
     save_config(replace(config, accept_changes=False), folder / CONFIG_FILE)  # accepted once is not accepted for ever
 
 
@@ -290,7 +294,16 @@ def _rows_fingerprint(rows: Sequence[Row]) -> str:
 
 def _same_path(before: object, now: object) -> bool:
     """Whether two settings are one file or folder, written differently."""
-    return isinstance(before, str) and isinstance(now, str) and Path(before).exists() and same_path(before, now)
+    if not isinstance(before, str) or not isinstance(now, str):
+        return False
+    (before, function), (now, other) = map(_path_and_function, (before, now))
+    return function == other and Path(before).exists() and same_path(before, now)
+
+
+def _path_and_function(text: str) -> tuple[str, str]:
+    """`rewards/mine.py:short` -> its file and its function; any other text, and ""."""
+    named = parse_function_name(text)
+    return (named.home, named.name) if named is not None and named.in_file else (text, "")
 
 
 def _difference(before: str, now: str, *, around: int = 20, most: int = 60) -> tuple[str, str]:

@@ -36,10 +36,11 @@ from rlt_jax.planner.ledger import Ledger
 from rlt_jax.planner.run_plan import at_batch_sizes, ledger_lines, plan
 from rlt_jax.report.log import ENGINE_LOG_FILE
 from rlt_jax.report.partial_file import fingerprint
+from rlt_jax.rewards.by_name import chosen_reward
 from rlt_jax.rewards.logprobs import Pass, finite_logprobs, row_name
 from rlt_jax.rewards.records import sample_records
 from rlt_jax.rewards.rlt import RewardFn, read_by
-from rlt_jax.rewards.scorer import Scored, Scorer, completion_rows, longest_row, make_scorer
+from rlt_jax.rewards.scorer import Scored, Scorer, completion_rows, function_name, longest_row, make_scorer
 from rlt_jax.runs.alarms import Alarms
 from rlt_jax.runs.announce import attention_line
 from rlt_jax.runs.chat_format import chat_format_of
@@ -366,8 +367,12 @@ def open_rlt(
       UserError: unusable files, models or data, or a device that is too small, on entry or at the step that needs
         more.
     """
+    reward_fn = chosen_reward(config.reward, reward_fn)
     chat = chat_format_of(config)
-    about = files_of_training(config, chat)  # before the run: what the teacher's folder says may change meanwhile
+    own = None if reward_fn is None else function_name(reward_fn)
+    about = files_of_training(
+        config, chat, reward=own
+    )  # before the run: what the teacher's folder says may change meanwhile
 
     def compare(rows: Sequence[Row], held_out: Sequence[Row]) -> None:
         warn_of_row_prompts(chat, (row.system for row in rows))

@@ -35,6 +35,7 @@ def run_stages(config: PipelineConfig, study: PipelineStudy, work: Path) -> None
     started = time.monotonic()
     deadline = None if config.minutes is None else started + 60 * config.minutes
     stages = chosen_stages(config, study)
+    study = with_own_reward(study, stages)
     tasks = pipeline_tasks(study, work, seed=config.seed)
     with sole_user(work, "--work"):
         check_work(tasks, stages, study, work)
@@ -74,6 +75,27 @@ def check_work(tasks: Sequence[Task], stages: Sequence[Stage], study: PipelineSt
     check_needs(chosen)
     if not all(task.result.exists() for task in chosen):
         check_models(study)
+
+
+def with_own_reward(study: PipelineStudy, stages: Sequence[Stage]) -> PipelineStudy:
+    """The study with the file of its own reward function, if it has one, which all commands then share.
+
+    Raises:
+      UserError: the function cannot be used, or the stage no-kl would train with the same reward as the stage rlt.
+    """
+    if study.reward.fn is None:
+        return study
+    from rlt_jax.rewards.by_name import own_reward  # here: they load JAX, which takes a second
+    from rlt_jax.runs.own_reward import pinned
+
+    own = own_reward(study.reward)
+    if own is not None and not own.reads_settings and "no-kl" in stages:
+        raise UserError(
+            f"reward.fn={study.reward.fn} with the stage no-kl, which trains without the KL of the paper's reward: "
+            "expected a function with a parameter `config: RewardConfig`, which gets reward.kl_penalty_reward_coeff, "
+            "but it has none, so that both stages would be the same: leave out no-kl, or add the parameter"
+        )
+    return pinned(study)
 
 
 def check_needs(tasks: Sequence[Task]) -> None:

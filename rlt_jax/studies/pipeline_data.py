@@ -254,7 +254,7 @@ def scored_values(score: Mapping[str, Any]) -> dict[str, float | None]:
     components = score["components"]
     return {
         "reward": score["reward"],
-        "solution_logp": components["solution_logp/mean"],
+        "solution_logp": components.get("solution_logp/mean"),
         "thought_kl": components.get("thought_kl/mean"),
         "copy_rate": score["copy_rate"],
         "repeat_rate": score["repeat_rate"],

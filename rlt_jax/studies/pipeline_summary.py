@@ -65,5 +65,5 @@ def baseline_levels(tables: Iterable[Table]) -> dict[str, dict[str, float]]:
     rows: Mapping[str, Mapping[str, Sequence[Values]]] = next(
         (table.rows for table in tables if BASELINE_NAMES["true"] in table.rows), {}
     )
-    levels = {name: estimate(rows[name]["solution_logp"]).mean for name in BASELINE_NAMES.values() if name in rows}
-    return {"component/solution_logp/mean": levels}
+    known = [name for name in BASELINE_NAMES.values() if "solution_logp" in rows.get(name, {})]
+    return {"component/solution_logp/mean": {name: estimate(rows[name]["solution_logp"]).mean for name in known}}

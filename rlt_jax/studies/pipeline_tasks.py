@@ -12,7 +12,8 @@ from rlt_jax.configs.following import Layer, given_keys, print_note, settle
 from rlt_jax.configs.generate import GenerateConfig, RowsConfig, check_generate_config
 from rlt_jax.configs.pipeline import ExplanationSource, PipelineStudy, Stage
 from rlt_jax.configs.presets import train_config
-from rlt_jax.configs.schema import CheckpointConfig, DataConfig, RewardConfig
+from rlt_jax.configs.reward import RewardConfig
+from rlt_jax.configs.schema import CheckpointConfig, DataConfig
 from rlt_jax.configs.score import ScoreConfig, check_score_config
 from rlt_jax.configs.sft import SftConfig, check_sft_config
 from rlt_jax.configs.train import TrainConfig, check_config

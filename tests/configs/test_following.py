@@ -13,6 +13,7 @@ from rlt_jax.configs import (
     DataConfig,
     EvaluateConfig,
     GenerateConfig,
+    RewardConfig,
     SamplerConfig,
     SftConfig,
     TrainConfig,
@@ -294,6 +295,18 @@ def test_moments_go_back_where_the_optimizer_does(tmp_path):
     with pytest.raises(UserError, match=r"memory.moments=bfloat16 with memory.optimizer=device"):
         train("--config", tmp_path / "a.yaml", "--memory.optimizer", "device")
     assert train("--preset", "mono85", "--memory.optimizer", "device").memory.moments == "float32"
+
+
+def test_another_reward_function_leaves_options_and_hash_behind(tmp_path, capsys):
+    own = RewardConfig(fn="a.py:f", options={"weight": 2}, fn_sha256="0" * 64)
+    save_config(replace(TINY, reward=own), tmp_path / "a.yaml")
+    config = ("--config", tmp_path / "a.yaml")
+    assert train(*config, "--reward.fn", "a.py:f").reward == own
+    assert train(*config, "--reward.fn", "b.py:f").reward == RewardConfig(fn="b.py:f")
+    assert "note: reward.options={}: follows reward.fn=b.py:f\n" in capsys.readouterr().err
+    assert train(*config, "--reward.fn", "None").reward == RewardConfig()
+    assert train(*config, "--reward.fn", "b.py:f", "--reward.options", "{weight: 3}").reward.options == {"weight": 3}
+    assert train(*config, "--reward.options", "{weight: 3}").reward == replace(own, options={"weight": 3})
 
 
 def test_names_of_flags_and_keys():

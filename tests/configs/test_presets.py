@@ -10,7 +10,7 @@ import pytest
 import rlt_jax
 from rlt_jax.configs import PRESETS, LossConfig, PresetName, check_config
 from rlt_jax.configs.presets import SUMMARIES
-from rlt_jax.configs.schema import RewardConfig
+from rlt_jax.configs.reward import RewardConfig
 from rlt_jax.losses.component_names import REDUCTIONS
 from rlt_jax.types import Normalization
 

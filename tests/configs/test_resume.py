@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from rlt_jax.configs import PRESETS, DataConfig, SftConfig
+from rlt_jax.configs import PRESETS, DataConfig, RewardConfig, SftConfig
 from rlt_jax.configs.resume import changed_fields, changes, deciding_settings, leaves
 
 TINY = PRESETS["tiny"]
@@ -40,6 +40,17 @@ def test_a_change_names_both_values():
     ]
     assert [change.steers for change in changes(now, TINY)] == [False, True, True, False]
     assert changed_fields(now, TINY) == [change.name for change in changes(now, TINY)]
+
+
+def test_options_of_a_function_may_come_and_go():
+    before = replace(TINY, reward=RewardConfig(fn="a.py:f", options={"weight": 1, "span": {"low": 2}}))
+    now = replace(TINY, reward=RewardConfig(fn="a.py:f", options={"weight": 2, "high": [1, 2]}))
+    assert [str(change) for change in changes(now, before)] == [
+        "reward.options.weight 1 -> 2",
+        "reward.options.high None -> 1 2",
+        "reward.options.span.low 2 -> None",
+    ]
+    assert changes(before, before) == []
 
 
 def test_what_does_not_change_results_is_no_change():

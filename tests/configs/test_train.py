@@ -179,6 +179,31 @@ NESTED = [
         "reward.answer_log_prob_coeff=nan: expected a finite number",
     ),
     ("reward", {"clip_kl": 0.0}, "reward.clip_kl=0: expected a positive number of nats, or None for no limit"),
+    ("reward", {"copy_coeff": -1.0}, "reward.copy_coeff=-1: expected a weight above 0, or 0 for no such term"),
+    ("reward", {"length_target_slack": 0}, "reward.length_target_slack=0: expected a positive whole number"),
+    (
+        "reward",
+        {"length_target_coeff": 1.0},
+        "reward.length_target_coeff=1 without a range: give --reward.length-target-min or --reward.length-target-max, "
+        "tokens",
+    ),
+    (
+        "reward",
+        {"length_target_min": 9, "length_target_max": 8},
+        "reward.length_target_min=9, reward.length_target_max=8: expected 0 or more tokens, and a maximum that is not "
+        "below the minimum, or None",
+    ),
+    (
+        "reward",
+        {"overlong_coeff": 1.0},
+        "reward.overlong_coeff=1 without reward.overlong_length: give the length at which completions are cut off, the "
+        "value of --max-completion-length",
+    ),
+    (
+        "reward",
+        {"overlong_length": 64},
+        "reward.overlong_buffer=100 is more than reward.overlong_length=64: expected a part of it",
+    ),
     (
         "reward",
         {"clip_log_prob": -3.0},

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rlt_jax.configs import PRESETS, DataConfig, SftConfig, load_config, save_config
+from rlt_jax.configs import PRESETS, DataConfig, RewardConfig, SftConfig, load_config, save_config
 from rlt_jax.configs.resume import Change
 from rlt_jax.errors import UserError
 from rlt_jax.runs.chat_format import load_chat_format
@@ -117,6 +117,18 @@ def test_another_spelling_of_a_path_is_no_change(tmp_path, monkeypatch):
     assert shown(replace(before, data=replace(TINY.data, path="other.jsonl")), tmp_path) == [
         "data.path rows.jsonl -> other.jsonl"
     ]
+
+
+def test_the_same_function_of_a_file_is_no_change(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("")
+    before = replace(TINY, reward=RewardConfig(fn="mine.py:short"))
+    save_config(before, tmp_path / "config.yaml")
+    assert shown(replace(before, reward=RewardConfig(fn=f"{tmp_path}/mine.py:short")), tmp_path) == []
+    for other in (f"{tmp_path}/mine.py:long", f"{tmp_path}/other.py:short", "mine:short"):
+        assert shown(replace(before, reward=RewardConfig(fn=other)), tmp_path) == [
+            f"reward.fn mine.py:short -> {other}"
+        ]
 
 
 def test_the_folder_of_the_other_command_is_refused(tmp_path):
