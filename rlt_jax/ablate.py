@@ -8,8 +8,10 @@ from rlt_jax.configs import AblateConfig, parse_command, run_or_print
 from rlt_jax.errors import UserError, command
 from rlt_jax.report.owner import sole_user
 from rlt_jax.runs.own_reward import pinned
-from rlt_jax.studies.ablation import summarise, train_all
-from rlt_jax.studies.ablation_runs import different_rows, study_runs
+from rlt_jax.studies.ablation import Runs, check_same_run, summarise, train_all
+from rlt_jax.studies.ablation_runs import study_runs
+from rlt_jax.studies.comparable import different_rows
+from rlt_jax.studies.dry_run import dry_run
 
 
 def ablate(config: AblateConfig) -> Path:
@@ -17,10 +19,11 @@ def ablate(config: AblateConfig) -> Path:
 
     Returns:
       The study's folder: ARM/seed-S/ (runs), ARM/seed-S.yaml and .log (settings and output of each), and
-      comparison.md, .csv and .png.
+      comparison.md, .csv, .json and .png. With dry_run nothing is trained or written.
     Raises:
       UserError: an unusable study, before the first run; summary_only without the study's folder; failed runs, after
         the last one.
+      SystemExit: code 1, if in a dry run an arm does not fit.
     """
     runs = study_runs(config)
     if config.summary_only and not Path(config.output_dir).is_dir():
@@ -29,28 +32,42 @@ def ablate(config: AblateConfig) -> Path:
             "its runs, or leave out --summary-only to train them"
         )
     chosen = {
-        f"{arm}, seed {seed}": run
+        arm: {seed: run for seed, run in by_seed.items() if not config.seeds or seed in config.seeds}
         for arm, by_seed in runs.items()
-        for seed, run in by_seed.items()
-        if (not config.only or arm in config.only) and (not config.seeds or seed in config.seeds)
+        if not config.only or arm in config.only
     }
     if not config.summary_only:  # before the first run, so that all have one file of a reward function
-        chosen = {name: pinned(run) for name, run in chosen.items()}
+        chosen = {arm: {seed: pinned(run) for seed, run in by_seed.items()} for arm, by_seed in chosen.items()}
     if (warning := different_rows(runs)) is not None:
         print(f"WARNING {warning}", flush=True)
+    if config.dry_run:
+        show_dry_run(runs, chosen, Path(config.output_dir))
+        return Path(config.output_dir)
+    named = {f"{arm}, seed {seed}": run for arm, by_seed in chosen.items() for seed, run in by_seed.items()}
     with (
         stops.reported(lambda: "the same command leaves finished runs alone and resumes the others"),
         sole_user(Path(config.output_dir), "--output-dir"),
     ):
-        failures = [] if config.summary_only else train_all(chosen)
-        summarise(runs, Path(config.output_dir))
+        failures = [] if config.summary_only else train_all(named)
+        summarise(runs, Path(config.output_dir), difference=config.difference)
     if failures:
         raise UserError(
-            f"{len(failures)} of {len(chosen)} runs failed:\n"
+            f"{len(failures)} of {len(named)} runs failed:\n"
             + "\n".join(f"  {failure}" for failure in failures)
             + "\nfix what is wrong and repeat the command: finished runs are left alone, others resume"
         )
     return Path(config.output_dir)
+
+
+def show_dry_run(runs: Runs, chosen: Runs, folder: Path) -> None:
+    """Print what the study would do; exit with code 1 if an arm does not fit."""
+    for by_seed in chosen.values():
+        for run in by_seed.values():
+            check_same_run(run)
+    text, fits = dry_run(runs, chosen, folder)
+    print(text)
+    if not fits:
+        raise SystemExit(1)
 
 
 @command

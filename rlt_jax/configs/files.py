@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
@@ -160,6 +160,22 @@ def yaml_mapping(text: str, *, source: str, example: str = RUN_CONFIG) -> dict[s
     return values
 
 
+def yaml_values(text: str) -> list[Any]:
+    """Read a list in YAML from one line, such as `[0, 0.04]` or `[[mean], [mean, max]]`.
+
+    Raises:
+      UserError: it is not YAML, or no list; the message is the reason alone.
+    """
+    try:
+        values = yaml.load(text, Loader=_Loader)  # a subclass of SafeLoader
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError) as error:
+        reason = error.problem if isinstance(error, yaml.MarkedYAMLError) else str(error).splitlines()[0]
+        raise UserError(f"not YAML: {reason}") from None
+    if not isinstance(values, list):
+        raise UserError(f"found a {type(values).__name__}")
+    return values
+
+
 def build(
     config_class: type[Config],
     values: Mapping[str, Any],
@@ -275,18 +291,59 @@ def merged_values(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
     return {**base, **values, **sections}
 
 
+def field_names(config_class: "type[DataclassInstance]", section: str = "") -> Iterator[str]:
+    """Names of all fields with their section, such as `loss.beta`, in the order of the schema."""
+    for name, kind in get_type_hints(config_class).items():
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            yield from field_names(kind, f"{section}{name}.")
+        else:
+            yield f"{section}{name}"
+
+
 def _unknown_keys(
-    config_class: "type[DataclassInstance]", values: Mapping[str, Any], section: str = "", *, known: str
+    config_class: "type[DataclassInstance]",
+    values: Mapping[str, Any],
+    section: str = "",
+    whole: "type[DataclassInstance] | None" = None,
+    *,
+    known: str,
 ) -> Iterator[str]:
+    """A message for each unknown key.
+
+    Args:
+      whole: the class that holds the section; None: `config_class` is no section.
+    """
     fields = get_type_hints(config_class)  # a dataclass's fields, without their MayChange
+    whole = config_class if whole is None else whole
     for key, value in values.items():
         kind = fields.get(key)
         if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"did you mean {section}{near[0]}?" if near else known
-            yield f"{section}{key}: no such field: {hint}"
+            names = list(field_names(whole))
+            if f"{section}{key}" in names:
+                outer, _, inner = f"{section}{key}".rpartition(".")
+                yield f"{section}{key}: expected a section here: write {outer.replace('.', ': {')}: {{{inner}: ...}}"
+                continue
+            near = _nearest_field(str(key), section, list(fields), names)
+            yield f"{section}{key}: no such field: {f'did you mean {near}?' if near else known}"
         elif isinstance(kind, type) and dataclasses.is_dataclass(kind) and isinstance(value, dict):
-            yield from _unknown_keys(kind, value, f"{section}{key}.", known=known)
+            yield from _unknown_keys(kind, value, f"{section}{key}.", whole, known=known)
+
+
+def _nearest_field(key: str, section: str, fields: Sequence[str], names: Sequence[str]) -> str | None:
+    """The field that was probably meant: of this name in another section, else of a like one, here or elsewhere.
+
+    Args:
+      fields: of the section.
+      names: of all fields, with their sections.
+    """
+    last = key.rpartition(".")[2]
+    if elsewhere := [name for name in names if name.rpartition(".")[2] == last]:
+        return " or ".join(elsewhere)
+    if near := difflib.get_close_matches(key, fields, n=1):
+        return f"{section}{near[0]}"
+    by_last = {name.rpartition(".")[2]: name for name in reversed(names)}
+    near = difflib.get_close_matches(last, by_last, n=1, cutoff=0.75)
+    return by_last[near[0]] if near else None
 
 
 def _message(error: Any) -> str:

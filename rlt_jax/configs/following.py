@@ -12,9 +12,10 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlt_jax.configs.checks import same_path
+from rlt_jax.configs.files import field_names
 from rlt_jax.configs.generate import GenerateConfig
 from rlt_jax.configs.resume import leaves
 from rlt_jax.configs.sft import SftConfig
@@ -44,7 +45,7 @@ Change = tuple[str, object, str]  # field, its new value, the given settings tha
 
 def given_flags(argv: Sequence[str], config_class: "type[DataclassInstance]") -> frozenset[str]:
     """The fields that flags set, such as `loss.beta` for `--loss.beta=0.1` and `packing` for `--no-packing`."""
-    fields = set(_field_names(config_class))
+    fields = set(field_names(config_class))
     names = set()
     for word in argv:
         if word.startswith("--"):
@@ -230,14 +231,6 @@ _RULES: tuple[Callable[[Any, Layer], Iterator[Change]], ...] = (
     _redraws,
     _packing,
 )
-
-
-def _field_names(config_class: "type[DataclassInstance]") -> Iterator[str]:
-    for name, hint in get_type_hints(config_class).items():
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            yield from (f"{name}.{inner}" for inner in _field_names(hint))
-        else:
-            yield name
 
 
 def _with(config: Any, name: str, value: object) -> Any:

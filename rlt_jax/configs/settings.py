@@ -11,7 +11,7 @@ NO_PATHS = frozenset(
     {
         *("split", "eval_split", "heldout_split", "subset", "eval_subset", "heldout_subset", "url", "wandb_project"),
         *("question_column", "solution_column", "trace_column", "system_column", "explanation_column"),
-        *("completion_column", "answer_column", "choice_columns", "answer", "only", "keep_best"),
+        *("completion_column", "answer_column", "choice_columns", "answer", "only", "grid", "keep_best"),
         *("fn_sha256", "options"),
     }
 )

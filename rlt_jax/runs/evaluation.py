@@ -97,3 +97,18 @@ def read_changes(run_dir: Path, names: Sequence[str], *, first: int, last: int) 
         if len(known) >= 2:
             changes[name] = paired_change(known[:, 0], known[:, 1])
     return changes
+
+
+def read_values(run_dir: Path, names: Sequence[str], *, step: int) -> dict[str, dict[int, float]]:
+    """Each named quantity at the evaluation of a step: name -> row -> value, where it was finite.
+
+    Leaves out names that the reward did not report.
+    """
+    values: dict[str, dict[int, float]] = {}
+    for line in read_lines(run_dir / EVAL_FILE):
+        if line["step"] != step or not isinstance(line.get("row"), int):
+            continue
+        for name in names:
+            if isinstance(value := line.get(name), int | float):
+                values.setdefault(name, {})[line["row"]] = float(value)
+    return values

@@ -1,10 +1,8 @@
 """The training runs of an ablation study: arms times grid times seeds."""
 
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,11 @@ from rlt_jax.configs.presets import own_values, train_config
 from rlt_jax.configs.resume import leaves
 from rlt_jax.configs.train import TrainConfig, check_config
 from rlt_jax.errors import UserError
-from rlt_jax.runs.announce import evaluated_rows
-from rlt_jax.studies.study_file import study_path
+from rlt_jax.studies.study_arms import Fields, all_arms, arm_problems, fields_text, list_problems, nested, read_grid
+from rlt_jax.studies.study_file import base_path, study_names, study_path
 
-RESERVED_FIELDS = ("preset", "seed", "output_dir", "resume")  # fields of a run that the study sets, not its arms
 EXAMPLE = "rlt_jax/assets/studies/ablate/paper.yaml"
+COMMAND_LINE = "--grid"  # in the place of a study's file, for messages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,53 +39,67 @@ def study_runs(config: AblateConfig) -> dict[str, dict[int, TrainConfig]]:
     """Build and check all training runs of a study, in its order: arm -> seed -> run.
 
     Raises:
-      UserError: no such study; mistakes in it or in an arm's configuration, a run without held-out rows, or `only` or
-        `seeds` that are not in the study, one per line.
+      UserError: no such study; mistakes in it or in any arm's configuration, arms that are the same run or change
+        nothing, a run without held-out rows, or `only` or `seeds` that are not in the study, one per line.
     """
-    path = study_path(config.study, "ablate")
-    study = load_settings(path, StudyFile, example=EXAMPLE)
-    if config.base is None:
-        base, given = study.base, given_keys(study.base)
-    else:
-        base = read_yaml(config.base)
-        given = own_values(base)
-    train_config(base, source=f"{path}, base" if config.base is None else config.base, log=lambda note: None)
-    problems = list(_file_problems(study))
-    arms = {} if problems else dict(_arms(study))
+    source, study = _study(config)
+    named = None if config.base is None else base_path(config.base)
+    base = study.base if named is None else read_yaml(named)
+    given = given_keys(base) if named is None else own_values(base)
+    of_base = f"{source}, base" if named is None else str(named)
+    train_config(base, source=of_base, log=lambda note: None)
+    problems = [*list_problems("seeds", study.seeds), *arm_problems(study.arms, study.grid)]
+    if problems:
+        raise UserError("\n".join(f"{source}: {problem}" for problem in problems))
     runs: dict[str, dict[int, TrainConfig]] = {}
-    for arm, all_changes in arms.items():
-        run = _arm(base, given, all_changes, source=f"{path}, arm {arm}")
+    for arm, fields in all_arms(study.arms, study.grid):
+        try:
+            run = _arm(base, given, fields, source=f"{source}, arm {arm}")
+        except UserError as error:
+            problems.append(str(error))
+            continue
         runs[arm] = {
             seed: replace(run, seed=seed, output_dir=str(Path(config.output_dir, arm, f"seed-{seed}")), resume="auto")
             for seed in study.seeds
         }
         found = (problem for run in runs[arm].values() for problem in _run_problems(run))
-        problems += dict.fromkeys(f"arm {arm}: {problem}" for problem in found)  # once, as seeds share them
+        problems += dict.fromkeys(f"{source}: arm {arm}: {problem}" for problem in found)  # once, as seeds share them
     if problems:
-        raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
+        raise UserError("\n".join(problems))
     if problems := list(_option_problems(config, runs, study.seeds)):
         raise UserError("\n".join(problems))
+    chosen = {arm: of_arm for arm, of_arm in runs.items() if not config.only or arm in config.only}
+    asked = {
+        arm: changes
+        for arm, changes in study.arms.items()
+        if any(name == arm or name.startswith(f"{arm}+") for name in chosen)  # at some point of the grid
+    }
+    problems = [*_equal_arms(chosen), *_idle_arms(asked, base, given, of_base)]
+    if problems:
+        raise UserError("\n".join(f"{source}: {problem}" for problem in problems))
     return runs
 
 
-def different_rows(runs: Mapping[str, Mapping[int, TrainConfig]]) -> str | None:
-    """A line on arms that are evaluated on different rows, whose numbers cannot be compared; None if all share them."""
-    rows = {}
-    for arm, by_seed in runs.items():
-        data = next(iter(by_seed.values())).data
-        rows[arm] = f"{'' if data.eval_rows is None else f'{data.eval_rows} '}{evaluated_rows(data)}"
-    if len(set(rows.values())) < 2:
-        return None
-    names = "; ".join(f"{arm}: {where}" for arm, where in rows.items())
-    return (
-        f"arms are evaluated on different rows ({names}), so that their numbers cannot be compared: give "
-        "data.eval_path and data.eval_rows in the base"
-    )
+def _study(config: AblateConfig) -> tuple[str, StudyFile]:
+    """Where the study is from, for messages, and the study: that of the file, with the grid of the command line."""
+    grid = read_grid(config.grid)
+    if config.study is None:
+        if not grid:
+            raise UserError(
+                "expected --study NAME, or a grid such as --grid loss.beta=0,0.04 --seeds 1 2 3, came neither: "
+                f"studies of the package are {study_names('ablate')}"
+            )
+        if not config.seeds:
+            raise UserError("--grid without --study: give the seeds of all arms, such as --seeds 1 2 3")
+        return COMMAND_LINE, StudyFile(grid=grid, seeds=config.seeds)
+    path = study_path(config.study, "ablate")
+    study = load_settings(path, StudyFile, example=EXAMPLE)
+    if twice := [name for name in grid if name in study.grid]:
+        raise UserError(f"--grid {twice[0]}: {path} has a grid over {twice[0]} too: leave it out of one of them")
+    return str(path), replace(study, grid={**study.grid, **grid})
 
 
-def _arm(
-    base: Mapping[str, Any], given: frozenset[str], changes: Sequence[Mapping[str, Any]], *, source: str
-) -> TrainConfig:
+def _arm(base: Mapping[str, Any], given: frozenset[str], fields: Fields, *, source: str) -> TrainConfig:
     """The run of an arm: what base and arm give, over the preset that they name.
 
     An arm on other rows than the base's preset takes nothing of the preset's data, but keeps what the base itself says.
@@ -96,71 +108,56 @@ def _arm(
       base: the study's base, or the file in its place.
       given: the fields of the base that the user gave.
     """
-    values = reduce(merged_values, changes, dict(base))
-    for change in changes:
-        given |= given_keys(change)
+    values = merged_values(base, nested(fields))
     before, data = base.get("data"), values.get("data")
     if isinstance(before, dict) and isinstance(data, dict) and before.get("path") != data.get("path"):
         # a config.yaml has all values, also those of its preset
-        own = {name: value for name, value in data.items() if f"data.{name}" in given}
+        own = {name: value for name, value in data.items() if f"data.{name}" in given | fields.keys()}
         values = {**values, "data": own}
-    return train_config(values, source=source, given=given)
+    return train_config(values, source=source, given=given | fields.keys())
+
+
+def _equal_arms(runs: Mapping[str, Mapping[int, TrainConfig]]) -> Iterator[str]:
+    """Arms that are the same run but for their names."""
+    seen: dict[str, TrainConfig] = {}
+    for arm, by_seed in runs.items():
+        run = replace(next(iter(by_seed.values())), output_dir="")
+        if same := [other for other, of_other in seen.items() if of_other == run]:
+            yield f"arms {same[0]} and {arm} are the same run: leave one of them out"
+        seen[arm] = run
+
+
+def _idle_arms(
+    arms: Mapping[str, Mapping[str, Any]], base: Mapping[str, Any], given: frozenset[str], of_base: str
+) -> Iterator[str]:
+    """Arms that set fields to what they are without them; an arm that sets none is the one to compare with."""
+    without = _arm(base, given, {}, source=of_base)
+    for arm, changes in arms.items():
+        fields = dict(leaves(changes))
+        try:
+            run = _arm(base, given, fields, source=arm)
+        except UserError:  # it needs a value of the grid
+            continue
+        if fields and run == without:
+            yield (
+                f"arm {arm} changes nothing, as {of_base} has {fields_text(fields)} already: leave the arm out, or "
+                f"write `{arm}: {{}}` for the arm to compare with"
+            )
 
 
 def _option_problems(config: AblateConfig, arms: Collection[str], seeds: Collection[int]) -> Iterator[str]:
     """Values of the command's options that the study does not have, or that are given twice."""
     yield from text_problems({"output_dir": (config.output_dir, "a folder for the study")})
+    if config.difference is not None and not 0 < config.difference < math.inf:
+        yield f"--difference {config.difference:g}: expected a positive number of nats per token, or None"
+    if config.dry_run and config.summary_only:
+        yield "--dry-run and --summary-only: give only one of them"
     options: dict[str, tuple[tuple, Collection]] = {"only": (config.only, arms), "seeds": (config.seeds, seeds)}
     for flag, (chosen, known) in options.items():
         for unknown in [name for name in chosen if name not in known]:
             yield f"--{flag} {unknown} is not in the study: choose from {', '.join(map(str, known))}"
         for twice in dict.fromkeys(name for i, name in enumerate(chosen) if name in chosen[:i]):
             yield f"--{flag}: {twice} is given twice"
-
-
-def _file_problems(study: StudyFile) -> Iterator[str]:
-    if not study.arms and not study.grid:
-        yield "neither arms nor grid: give the settings to compare"
-    lists = {"seeds": study.seeds, **{f"grid.{path}": values for path, values in study.grid.items()}}
-    for name, values in lists.items():
-        if not values:
-            yield f"{name} is empty: give one or more values"
-        if any(value in values[:i] for i, value in enumerate(values)):
-            yield f"{name} holds a value twice: give it once"
-        if any(isinstance(value, dict) for value in values):
-            yield f"{name} holds a section: name a single field, such as loss.beta, or make it arms"
-    for arm, changes in study.arms.items():
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", arm):
-            yield f"arms: {arm!r} cannot be a folder's name: use letters, digits, dot, dash and underscore"
-        for twice in [path for path, _ in leaves(changes) if path in study.grid]:
-            yield f"arms.{arm} sets {twice}, which the grid sets too: leave it out of one of them"
-    for name, fields in {**{f"arms.{arm}": changes for arm, changes in study.arms.items()}, "grid": study.grid}.items():
-        for reserved in [path for path in RESERVED_FIELDS if path in fields]:
-            yield f"{name} sets {reserved}, which the study sets: leave it out"
-    names = [name for name, _ in _arms(study)]
-    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
-        yield f"two arms get the folder {name}: write the values of the grid as arms, with your own names"
-
-
-def _arms(study: StudyFile) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Every arm at every point of the grid: its name, such as `no-kl+loss.beta=0.04`, and its changes in order."""
-    for arm, changes in (study.arms or {"base": {}}).items():
-        for point in product(*study.grid.values()):
-            settings = list(zip(study.grid, point))
-            name = "+".join([arm, *(f"{path}={_folder_name(value)}" for path, value in settings)])
-            yield name, [changes, *(_nested(path, value) for path, value in settings)]
-
-
-def _nested(path: str, value: object) -> dict[str, Any]:
-    """`loss.beta` and 0.1 -> {"loss": {"beta": 0.1}}."""
-    first, _, rest = path.partition(".")
-    return {first: _nested(rest, value) if rest else value}
-
-
-def _folder_name(value: object) -> str:
-    """A value as part of a folder's name."""
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    return re.sub(r"[^A-Za-z0-9._,+-]+", "-", text)
 
 
 def _run_problems(run: TrainConfig) -> list[str]:

@@ -21,7 +21,7 @@ CAPTION = (
     "Change of each held-out metric from the first evaluation to the last, mean over seeds ± half the width of its "
     "95 % confidence interval (Student t); after the arrow, the last value. For an arm with one seed, the interval is "
     "over the held-out prompts, paired, for the metrics that are recorded by prompt. Seeds: finished / planned; only "
-    "finished runs count.",
+    "finished runs count. Seconds: median time of a step, mean over seeds with its interval.",
     "Look at the solution log-prob first. Rewards of arms with different coefficients, reductions or terms are not "
     "comparable. Neither are solution log-probs and KLs of arms with different student temperatures, nor KLs by "
     "different estimators.",
@@ -50,20 +50,29 @@ def write_comparison_csv(arms: Mapping[str, Arm], path: Path) -> None:
         writer = csv.writer(file)
         facts = ("arm", "metric", "unit", "seeds", "planned")
         changes = ("first", "last", "change", "ci_low", "ci_high", "ci_over")
-        differences = ("from_first", "from_first_low", "from_first_high", "from_first_seeds")
-        writer.writerow((*facts, *changes, *differences))
+        differences = ("from_first", "from_first_low", "from_first_high", "from_first_seeds", "from_first_questions")
+        tested = ("over_questions_low", "over_questions_high", "p", "p_holm", "certain")
+        writer.writerow((*facts, *changes, *differences, *tested))
         for name, arm in arms.items():
             for quantity in (*QUANTITIES, TRACES):
                 numbers: tuple = ("",) * 6
                 if (change := arm.changes.get(quantity.metric)) is not None:
                     interval = limits(change.change, change.half_width)
                     numbers = (change.first, change.last, change.change, *interval, change.over or "")
-                from_first: tuple = ("",) * 4
+                from_first: tuple = ("",) * 10
                 if (difference := arm.from_first.get(quantity.metric)) is not None:
                     interval = limits(difference.mean, difference.half_width)
-                    from_first = (difference.mean, *interval, difference.seeds)
+                    counts = (difference.seeds, difference.questions)
+                    from_first = (difference.mean, *interval, *counts, *_tested(difference))
                 arm_facts = (name, f"eval/{quantity.metric}", quantity.unit, arm.finished, arm.planned)
                 writer.writerow((*arm_facts, *numbers, *from_first))
+
+
+def _tested(difference: Difference) -> tuple[float | str, ...]:
+    """Limits of the interval over questions, p, p corrected by Holm, and whether the difference is certain."""
+    p_values = ("" if p is None else p for p in (difference.p_value, difference.corrected))
+    certain = "" if difference.corrected is None else str(difference.certain).lower()
+    return (*limits(difference.mean, difference.over_questions), *p_values, certain)
 
 
 def draw_comparison(
@@ -154,12 +163,14 @@ def _header() -> list[str]:
 
 def _cells(arms: Mapping[str, Arm]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table."""
-    header = [*_header(), TRACES.title]
+    header = [*_header(), TRACES.title, "Step, seconds"]
     rows = []
     for name, arm in arms.items():
         cells = [_change_cell(arm.changes.get(quantity.metric), quantity.unit) for quantity in QUANTITIES]
         traces = arm.changes.get(TRACES.metric)
-        rows.append([name, f"{arm.finished}/{arm.planned}", *cells, f"{traces.last:.3f}" if traces else MISSING])
+        of_traces = f"{traces.last:.3f}" if traces else MISSING
+        seconds = mean_cell(*arm.step_seconds, 2, signed=False) if arm.step_seconds else MISSING
+        rows.append([name, f"{arm.finished}/{arm.planned}", *cells, of_traces, seconds])
     return header, rows
 
 
@@ -182,9 +193,10 @@ def _difference_rows(arms: Mapping[str, Arm]) -> list[list[str]]:
 
 def _difference_caption(arms: Mapping[str, Arm]) -> str:
     return (
-        f"The last evaluation of each arm minus that of {next(iter(arms))}: mean over the seeds that both have, "
-        "paired, ± half the width of its 95 % confidence interval (Student t). What is not comparable above is not "
-        "comparable here either."
+        f"The last evaluation of each arm minus that of {next(iter(arms))}: mean over the seeds and held-out questions "
+        "that both have, paired by both, ± half the width of its 95 % confidence interval for other seeds and other "
+        "questions (for other seeds alone where a metric is not recorded by question). What is not comparable above is "
+        "not comparable here either."
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from rlt_jax.configs.presets import load_config
 from rlt_jax.errors import UserError
 from rlt_jax.report.whole_file import whole_file
+from rlt_jax.studies.comparable import REWARD
 from rlt_jax.studies.comparison import Evaluations, compare, read_run
 from rlt_jax.studies.comparison_report import comparison_markdown, draw_comparison, write_comparison_csv
 from rlt_jax.studies.outcome_report import CAPTION, draw_outcomes, table_markdown, write_outcome_csv
@@ -29,7 +30,8 @@ def summarise(works: Sequence[Path], out: Path) -> None:
         raise UserError("--summary: no stage has finished in any of these folders")
     parts = [table_markdown(table) for table in tables]
     if runs := read_runs(works):
-        arms = compare(runs, {arm: len(works) for arm in runs})
+        planned = {arm: len(works) for arm in runs}
+        arms = compare(runs, planned, apart={"no-kl": (REWARD,)})  # its reward has no KL term
         parts.insert(2, f"## RLT\n\n{comparison_markdown(arms)}\n![Held-out metrics over steps](rlt.png)\n")
         with whole_file(out / "rlt.csv", "the summary") as path:
             write_comparison_csv(arms, path)

@@ -1,4 +1,4 @@
-"""Find the study file that `--study` names."""
+"""Find the study file that `--study` names, and the base that `--base` names."""
 
 from pathlib import Path
 from typing import Literal
@@ -17,10 +17,28 @@ def study_path(study: str, command: Literal["ablate", "pipeline"]) -> Path:
     Raises:
       UserError: there is neither.
     """
-    shipped = {path.stem: path for path in (STUDIES / command).glob("*.yaml")}
-    if study in shipped:
-        return shipped[study]
-    if not Path(study).is_file():
-        names, hint = ", ".join(sorted(shipped)), did_you_mean(study)
-        raise UserError(f"--study {study}: {hint}expected a YAML file, or one of the package's: {names}")
-    return Path(study)
+    return _named("--study", study, STUDIES / command)
+
+
+def base_path(base: str) -> Path:
+    """The file of a base that takes the place of an ablation study's: the package's of this name, else the path.
+
+    Raises:
+      UserError: there is neither.
+    """
+    return _named("--base", base, STUDIES / "bases")
+
+
+def study_names(command: Literal["ablate", "pipeline"]) -> str:
+    """The names of the package's studies, for a message."""
+    return ", ".join(sorted(path.stem for path in (STUDIES / command).glob("*.yaml")))
+
+
+def _named(flag: str, name: str, folder: Path) -> Path:
+    shipped = {path.stem: path for path in folder.glob("*.yaml")}
+    if name in shipped:
+        return shipped[name]
+    if not Path(name).is_file():
+        names, hint = ", ".join(sorted(shipped)), did_you_mean(name)
+        raise UserError(f"{flag} {name}: {hint}expected a YAML file, or one of the package's: {names}")
+    return Path(name)

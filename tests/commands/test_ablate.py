@@ -10,11 +10,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rlt_jax import ablate as ablate_command
 from rlt_jax.configs import load_config
-from rlt_jax.studies.ablation import is_finished
+from rlt_jax.evals.crossed import crossed
+from rlt_jax.studies.run_states import is_finished
 
 pytestmark = pytest.mark.slow
 
@@ -78,7 +80,7 @@ def interrupted(study) -> tuple[Path, tuple, int, str]:
         said = []
         for printed in process.stdout:
             said.append(printed)
-            if printed.startswith("paper, seed 1: step 2/2  reward"):
+            if printed.startswith("paper, seed 1: step 1/2  reward"):  # early: on a busy machine the signal comes late
                 process.send_signal(signal.SIGINT)
     return folder, flags, process.returncode, "".join(said)
 
@@ -146,11 +148,46 @@ def test_the_table_is_that_of_the_runs(done):
             assert (ours["seeds"], ours["planned"], ours["ci_over"]) == ("2", "2", "seeds")
     assert records["paper", LOGP]["first"] == records["no-kl", LOGP]["first"]  # same model, same prompts, same seeds
     assert records["broken", LOGP]["seeds"] == "0"
+    first, second = (by_question(folder / arm, LOGP.removeprefix("eval/component/")) for arm in ("paper", "no-kl"))
+    expected = crossed(second - first)
+    ours = records["no-kl", LOGP]
+    assert float(ours["from_first"]) == pytest.approx(expected.mean, abs=1e-9)
+    assert float(ours["from_first_high"]) == pytest.approx(expected.mean + expected.over_both, abs=1e-9)
+    assert float(ours["p"]) == pytest.approx(expected.p_value, rel=1e-6) and ours["certain"] == "false"
+    assert (ours["from_first_seeds"], ours["from_first_questions"]) == ("2", "8")
+    assert records["no-kl", "eval/reward"]["from_first"] == ""  # other weights
+    facts = json.loads((folder / "comparison.json").read_text())
+    numbers = facts["arms"]["no-kl"]["differences"][LOGP.removeprefix("eval/")]
+    assert (numbers["mean"], numbers["p_holm"]) == pytest.approx((expected.mean, expected.p_value), rel=1e-6, abs=1e-9)
+    assert facts["runs"]["broken"]["1"] == {"state": "not begun", "steps": 0, "note": ""}
     markdown = (folder / "comparison.md").read_text()
     assert markdown.startswith("| arm | seeds | Solution log-prob, nats per token | Reward, nats, weighted |")
-    assert "| broken | 0/2 | – |" in markdown and "not comparable" in markdown
+    assert "| broken | 0/2 | – |" in markdown and "not comparable: reward (reward.kl_penalty_reward_coeff)" in markdown
+    assert "- broken, seeds 1, 2: not begun" in markdown and "## Which differences are certain" in markdown
     assert markdown.partition("\n![")[0] in printed
     assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def by_question(arm: Path, name: str) -> np.ndarray:
+    """The last values of a quantity, f64[2 seeds, 8 questions]."""
+    return np.array(
+        [[line[name] for line in lines(arm / f"seed-{seed}" / "eval.jsonl") if line["step"] == 2] for seed in (1, 2)]
+    )
+
+
+def test_a_dry_run_knows_the_hours_of_finished_arms_and_writes_nothing(done, main, capsys):
+    folder, flags, *_ = done
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(SystemExit) as end:
+        main(ablate_command, *flags, "--dry-run")
+    assert end.value.code == 1
+    printed = capsys.readouterr().out
+    assert "Arms: 3, seeds: 2 (1, 2), runs in" in printed and "4 are finished and 2 are to train" in printed
+    assert "| paper | 0 | – | 0 | – |" in printed and "| broken | 2 | – | unknown | – |" in printed
+    assert "- broken cannot run: expected a model's folder" in printed
+    assert "| no-kl |  | 0.0 |" in printed  # the teacher is that of the first arm
+    main(ablate_command, *flags, "--dry-run", "--only", "paper", "no-kl")  # exit code 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_with_one_seed_the_interval_is_over_prompts(done):
@@ -197,6 +234,8 @@ def test_a_failing_arm_is_reported_and_does_not_stop_the_others(done, study, tmp
     assert f"see {tmp_path}/out/broken/seed-2.log" in ended.stderr
     assert "[2/2] paper, seed 2: already finished" in ended.stdout
     assert "| paper | 2/2 | " in ended.stdout and "| broken | 0/2 | – |" in ended.stdout
+    assert "- broken, seed 2: failed at step 0 of 2: exit code 2 (error: expected a model's folder" in ended.stdout
+    assert "- broken, seed 1: not begun" in (tmp_path / "out" / "comparison.md").read_text()
     assert table(tmp_path / "out")["paper", LOGP] == table(folder)["paper", LOGP]
 
 
@@ -267,6 +306,7 @@ ASKED = {
         "leave out --summary-only to train them",
     ),
     "a seed twice": (("--seeds", 1, 1), "--seeds: 1 is given twice"),
+    "a grid of nothing": (("--grid", "loss.beta"), "--grid loss.beta: expected FIELD=VALUES, such as loss.beta=0,0.04"),
 }
 
 

@@ -62,6 +62,11 @@ def test_scalars_are_those_of_yaml_1_2(tmp_path):
 REFUSED = [
     ("learning_rat: 1", "{path}: learning_rat: no such field: did you mean learning_rate?"),
     ("data: {paht: x}", "{path}: data.paht: no such field: did you mean data.path?"),
+    ("beta: 0", "{path}: beta: no such field: did you mean loss.beta?"),
+    ("data: {lr_scheduler: cosine}", "{path}: data.lr_scheduler: no such field: did you mean optimizer.lr_scheduler?"),
+    ("reduction_kls: [mean]", "{path}: reduction_kls: no such field: did you mean reward.reduction_kl?"),
+    ("loss: {max_stepz: 1}", "{path}: loss.max_stepz: no such field: did you mean max_steps?"),
+    ("loss.beta: 0", "{path}: loss.beta: expected a section here: write loss: {{beta: ...}}"),
     ("zzz: 1", "{path}: zzz: no such field: --help lists all fields"),
     ("1: 2", "{path}: 1: no such field: --help lists all fields"),
     ('max_steps: "300"', "{path}: max_steps='300': expected a whole number"),

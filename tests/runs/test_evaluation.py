@@ -16,6 +16,7 @@ from rlt_jax.runs.evaluation import (
     evaluation_results,
     is_evaluated,
     read_changes,
+    read_values,
     write_records,
 )
 from rlt_jax.sampling.native import NativeSampler
@@ -115,6 +116,14 @@ def test_without_two_common_rows_of_two_steps_there_is_no_change(tmp_path, first
     write(tmp_path, 4, {1: 1.0, 2: 1.0})
     write(tmp_path, 6, {1: 1.0, 3: 1.0})
     assert read_changes(tmp_path, ("reward",), first=first, last=last) == {}
+
+
+def test_values_of_a_step_are_by_row(tmp_path):
+    write_records(tmp_path, 0, [{"row": 3, "reward": 9.0}])
+    records = [{"row": 3, "reward": 1.0, "a/mean": 2}, {"row": 7, "reward": float("nan")}, {"row": 8, "reward": 3.0}]
+    write_records(tmp_path, 4, records)
+    assert read_values(tmp_path, ("reward", "a/mean", "b"), step=4) == {"reward": {3: 1.0, 8: 3.0}, "a/mean": {3: 2.0}}
+    assert read_values(tmp_path / "nowhere", ("reward",), step=4) == {}
 
 
 def test_a_run_without_evaluations_has_no_changes(tmp_path):

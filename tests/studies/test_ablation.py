@@ -181,7 +181,76 @@ REFUSED = {
     "no such arm": (GOOD, {"only": ("b",)}, "--only b is not in the study: choose from a"),
     "no such seed": (GOOD, {"seeds": (1, 4)}, "--seeds 4 is not in the study: choose from 1"),
     "an asked seed twice": (GOOD, {"seeds": (1, 1, 1)}, "--seeds: 1 is given twice"),
-    "no such base": (GOOD, {"base": "/no/such.yaml"}, "cannot read the configuration file /no/such.yaml"),
+    "no such base": (
+        GOOD,
+        {"base": "/no/such.yaml"},
+        "--base /no/such.yaml: expected a YAML file, or one of the package's: legs",
+    ),
+    "a field of another section": (
+        "arms: {a: {beta: 0}}\nseeds: [1]",
+        {},
+        "arm a: beta: no such field: did you mean loss.beta?",
+    ),
+    "mistakes in several arms": (
+        "arms: {a: {loss: {bata: 0}}, b: {num_generations: 7}}\nseeds: [1]",
+        {},
+        "arm a: loss.bata: no such field: did you mean loss.beta?\n",
+    ),
+    "mistakes in several arms, the later ones too": (
+        "arms: {a: {loss: {bata: 0}}, b: {num_generations: 7}}\nseeds: [1]",
+        {},
+        "arm b: num_generations=7 does not divide train_batch_size=64",
+    ),
+    "equal arms": ("arms: {a: {}, b: {}}\nseeds: [1]", {}, "arms a and b are the same run: leave one of them out"),
+    "equal arms in two ways of writing": (
+        "arms: {a: {loss.beta: 0}, b: {loss: {beta: 0.0}}}\nseeds: [1]",
+        {},
+        "arms a and b are the same run",
+    ),
+    "an arm that changes nothing": (
+        "base: {preset: tiny, loss: {beta: 0.1}}\narms: {a: {loss.beta: 0.1, temperature: 0.7}}\nseeds: [1]",
+        {},
+        "base has loss.beta=0.1, temperature=0.7 already: leave the arm out, or write `a: {}` for the arm to compare",
+    ),
+    "an arm that changes nothing, beside a grid": (
+        "arms: {a: {loss.beta: 0.04}}\ngrid: {temperature: [0.5, 1]}\nseeds: [1]",
+        {},
+        "arm a changes nothing, as ",
+    ),
+    "a field in two ways": (
+        "arms: {a: {loss.beta: 0, loss: {beta: 1}}}\nseeds: [1]",
+        {},
+        "arms.a sets loss.beta in two ways: give it once",
+    ),
+    "a section and a field of it": (
+        "arms: {a: {loss.beta: 0, loss: 1}}\nseeds: [1]",
+        {},
+        "arms.a sets loss and a field of it: give loss as a section, or single fields",
+    ),
+    "no value, as Python has it": (
+        "arms: {a: {reference: None}}\nseeds: [1]",
+        {},
+        "arms.a sets reference to the text 'None': write null for no value",
+    ),
+    "a field with a dot in the base": (
+        GOOD + "base: {preset: tiny, loss.beta: 0}",
+        {},
+        "base: loss.beta: expected a section here: write loss: {beta: ...}",
+    ),
+    "accepting changes": ("arms: {a: {accept_changes: true}}\nseeds: [1]", {}, "arms.a sets accept_changes, which the"),
+    "a difference of nothing": (GOOD, {"difference": 0.0}, "--difference 0: expected a positive number of nats"),
+    "a dry run of nothing": (GOOD, {"dry_run": True, "summary_only": True}, "--dry-run and --summary-only: give only"),
+    "a field in both grids": (
+        "grid: {loss.beta: [0]}\nseeds: [1]",
+        {"grid": ("loss.beta=1",)},
+        "--grid loss.beta: ",
+    ),
+    "a type on the command line": (GOOD, {"grid": ("loss.beta=high",)}, "arm a+loss.beta=high: loss.beta='high': exp"),
+    "a list that is none": (
+        GOOD,
+        {"grid": ("reward.reduction_kl=mean,max",)},
+        "reward.reduction_kl='mean': expected a list",
+    ),
 }
 
 
@@ -190,6 +259,64 @@ def test_mistakes_are_named(study, text, options, message):
     with pytest.raises(UserError) as error:
         study(text, **options)
     assert message in str(error.value)
+
+
+WITHOUT_STUDY = {
+    "neither": ({}, "expected --study NAME, or a grid such as --grid loss.beta=0,0.04 --seeds 1 2 3, came neither: "),
+    "no seeds": ({"grid": ("loss.beta=0",)}, "--grid without --study: give the seeds of all arms, such as --seeds 1 2"),
+    "a seed twice": ({"grid": ("loss.beta=0",), "seeds": (1, 1)}, "--grid: seeds holds a value twice: give it once"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), WITHOUT_STUDY.values(), ids=WITHOUT_STUDY.keys())
+def test_mistakes_without_a_study_are_named(options, message):
+    with pytest.raises(UserError) as error:
+        study_runs(AblateConfig(output_dir="out", **options))
+    assert str(error.value).startswith(message)
+
+
+def test_a_grid_of_the_command_line_alone():
+    options = ("loss.beta=0,0.04", "reward.normalize-kl=None,exp", "optimizer.lr_scheduler=[constant]")
+    runs = study_runs(AblateConfig(output_dir="out", grid=options, seeds=(1, 5)))
+    assert list(runs) == [
+        f"base+loss.beta={beta}+reward.normalize_kl={norm}+optimizer.lr_scheduler=constant"
+        for beta in ("0", "0.04")
+        for norm in ("None", "exp")
+    ]
+    first = next(iter(runs.values()))
+    assert list(first) == [1, 5] and (first[5].loss.beta, first[5].reward.normalize_kl) == (0.0, None)
+
+
+def test_a_grid_of_the_command_line_over_the_arms_of_a_study(study):
+    runs = study("arms: {a: {}, b: {loss.beta: 0}}\nseeds: [1]", grid=("reward.use_schulman_kl_estimation=True,False",))
+    assert [(run[1].loss.beta, run[1].reward.use_schulman_kl_estimation) for run in runs.values()] == [
+        *((0.04, True), (0.04, False)),
+        *((0.0, True), (0.0, False)),
+    ]
+
+
+def test_arms_that_are_not_asked_for_may_be_equal(study):
+    assert set(study("arms: {a: {}, b: {}, c: {loss.beta: 0}}\nseeds: [1]", only=("a", "c"))) == {"a", "b", "c"}
+
+
+def test_the_study_of_rewards_changes_rewards_alone():
+    runs = study_runs(AblateConfig(study="rewards", output_dir="out"))
+    paper = runs["paper"][1]
+    assert paper == replace(
+        TINY, seed=1, output_dir="out/paper/seed-1", save_steps=0, checkpoint=replace(TINY.checkpoint, export=False)
+    )
+    assert len(runs) == 8 and all(list(of_arm) == [1, 2, 3] for of_arm in runs.values())
+    for arm, of_arm in runs.items():
+        changed = changed_fields(of_arm[1], paper)
+        assert all(name.startswith("reward.") for name in changed) and bool(changed) == (arm != "paper")
+
+
+def test_the_study_of_rewards_on_the_base_of_the_lab():
+    runs = study_runs(AblateConfig(study="rewards", base="legs", output_dir="out"))
+    paper = runs["paper"][2]
+    assert (paper.teacher, paper.student) == ("runs/legs/seed-1/warmup/final", "runs/legs/seed-1/reward-student/final")
+    assert (paper.data.eval_rows, paper.max_steps, paper.questions_per_step) == (256, 150, 16)
+    assert runs["as-text"][2].reward.student_tokens == "text"
 
 
 def test_no_such_study():

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from rlt_jax.evals.crossed import crossed, holm
 from rlt_jax.report.paired import paired_change
-from rlt_jax.studies.comparison import Change, Evaluations, compare, read_evaluations
+from rlt_jax.studies.comparison import Change, Evaluations, compare, read_evaluations, read_run, step_seconds
 from rlt_jax.studies.comparison_report import comparison_markdown
-from tests.studies.arms import LOGP, PLANNED, RUNS, run
+from tests.studies.arms import LOGP, PLANNED, RUNS, asked, run, study
 
 
 def test_changes_over_seeds_by_hand():
@@ -57,6 +58,59 @@ def test_without_a_common_seed_there_is_no_difference():
     assert arms["b"].from_first == {} and "b − a" not in comparison_markdown(arms)
 
 
+def test_differences_are_paired_by_seed_and_question():
+    """The questions that all runs of both arms have, the seeds that both arms have, whatever their order."""
+    table = np.random.default_rng(0).normal(size=(3, 5))
+    base, other = asked(np.zeros((3, 5))), asked(table)
+    del base[1].by_question[LOGP][4], base[0].by_question[LOGP][0]  # seed 1 is not in the other arm
+    other.reverse()
+    found = compare({"a": base, "b": other[:2]}, {"a": 3, "b": 3})["b"].from_first[LOGP]
+    expected = crossed(table[1:, :4])
+    assert (found.seeds, found.questions) == (2, 4)
+    numbers = (found.mean, found.half_width, found.over_questions, found.p_value)
+    assert numbers == pytest.approx((expected.mean, expected.over_both, expected.over_questions, expected.p_value))
+
+
+def test_a_metric_that_one_run_lacks_by_question_is_compared_by_seed():
+    base, other = asked(np.zeros((3, 5))), asked(np.ones((3, 5)) * np.array([[1.0], [2.0], [3.0]]))
+    other[1].by_question.clear()
+    found = compare({"a": base, "b": other}, {"a": 3, "b": 3})["b"].from_first[LOGP]
+    assert (found.mean, found.questions, found.over_questions) == (2.0, 0, None)
+    assert found.half_width == pytest.approx(4.30265 / 3**0.5, rel=1e-5)
+
+
+def test_arms_without_a_common_question_are_not_compared():
+    base, other = asked(np.zeros((3, 2))), asked(np.ones((3, 2)))
+    for run_of_other in other:
+        values = run_of_other.by_question[LOGP]
+        run_of_other.by_question[LOGP] = {row + 100: value for row, value in values.items()}
+    assert compare({"a": base, "b": other}, {"a": 3, "b": 3})["b"].from_first == {}
+
+
+def test_certain_is_what_holds_for_other_seeds_after_the_correction_for_all_arms():
+    rng = np.random.default_rng(1)
+    noise = rng.normal(size=(3, 40))
+    of_seeds = np.array([[-1.0], [0.0], [1.0]])  # as large as the effect: over the questions alone it looks certain
+    arms = study(clear=2.0 + 0.1 * noise, open=1.0 + of_seeds + 0.1 * noise, none=0.1 * (noise - noise.mean()))
+    found = {name: arm.from_first[LOGP] for name, arm in arms.items() if arm.from_first}
+    assert [found[name].certain for name in ("clear", "open", "none")] == [True, False, False]
+    assert abs(found["open"].mean) > found["open"].over_questions
+    corrected = holm([difference.p_value for difference in found.values()])
+    assert [difference.corrected for difference in found.values()] == corrected
+
+
+def test_one_seed_is_never_certain():
+    runs = {"a": asked(np.zeros((1, 9)), seeds=(1,)), "b": asked(np.arange(100.0, 109.0)[None], seeds=(1,))}
+    found = compare(runs, {"a": 1, "b": 1})["b"].from_first[LOGP]
+    assert (found.mean, found.half_width, found.p_value, found.certain) == (104.0, None, None, False)
+    assert found.over_questions == pytest.approx(2.30600 * np.std(range(9), ddof=1) / 3, rel=1e-5)
+
+
+def test_what_measures_something_else_is_not_compared():
+    runs = {"a": asked(np.zeros((3, 5))), "b": asked(np.ones((3, 5)))}
+    assert compare(runs, {"a": 3, "b": 3}, apart={"b": {LOGP: "why"}})["b"].from_first == {}
+
+
 def write_metrics(folder, records: list[dict]) -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
@@ -72,3 +126,19 @@ def test_evaluations_are_read_from_a_run(tmp_path):
     assert read_evaluations(tmp_path, last=2) == {"reward": {0: -1.0, 2: -0.5}, "match_rate": {0: 0.5}}
     assert read_evaluations(tmp_path, last=4) == {}  # not finished
     assert read_evaluations(tmp_path / "nowhere", last=2) == {}
+
+
+def test_a_run_is_read_with_its_questions_and_its_time(tmp_path):
+    seconds = [{"step": step, "time": 0.0, "seconds/step": taken} for step, taken in ((1, 90.0), (2, 3.0), (3, 5.0))]
+    evaluations = [{"step": step, "time": 0.0, "eval/reward": -1.0} for step in (0, 3)]
+    write_metrics(tmp_path, [*evaluations[:1], *seconds, *evaluations[1:]])
+    lines = [
+        {"step": step, "row": row, "reward": float(step + row), "thought_kl/mean": None if row else 0.5}
+        for step in (0, 3)
+        for row in (0, 1)
+    ]
+    (tmp_path / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read_run(tmp_path, last=3, seed=7)
+    assert (found.seed, found.step_seconds) == (7, 4.0)  # without the first step, which compiled
+    assert found.by_question == {"reward": {0: 3.0, 1: 4.0}, "component/thought_kl/mean": {0: 0.5}}
+    assert step_seconds(tmp_path / "nowhere") is None

@@ -25,11 +25,11 @@ def test_the_table_word_by_word():
     assert text.splitlines()[:5] == [
         "| arm | seeds | Solution log-prob, nats per token | Reward, nats, weighted | Explanation KL, nats per token "
         "| Completion length, tokens | Copy rate, share | Repeat rate, share | Match rate, share "
-        "| Copy rate of the traces |",
-        "| :-- | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
-        "| paper | 3/3 | +1.000 ± 1.242 → -0.500 | – | – | – | +0.067 ± 0.287 → 0.100 | – | – | 0.250 |",
-        "| no-kl | 1/2 | -0.250 ± 0.621 → -1.250 | – | – | +5.0 → 15.0 | – | – | – | – |",
-        "| none yet | 0/2 | – | – | – | – | – | – | – | – |",
+        "| Copy rate of the traces | Step, seconds |",
+        "| :-- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |",
+        "| paper | 3/3 | +1.000 ± 1.242 → -0.500 | – | – | – | +0.067 ± 0.287 → 0.100 | – | – | 0.250 | 2.00 ± 2.48 |",
+        "| no-kl | 1/2 | -0.250 ± 0.621 → -1.250 | – | – | +5.0 → 15.0 | – | – | – | – | – |",
+        "| none yet | 0/2 | – | – | – | – | – | – | – | – | – |",
     ]
     assert "Rewards of arms with different coefficients, reductions or terms are not comparable." in text
     assert "\n\n".join(CAPTION) + "\n\n| arm | seeds |" in text
@@ -72,7 +72,8 @@ def test_the_numbers_in_full(tmp_path):
     assert by_name["none yet", "eval/reward"]["change"] == ""
     differs = by_name["no-kl", f"eval/{LOGP}"]
     assert (differs["from_first"], differs["from_first_low"], differs["from_first_seeds"]) == ("-0.75", "", "1")
-    assert logp["from_first"] == ""
+    assert (differs["from_first_questions"], differs["p"], differs["certain"]) == ("0", "", "")
+    assert logp["from_first"] == logp["p_holm"] == ""
 
 
 def test_the_picture_has_a_line_and_a_band_per_arm(tmp_path):

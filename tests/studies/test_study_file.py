@@ -3,10 +3,12 @@
 import pytest
 
 from rlt_jax.errors import UserError
-from rlt_jax.studies.study_file import study_path
+from rlt_jax.studies.study_file import base_path, study_names, study_path
 
 
-@pytest.mark.parametrize(("command", "name"), [("ablate", "paper"), ("pipeline", "tiny"), ("pipeline", "lab-legs")])
+@pytest.mark.parametrize(
+    ("command", "name"), [("ablate", "paper"), ("ablate", "rewards"), ("pipeline", "tiny"), ("pipeline", "lab-legs")]
+)
 def test_studies_of_the_package_have_names(command, name):
     path = study_path(name, command)
     assert path.is_file() and path.parts[-4:] == ("assets", "studies", command, f"{name}.yaml")
@@ -23,9 +25,17 @@ def test_a_file_of_ones_own(tmp_path):
     assert study_path(str(tmp_path / "mine.yaml"), "pipeline") == tmp_path / "mine.yaml"
 
 
-@pytest.mark.parametrize(("command", "known"), [("ablate", "paper"), ("pipeline", "lab, lab-legs, tiny")])
+@pytest.mark.parametrize(("command", "known"), [("ablate", "paper, rewards"), ("pipeline", "lab, lab-legs, tiny")])
 def test_neither(command, known, tmp_path):
     for study in ("pap", str(tmp_path)):
         with pytest.raises(UserError) as error:
             study_path(study, command)
         assert str(error.value) == f"--study {study}: expected a YAML file, or one of the package's: {known}"
+
+
+def test_bases_of_the_package_have_names_and_are_no_studies(tmp_path):
+    assert base_path("legs").parts[-3:] == ("studies", "bases", "legs.yaml")
+    assert study_names("ablate") == "paper, rewards"
+    with pytest.raises(UserError) as error:
+        base_path(str(tmp_path))
+    assert str(error.value) == f"--base {tmp_path}: expected a YAML file, or one of the package's: legs"
