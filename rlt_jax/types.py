@@ -23,6 +23,13 @@ ScoringModel = Literal["student", "teacher"]  # whose log-probs a reward may rea
 Attention = Literal["cudnn", "flash-attn3", "rows", "masked"]
 StudentTokens = Literal["ids", "text"]  # the student reads the teacher's token ids, or its text in tokens of its own
 Reduction = Literal["mean", "sum", "min", "max", "median", "first_quartile", "last_quartile"]  # of a span's tokens
+PolicyKind = Literal["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo", "gmpo"]  # of policy loss
+AdvantageScale = Literal["group", "batch", "none"]  # whose standard deviation divides an advantage
+AdvantageBaseline = Literal["mean", "leave_one_out"]  # of its group, that an advantage is measured from
+RewardAggregation = Literal["sum_then_normalize", "normalize_then_sum"]  # of reward components
+ImportanceCorrection = Literal["none", "token", "sequence", "sequence_mean"]  # of sampler and policy
+OutsideBounds = Literal["truncate", "mask"]  # what becomes of an importance weight outside its bounds
+RatioLevel = Literal["token", "sequence"]  # whose probability a policy ratio compares
 Likelihood = Literal["logp", "logp_per_token", "prob", "prob_per_token"]  # of a solution under the student
 Normalization = Literal["exp", "exp_norm"]  # of a token's value x: exp(x), or 1 - exp(-x)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rlt_jax.configs import LossConfig
-from rlt_jax.losses import grpo_loss, importance_weights, sft_loss
+from rlt_jax.losses import importance_weights, policy_loss, sft_loss
 from rlt_jax.segments import Layout
 from rlt_jax.types import Array, TrainBatch
 
@@ -22,7 +22,7 @@ class Diagnostics(NamedTuple):
 def grpo_objective(
     config: LossConfig, *, compare_sampler: bool = True
 ) -> Callable[[jax.Array, TrainBatch], tuple[jax.Array, Diagnostics]]:
-    """`losses.grpo_loss` with the settings of `config`, of the policy's log-probs f32[B, T] and their TrainBatch.
+    """`losses.policy_loss` with the settings of `config`, of the policy's log-probs f32[B, T] and their TrainBatch.
 
     The loss is one of rows: a token that several completions share counts in each, with its advantage.
 
@@ -54,12 +54,13 @@ def grpo_objective(
                 correction=config.importance_correction,
                 cap=config.importance_cap,
             )
-        loss, aux = grpo_loss(
+        loss, aux = policy_loss(
             logps,
             jax.lax.stop_gradient(logps),
             batch.ref_logps,
             batch.advantages,
             batch.row_mask,
+            epsilon_low=None,
             beta=config.beta,
             token_weights=weights,
         )

@@ -11,7 +11,7 @@ import pytest
 from rlt_jax.batching import pad_rows
 from rlt_jax.learner.backward import make_layerwise_accumulate
 from rlt_jax.learner.objective import SftBatch
-from rlt_jax.losses import grpo_loss, sft_loss
+from rlt_jax.losses import policy_loss, sft_loss
 from rlt_jax.models import Model, ModelConfig, Params, build_model, init_model
 from rlt_jax.segments import MicroBatch, Tree
 
@@ -79,7 +79,8 @@ def full_batch(ids: np.ndarray) -> SftBatch:
 
 
 def grpo(logps, batch):
-    loss, aux = grpo_loss(logps, jax.lax.stop_gradient(logps), batch.ref_logps, batch.advantages, batch.mask, beta=0.04)
+    old = jax.lax.stop_gradient(logps)
+    loss, aux = policy_loss(logps, old, batch.ref_logps, batch.advantages, batch.mask, epsilon_low=None, beta=0.04)
     return loss, {"loss": loss, "kl": aux["kl"], "logps": logps}
 
 
