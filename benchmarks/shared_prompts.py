@@ -33,8 +33,8 @@ from rlt_jax.device.jax_setup import use_compilation_cache
 from rlt_jax.device.monitor import PeakMonitor
 from rlt_jax.errors import run_command
 from rlt_jax.learner.backward import make_layerwise_accumulate
-from rlt_jax.learner.objective import grpo_objective
-from rlt_jax.learner.step import grpo_batches, sum_gradients
+from rlt_jax.learner.objective import policy_objective
+from rlt_jax.learner.step import LossRows, grpo_batches, sum_gradients
 from rlt_jax.models import Params, batches_for, dtype_of, init_model
 from rlt_jax.models.attention import kernel_name
 from rlt_jax.rewards.logprobs import batched_logprobs
@@ -93,19 +93,21 @@ def main(
     layouts |= {f"{kernel}, {n}": batches_for(model.config, dtype_of(params), ids, tokens=n) for n in tokens}
     accumulate = make_layerwise_accumulate(
         model,
-        grpo_objective(LossConfig()),
+        policy_objective(LossConfig()),
         temperature=0.7,
         chunk=chunk,
         saved_attention=saved_attention,
         saved_mlp=saved_mlp,
     )
-    zeros, sampled = [np.zeros(len(row), np.float32) for row in ids], [np.full(n, -11.0, np.float32) for n in own]
+    loss_rows = LossRows(
+        [np.full(n, -11.0, np.float32) for n in own], advantages, [np.zeros(n, np.float32) for n in own]
+    )
 
     def score(batches: Sequence[MicroBatch], wanted: Sequence[np.ndarray] | None) -> list[np.ndarray]:
         return batched_logprobs(model, params, ids, batches, temperature=0.7, chunk=chunk, wanted=wanted)
 
     def update(batches: Sequence[MicroBatch]) -> tuple[Params, dict[str, jax.Array]]:
-        step = grpo_batches(ids, own, zeros, sampled, advantages, batches=batches, longest=completion)
+        step = grpo_batches(ids, loss_rows, batches=batches, longest=completion)
         return jax.block_until_ready(sum_gradients(accumulate, params, step))
 
     table: list[dict] = []

@@ -34,8 +34,8 @@ from rlt_jax.device.jax_setup import use_compilation_cache
 from rlt_jax.device.monitor import PeakMonitor
 from rlt_jax.errors import run_command
 from rlt_jax.learner.backward import make_layerwise_accumulate
-from rlt_jax.learner.objective import grpo_objective
-from rlt_jax.learner.step import grpo_batches, zero_gradients
+from rlt_jax.learner.objective import policy_objective
+from rlt_jax.learner.step import LossRows, grpo_batches, zero_gradients
 from rlt_jax.models import Model, ModelConfig, Params, forward_flops, init_model, load_model
 from rlt_jax.rewards.logprobs import batched_logprobs
 from rlt_jax.segments import MicroBatch, Tree
@@ -91,7 +91,7 @@ def main(
             size, attention, mlp = map(int, re.fullmatch(r"(\d+):(\d+),(\d+)", text).groups())  # type: ignore[union-attr]
             accumulate = make_layerwise_accumulate(
                 net,
-                grpo_objective(LossConfig()),
+                policy_objective(LossConfig()),
                 temperature=0.7,
                 chunk=chunk,
                 saved_attention=attention,
@@ -126,12 +126,10 @@ def micro_batch(config: ModelConfig, size: int, tokens: int, completion: int | N
     """Random tokens; the last `completion` of every row are trained on, or all but the first."""
     trained = tokens - 1 if completion is None else completion
     advantages = np.random.default_rng(1).normal(size=size).astype(np.float32)
+    logps = [np.full(trained, -11.0, np.float32)] * size
     ((batch, _),) = grpo_batches(
         random_rows(config, size, tokens),
-        [trained] * size,
-        [np.full(tokens, -11.0, np.float32)] * size,
-        [np.full(trained, -11.0, np.float32)] * size,
-        advantages,
+        LossRows(logps, advantages, logps),
         batches=[rows_alone(size, tokens)],
         longest=trained,
     )

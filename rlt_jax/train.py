@@ -11,7 +11,6 @@ Departures from the original:
 import logging
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -20,25 +19,24 @@ from rlt_jax.configs import TrainConfig, check_config, parse_train_args, run_or_
 from rlt_jax.device.placement import to_device
 from rlt_jax.errors import command
 from rlt_jax.finite import NotFinite
-from rlt_jax.models import Params
+from rlt_jax.models import Params, Work
 from rlt_jax.report.curves import draw_curves_or_warn
 from rlt_jax.report.paired import print_summary
 from rlt_jax.report.step_lines import latest_lines
 from rlt_jax.report.writer import COMPLETIONS_FILE, METRICS_FILE
-from rlt_jax.rewards.records import rollout_metrics
 from rlt_jax.rewards.rlt import RewardFn
-from rlt_jax.rewards.scorer import Scored
 from rlt_jax.runs.announce import evaluated_rows
+from rlt_jax.runs.batch import Batch, rows_of, turn_of
 from rlt_jax.runs.chats import show_chat
 from rlt_jax.runs.evaluation import SOLUTION_LOGP, evaluation_requests, evaluation_results, read_changes
 from rlt_jax.runs.machine import on_this_machine
+from rlt_jax.runs.open_rlt import open_rlt
 from rlt_jax.runs.own_reward import pinned
-from rlt_jax.runs.rlt import Rlt, open_rlt
+from rlt_jax.runs.rlt import Rlt
 from rlt_jax.runs.session import Session, open_session
-from rlt_jax.runs.work import StepWork, by_phase
+from rlt_jax.runs.step_metrics import step_metrics
 from rlt_jax.sampling.base import Sampler
 from rlt_jax.stops import StopRequested
-from rlt_jax.types import Completion
 
 log = logging.getLogger("rlt_jax")
 
@@ -63,54 +61,52 @@ def train(config: TrainConfig, *, reward_fn: RewardFn | None = None) -> Path:
             rlt.params, like=rlt.state_like(), fresh=rlt.fresh_state, max_steps=config.max_steps
         )
         rlt.watch.restore(latest_lines(session.folder / METRICS_FILE))
+        key = session.facts.get("batch", "")  # of a batch on disk, while a draw is used for several steps
+        batch = rlt.read_batch(turn_of(config, session.start_step + 1), key)
         state = rlt.set_aside(state)
         sampler = rlt.open_sampler(state.params, version=session.start_step)
         try:
             if session.owes_evaluation():
                 evaluate(session, rlt, sampler, state.params, reference, step=session.start_step)
-
             for step in session.steps():
-                prompts, requests = rlt.requests(step)
-                with session.phase("generate"):
-                    groups = rlt.generate(
-                        sampler, requests, state.params, name=str(step), on_progress=session.show_tokens
-                    )
-                    sampler.sleep()  # without weights, so that the models have the device
-                    completions = [completion for group in groups for completion in group]
-                    prompts = [prompt for prompt in prompts for _ in range(config.num_generations)]
+                turn = turn_of(config, step)
+                earlier, losses = None if turn.is_first else batch, None  # what an earlier step has left of this draw
+                drawn = rlt.draw(session, sampler, state.params, turn, earlier)
 
-                losses = None
                 policy = to_device(state.params)  # a copy if they were set aside: a save may still read them there
                 try:
-                    with session.phase("score"):
-                        scored = rlt.score(policy, reference, prompts, completions)
-                        of_reference = rlt.reference_logprobs(reference, scored, completions)
-                        advantages = rlt.advantages(scored)
+                    batch = earlier
+                    if batch is None:
+                        with session.phase("score"):
+                            batch = rlt.batch(policy, reference, drawn)
+                        batch = rlt.replaced(session, sampler, policy, reference, batch, turn)
+                        key = rlt.write_batch(turn, batch)
 
                     with session.phase("update"):
-                        gradients, losses, work = rlt.gradients(policy, scored, completions, of_reference, advantages)
+                        gradients, losses, work = rlt.gradients(policy, batch.part(rows_of(config, turn)))
                         session.wait_for_save()  # it reads what is donated now
                         state, grad_norm = rlt.apply(state, policy, gradients)
                         reference = rlt.move_reference(step, reference, state.params)
                         losses = jax.device_get({**losses, "grad_norm": grad_norm})
                 except NotFinite as fault:  # nothing has changed yet
-                    session.skip(step, fault, rlt.evidence(prompts, completions), (state.params, reference))
+                    session.skip(step, fault, rlt.evidence(turn, drawn, earlier), (state.params, reference))
 
-                with session.phase("sync"):
-                    state = rlt.set_aside(state, policy)
-                    sampler.wake()
-                    sampler.set_weights(state.params, step)
+                if turn.is_last or batch is None or session.evaluates(step):
+                    with session.phase("sync"):
+                        state = rlt.set_aside(state, policy)
+                        sampler.wake()
+                        sampler.set_weights(state.params, step)
 
-                if losses is not None:
-                    report(session, rlt, sampler, scored, completions, losses, work, step=step)
+                if losses is not None and batch is not None:
+                    report(session, rlt, sampler, batch, losses, work, step=step, drawn=earlier is None)
                 session.end_step(step)
                 if session.evaluates(step):
                     evaluate(session, rlt, sampler, state.params, reference, step=step)
                 if session.saves(step):
-                    session.save(step, (state, reference), questions_drawn=step * config.questions_per_step)
-                    rlt.rollouts.drop(until=session.oldest_checkpoint())
+                    session.save(step, (state, reference), **rlt.facts(step, key))
+                    rlt.rollouts.drop(until=session.oldest_checkpoint(), steps_per_draw=config.steps_per_draw)
         except StopRequested:  # before `apply`, or after the end of a step: the state is that of the last whole one
-            session.save_last((state, reference), questions_drawn=session.done * config.questions_per_step)
+            session.save_last((state, reference), **rlt.facts(session.done, key))
             raise
 
         sampler.sleep()
@@ -147,29 +143,29 @@ def report(
     session: Session,
     rlt: Rlt,
     sampler: Sampler,
-    scored: Scored,
-    completions: Sequence[Completion],
+    batch: Batch,
     losses: dict[str, float],
-    work: StepWork,
+    update: Work,
     *,
     step: int,
+    drawn: bool,
 ) -> None:
-    """Warn of what looks wrong in a step; write its metrics, and some of its completions for reading."""
+    """Warn of what looks wrong in a step; write its metrics, and some of its completions for reading.
+
+    Args:
+      batch: all completions of the draw that the step has used.
+      update: the work of the update.
+      drawn: whether they were drawn and scored in this step.
+    """
+    scored, completions = batch.scored, batch.completions
     rlt.watch_memory(session.peaks(), compare=step == session.start_step + 1)
-    rlt.watch_matches(scored, completions, step=step)
-    session.write_samples(step, rlt.samples(step, scored, completions))
+    if drawn:
+        rlt.watch_matches(scored, completions, step=step)
+        session.write_samples(step, rlt.samples(step, scored, completions))
     if not session.logs(step):
         return
-    metrics = rollout_metrics(scored, completions, rlt.chat, num_generations=rlt.config.num_generations)
-    rate = rlt.optimizer.learning_rate(step - 1 - session.skipped_steps)
-    metrics |= {**losses, "learning_rate": rate, **sampler.metrics(), "skipped_steps": session.skipped_steps}
-    metrics |= rlt.alarms(metrics, step=step) | rlt.meter.metrics(work)
-    tokens = {
-        "generate": sum(len(completion.token_ids) for completion in completions),
-        "score": 0,  # without a pass
-        **{phase: done.real for phase, done in by_phase(work).items()},
-    }
-    session.log(step, metrics, tokens=tokens, at_peak=rlt.meter.at_peak(work))
+    known = {"skipped_steps": session.skipped_steps, **sampler.metrics()}
+    session.log(step, **step_metrics(rlt, batch, losses, update, known, step=step, drawn=drawn))
 
 
 def summarise(session: Session, rlt: Rlt, policy: Params) -> None:

@@ -184,3 +184,6 @@ class TrainBatch(NamedTuple):
     ref_logps: Array | None  # f32[R, C] nats, of the tokens; 0 off the row mask; None: no KL term
     sampler_logps: Array  # f32[R, C] nats, as in Completion; 0 off the row mask
     advantages: Array  # f32[R]
+    old_logps: Array | None = None  # f32[R, C] nats, by the policy before the first step on the draw; None: on-policy
+    keep: Array | None = None  # bool[R, C] tokens that the policy term counts, by their entropy; None: all
+    totals: Any = None  # losses.Totals of the whole gradient step; None: those of this micro-batch

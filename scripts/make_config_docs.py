@@ -13,7 +13,7 @@ import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from rlt_jax.configs import PRESETS, TrainConfig, numbers, presets, reward, schema, train
+from rlt_jax.configs import PRESETS, TrainConfig, loss, numbers, presets, reward, schema, train
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 PACKAGE_PARENT = str(Path(presets.__file__).resolve().parents[2]) + "/"
@@ -24,7 +24,7 @@ def field_docs() -> dict[str, dict[str, str]]:
     """Class name -> field name -> the docstring below the field in the schema."""
     docs: dict[str, dict[str, str]] = {}
     for node in [
-        node for module in (schema, reward, numbers, train) for node in ast.parse(inspect.getsource(module)).body
+        node for module in (schema, loss, reward, numbers, train) for node in ast.parse(inspect.getsource(module)).body
     ]:
         if isinstance(node, ast.ClassDef):
             docs[node.name] = {

@@ -9,7 +9,8 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub
@@ -89,6 +90,13 @@ def logged(caplog):
 @pytest.fixture
 def restored_log():
     """Leaves the project's log as it was: a run in this process takes it over."""
+    with log_as_it_was():
+        yield
+
+
+@contextmanager
+def log_as_it_was() -> Iterator[None]:
+    """Put level and handlers of the project's log back at the end of the block."""
     logger = logging.getLogger("rlt_jax")
     level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
     yield

@@ -71,7 +71,7 @@ MAY_IMPORT = {  # room (a folder, or a module of the ground) -> the rooms below 
     },
     "runs": {
         *("secrets", "stops", "terminal", "errors", "disk", "hub", "finite", "types", "losses", "report", "configs"),
-        *("data", "models", "device", "learner", "rewards", "checkpoints", "planner", "sampling"),
+        *("batching", "data", "models", "device", "learner", "rewards", "checkpoints", "planner", "sampling"),
     },
     "studies": {
         *("stops", "errors", "disk", "paths", "types", "report", "configs", "data", "rewards", "evals", "planner"),

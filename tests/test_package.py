@@ -18,7 +18,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYT
 
 def test_the_face():
     assert isinstance(PRESETS["tiny"], TrainConfig)
-    assert {"reward", "components"} == set(Rewards._fields) and "logprobs" in RewardInputs._fields
+    assert {"reward", "components", "terms"} == set(Rewards._fields) and "logprobs" in RewardInputs._fields
     assert rlt_jax.__version__ == "0.1.0"
     with pytest.raises(AttributeError, match="no attribute 'trainer'"):
         _ = rlt_jax.trainer

@@ -77,7 +77,7 @@ def test_the_loss_and_the_reward_term_have_flags(changed, tmp_path):
     flags = ["--preset", "tiny", "--max-steps", "2", "--train-batch-size", "8", "--num-generations", "4"]
     flags += ["--per-device-train-batch-size", "4", "--eval-steps", "0", "--checkpoint.no-export"]
     lines = []
-    for name, more in (("usual", []), ("changed", ["--loss.dr-grpo-tokens", "64", "--reward.length-coeff", "100"])):
+    for name, more in (("usual", []), ("changed", ["--loss.imitation-coeff", "0.5", "--reward.length-coeff", "100"])):
         run(changed, "-m", "rlt_jax.train", *flags, "--output-dir", tmp_path / name, *more)
         lines.append([json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()])
     usual, other = lines

@@ -16,4 +16,5 @@ def short_and_helpful(inputs: RewardInputs, *, config: RewardConfig, price: floa
     base = rlt_reward(config)(inputs)
     tokens = inputs.logprobs.thought_mask.sum(axis=1)  # i64[B] tokens of each explanation
     penalty = -price * np.maximum(tokens - free, 0)
-    return Rewards(base.reward + penalty, {**base.components, "length_penalty": penalty})
+    components, terms = {**base.components, "length_penalty": penalty}, (*base.terms, "length_penalty")
+    return Rewards(base.reward + penalty, components, terms)

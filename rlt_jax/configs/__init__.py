@@ -12,6 +12,7 @@ from rlt_jax.configs.cli import (
 from rlt_jax.configs.evaluate import EvaluateConfig, QuestionsConfig, check_evaluate_config
 from rlt_jax.configs.files import config_yaml, load_settings, save_config
 from rlt_jax.configs.generate import GenerateConfig, RowsConfig, check_generate_config
+from rlt_jax.configs.loss import AdvantagesConfig, LossConfig
 from rlt_jax.configs.numbers import AlarmsConfig, ChecksConfig
 from rlt_jax.configs.pipeline import (
     STAGES,
@@ -28,7 +29,6 @@ from rlt_jax.configs.schema import (
     CheckpointConfig,
     DataConfig,
     LogConfig,
-    LossConfig,
     MemoryConfig,
     OptimizerConfig,
     RefConfig,
@@ -44,6 +44,7 @@ __all__ = [
     "PRESETS",
     "STAGES",
     "AblateConfig",
+    "AdvantagesConfig",
     "AlarmsConfig",
     "CheckpointConfig",
     "ChecksConfig",

@@ -10,7 +10,8 @@ class AblateConfig(Settings):
     """Training runs that differ in a few settings, each under several seeds, and their comparison."""
 
     study: str | None = None
-    """YAML file with base, arms, grid and seeds, or one that comes with the package: `paper`, `rewards`. None: the arms
+    """YAML file with base, arms, grid and seeds, or one that comes with the package: `advantages`, `losses`, `paper`,
+    `rewards`. None: the arms
     are those of --grid, over --base or the preset tiny."""
     output_dir: str
     """Folder for the study: its runs in ARM/seed-S/, and the comparison."""

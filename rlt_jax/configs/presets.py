@@ -19,7 +19,8 @@ from typing import Any
 from rlt_jax.configs.checks import same_path
 from rlt_jax.configs.files import build, read_yaml
 from rlt_jax.configs.following import Layer, for_rows, given_keys, print_note, rows_note, settle
-from rlt_jax.configs.schema import DataConfig, LogConfig, LossConfig, MemoryConfig, SamplerConfig
+from rlt_jax.configs.loss import LossConfig
+from rlt_jax.configs.schema import DataConfig, LogConfig, MemoryConfig, SamplerConfig
 from rlt_jax.configs.train import PresetName, TrainConfig
 from rlt_jax.errors import UserError
 

@@ -192,30 +192,6 @@ def sampler_problems(sampler: SamplerConfig, *, temperature: float) -> Iterator[
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig(Settings):
-    """The GRPO objective and how it is computed."""
-
-    beta: float = 0.04
-    """Weight of the KL to the reference in the loss, per nat. 0: no KL term, and no reference, unless it scores in the
-    teacher's place (reward.use_reference_teacher_model)."""
-    unbias_log_probabilities: bool = True
-    """Divide policy and reference logits by the sampling temperature."""
-    logprob_chunk: MayChange[int] = 1024
-    """Chunk size for logits over the vocabulary, tokens. Changes memory, not results."""
-    saved_mlp: MayChange[int | None] = None
-    """Save the MLP projections of this many last layers for the backward pass instead of recomputing them: less time,
-    more memory. None: as many as fit into planned_gb, none without it."""
-    saved_attention: MayChange[int | None] = None
-    """Save the attention of this many last layers for the backward pass: on a GPU, more time saved per GB than with
-    saved_mlp. None: as for saved_mlp, with priority over it."""
-    importance_correction: Literal["none", "token", "sequence"] = "none"
-    """Multiply the policy term by the ratio of policy to sampler probability, of each token or of the whole completion;
-    both are of the whole vocabulary, before filters."""
-    importance_cap: float = 2.0
-    """Upper limit of these ratios (truncated importance sampling), no unit."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Settings):
     """AdamW and its learning rate schedule; the peak rate is learning_rate."""
 

@@ -21,6 +21,7 @@ from rlt_jax.configs.checks import (
     text_problems,
     vllm_share_problems,
 )
+from rlt_jax.configs.loss import AdvantagesConfig, LossConfig, advantages_problems, loss_problems
 from rlt_jax.configs.numbers import AlarmsConfig, ChecksConfig, number_problems
 from rlt_jax.configs.resume import MayChange, Steers
 from rlt_jax.configs.reward import RewardConfig, reward_problems
@@ -28,7 +29,6 @@ from rlt_jax.configs.schema import (
     CheckpointConfig,
     DataConfig,
     LogConfig,
-    LossConfig,
     MemoryConfig,
     OptimizerConfig,
     RefConfig,
@@ -74,9 +74,10 @@ class TrainConfig(Settings):
     dtype: RunDtype = "auto"
     """Dtype of weights and activations; log-probs and losses are float32. auto: float32 on a CPU, bfloat16 on a GPU."""
     max_steps: Steers[int] = 125
-    """Gradient steps of the whole run."""
+    """Gradient steps of the whole run; each draw is used for num_iterations x num_minibatches of them."""
     train_batch_size: Steers[int]
-    """Completions per gradient step, a multiple of num_generations."""
+    """Completions drawn and scored together, a multiple of num_generations. A gradient step uses them all, unless
+    num_minibatches splits them."""
     per_device_train_batch_size: MayChange[int]
     """Micro-batch: as many tokens per forward and backward pass on a device as this many of the longest rows have.
     Changes memory, not results."""
@@ -84,6 +85,10 @@ class TrainConfig(Settings):
     """Tokens per forward and backward pass, shared prompts counted once. None: see --per-device-train-batch-size."""
     num_generations: Steers[int]
     """Completions per question, 2 or more: the group within which rewards are compared."""
+    num_iterations: Steers[int] = 1
+    """Passes over the completions of a draw: each of its parts is used for this many gradient steps."""
+    num_minibatches: Steers[int] = 1
+    """Parts into which the completions of a draw are split, whole groups each; a gradient step uses one part."""
     generation_aggregation_steps: Steers[int] = 1
     """Accepted for compatibility, no effect: a step samples all its completions at once."""
     score_batch_size: MayChange[int]
@@ -119,7 +124,9 @@ class TrainConfig(Settings):
     sampler: SamplerConfig = SamplerConfig()
     """How the teacher's explanations are sampled."""
     loss: Steers[LossConfig] = LossConfig()
-    """The GRPO objective and how it is computed."""
+    """The policy's loss and how it is computed."""
+    advantages: Steers[AdvantagesConfig] = AdvantagesConfig()
+    """How rewards become advantages."""
     reward: RewardConfig = RewardConfig()
     """The teacher's reward. Each `-coeff` has a weight for each reduction of its kind, in the same order."""
     optimizer: Steers[OptimizerConfig] = OptimizerConfig()
@@ -138,9 +145,23 @@ class TrainConfig(Settings):
     """Limits of metrics beyond which the log warns. None switches an alarm off."""
 
     @property
-    def questions_per_step(self) -> int:
-        """Different questions in one gradient step."""
+    def questions_per_draw(self) -> int:
+        """Different questions whose completions are drawn together."""
         return self.train_batch_size // self.num_generations
+
+    @property
+    def steps_per_draw(self) -> int:
+        """Gradient steps that use the completions of one draw."""
+        return self.num_iterations * self.num_minibatches
+
+    @property
+    def reads_old_log_probs(self) -> bool:
+        """Whether the policy's log-probs before the first gradient step on a draw are computed on their own."""
+        return (
+            self.steps_per_draw > 1
+            or self.loss.top_entropy_quantile < 1
+            or (self.loss.kl_in == "reward" and self.loss.beta > 0)
+        )
 
     def uses_reference(self, reads: Collection[ScoringModel] | None = None) -> bool:
         """Whether there is a reference: for the loss's KL term, or as the teacher that the reward reads.
@@ -223,6 +244,8 @@ def _number_problems(config: TrainConfig) -> Iterator[str]:
         "train_batch_size": config.train_batch_size,
         "per_device_train_batch_size": config.per_device_train_batch_size,
         "num_generations": config.num_generations,
+        "num_iterations": config.num_iterations,
+        "num_minibatches": config.num_minibatches,
         "generation_aggregation_steps": config.generation_aggregation_steps,
         "score_batch_size": config.score_batch_size,
         "update_tokens": 1 if config.update_tokens is None else config.update_tokens,
@@ -257,6 +280,13 @@ def _batch_problems(config: TrainConfig) -> Iterator[str]:
         divisor = next((size for size in range(min(group, batch), 1, -1) if batch % size == 0), None)
         other = "" if divisor is None else f", or --num-generations {divisor}"
         yield f"num_generations={group} does not divide train_batch_size={batch}: use {choice}{other}"
+    parts = config.num_minibatches
+    if batch >= 1 and group >= 1 and parts >= 1 and batch % group == 0 and batch // group % parts:
+        yield (
+            f"num_minibatches={parts} does not divide the {batch // group} questions of a draw (train_batch_size / "
+            "num_generations), whose completions stay together: use one of "
+            f"{', '.join(str(n) for n in range(1, batch // group + 1) if batch // group % n == 0)}"
+        )
     yield from micro_batch_problems(micro_batch=config.per_device_train_batch_size, batch=batch)
 
 
@@ -276,6 +306,11 @@ def _budget_problems(config: TrainConfig) -> Iterator[str]:
             "memory.policy=host with sampler.kind=native: the native sampler reads the policy's weights on the GPU: "
             "add --sampler.kind vllm, or leave memory.policy at device"
         )
+    if config.memory.policy == "host" and config.advantages.zero_spread == "replace":
+        yield (
+            "advantages.zero_spread=replace with memory.policy=host: a second draw in a step needs the weights on the "
+            "GPU beside vLLM: leave memory.policy at device, or choose keep or drop"
+        )
     yield from vllm_share_problems(config.vllm_gpu_memory_utilization, of="the budget")
 
 
@@ -290,13 +325,11 @@ def _sampling_problems(config: TrainConfig) -> Iterator[str]:
 
 
 def _objective_problems(config: TrainConfig) -> Iterator[str]:
-    if config.loss.beta < 0:
-        yield f"loss.beta={config.loss.beta:g}: expected 0 or a positive number"
+    yield from loss_problems(config.loss)
+    yield from advantages_problems(config.advantages)
     if config.loss.importance_correction != "none":
         for reason in _unlike_log_probs(config):
             yield f"loss.importance_correction={config.loss.importance_correction} with {reason}"
-    if config.loss.importance_cap <= 0:
-        yield f"loss.importance_cap={config.loss.importance_cap:g}: expected a positive number, such as 2"
     if not 0 <= config.ref.ref_model_mixup_alpha <= 1:
         yield (
             f"ref.ref_model_mixup_alpha={config.ref.ref_model_mixup_alpha:g}: expected the policy's share, from 0 to 1"

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rlt_jax.losses import Targets, targets_of, wanted_logprobs
+from rlt_jax.losses import Targets, entropy_of, targets_of, wanted_entropies, wanted_logprobs
 from rlt_jax.models import Context, Model, Params, tokens_before
 from rlt_jax.types import Array
 
@@ -49,7 +49,7 @@ class MaskedBatch(Protocol):
 
 Batch = TypeVar("Batch", bound=MaskedBatch)
 Aux = Any  # pytree of arrays
-LossOfLogps = Callable[[jax.Array, Batch], tuple[jax.Array, Aux]]
+LossOfLogps = Callable[[Any, Batch], tuple[jax.Array, Aux]]
 Tree = TypeVar("Tree")
 
 
@@ -61,6 +61,7 @@ def make_layerwise_accumulate(
     chunk: int,
     saved_mlp: int = 0,
     saved_attention: int = 0,
+    entropies: bool = False,
 ) -> Callable[[Params, Params, Batch, float], tuple[Params, Aux]]:
     """A jitted `accumulate(params, accumulators, batch, weight)` -> (accumulators + weight·∇loss, aux).
 
@@ -77,6 +78,8 @@ def make_layerwise_accumulate(
         per token and layer, so that the backward pass does not recompute them.
       saved_attention: number of last layers that save their attention and do not recompute it: queries, keys, values,
         output, and the softmax sums if attention is a fused kernel, else all B·H·T² probabilities.
+      entropies: loss_of_logps gets (logps, entropies f32[B, T] of the tokens' distributions, nats) in place of logps;
+        the logits are computed once more.
     Raises:
       ValueError: an argument outside its range.
     """
@@ -107,12 +110,15 @@ def make_layerwise_accumulate(
         targets = targets_of(ids.reshape(-1), before, (mask & known).reshape(-1), chunk=chunk)
         flat = hidden.reshape(-1, hidden.shape[-1])
         logps, normalisers = wanted_logprobs(flat, model.head(params), targets, temperature=temperature)
-        logps = logps.reshape(ids.shape)
-        d_logps, aux = jax.grad(loss_of_logps, has_aux=True)(logps, batch)
+        read: Any = logps.reshape(ids.shape)
+        if entropies:
+            found = wanted_entropies(flat, model.head(params), targets, normalisers, temperature=temperature)
+            read = read, found.reshape(ids.shape)
+        d_read, aux = jax.grad(loss_of_logps, has_aux=True)(read, batch)
         # Scaled here, not at every sum: gradients are linear in it.
-        d_logps *= weight
+        d_logps, *d_entropies = (weight * d.reshape(-1) for d in jax.tree.leaves(d_read))
         d_flat, head = _head_backward(
-            model, params, model.head(accumulators), flat, targets, normalisers, d_logps.reshape(-1), temperature
+            model, params, model.head(accumulators), flat, targets, normalisers, d_logps, d_entropies, temperature
         )
 
         d_norm, d_x = norm_vjp(d_flat.reshape(hidden.shape))
@@ -135,6 +141,7 @@ def make_planned_accumulate(
     temperature: float,
     chunk: int,
     saved: Callable[[int, int], tuple[int, int]],
+    entropies: bool = False,
 ) -> Callable[[Params, Params, Batch, float], tuple[Params, Aux]]:
     """`make_layerwise_accumulate`, saving for each shape of a micro-batch the activations that fit.
 
@@ -151,6 +158,7 @@ def make_planned_accumulate(
             chunk=chunk,
             saved_attention=saved_attention,
             saved_mlp=saved_mlp,
+            entropies=entropies,
         )
 
     def accumulate(params: Params, accumulators: Params, batch: Batch, weight: float) -> tuple[Params, Aux]:
@@ -299,11 +307,14 @@ def _head_backward(
     targets: Targets,
     normalisers: jax.Array,
     d_logps: jax.Array,
+    d_entropies: list[jax.Array],
     temperature: float,
 ) -> tuple[jax.Array, jax.Array]:
     """The gradient [B·T, D] of hidden, and the head's accumulator f32[V, D] with its gradient added, both from
 
-    d logits = (onehot(label) - softmax(logits / temperature)) · d logp / temperature.
+    d logits = ((onehot(label) - p) · d logp - p · (log p + H) · d H) / temperature,   p = softmax(logits / temperature)
+
+    The second term only if the loss reads the entropies H: d_entropies has one array, else none.
 
     Several tokens may be predicted by one hidden state, the last of a prompt: their gradients add up.
     """
@@ -315,10 +326,14 @@ def _head_backward(
         before, label = (x.at[at].get(mode="clip") for x in (targets.before, targets.ids))
         h = hidden[before]
         scale = d_logps.at[at].get(mode="fill", fill_value=0.0) / temperature
-        probs = jnp.exp(model.unembed(params, h) / temperature - normalisers[i][:, None])
+        logits = model.unembed(params, h) / temperature
+        probs = jnp.exp(logits - normalisers[i][:, None])
         is_label = jnp.arange(head.shape[0]) == label[:, None]
-        # In the weights' type, for the tensor cores.
-        d_logits = ((is_label - probs) * scale[:, None]).astype(head.dtype)
+        d_logits = (is_label - probs) * scale[:, None]
+        for d_entropy in d_entropies:
+            of_entropy = d_entropy.at[at].get(mode="fill", fill_value=0.0) / temperature
+            d_logits += entropy_of(logits, normalisers[i])[1] * of_entropy[:, None]
+        d_logits = d_logits.astype(head.dtype)  # in the weights' type, for the tensor cores
         d_h = _product("nv,vd->nd", d_logits, head).astype(hidden.dtype)
         return d_hidden.at[before].add(d_h), _add(accumulator, _product("nv,nd->vd", d_logits, h))
 

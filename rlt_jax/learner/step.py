@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from rlt_jax.batching import pad_rows, power_of_two
 from rlt_jax.device.placement import device_memory, free, move_to_host, on_host
 from rlt_jax.learner.backward import make_planned_accumulate
 from rlt_jax.learner.objective import Diagnostics, SftBatch
-from rlt_jax.losses import mix_reference
+from rlt_jax.losses import Totals, mix_reference
 from rlt_jax.models import Model, Params
 from rlt_jax.segments import MicroBatch
 from rlt_jax.types import Dtype, TrainBatch
@@ -25,35 +25,38 @@ Batch = Any  # TrainBatch or SftBatch
 Accumulate = Callable[[Params, Params, Batch, float], tuple[Params, Diagnostics]]
 
 
+class LossRows(NamedTuple):
+    """What the loss of a gradient step reads of its B completions, besides their tokens."""
+
+    sampler_logps: Sequence[np.ndarray]  # f32[C_i] nats, by their sampler
+    advantages: np.ndarray  # f32[B]
+    ref_logps: Sequence[np.ndarray] | None = None  # f32[C_i] nats; None where the loss has no KL term
+    old_logps: Sequence[np.ndarray] | None = None  # f32[C_i] nats, by the policy at the draw; None: on-policy
+    keep: Sequence[np.ndarray] | None = None  # bool[C_i] tokens that the policy term counts; None: all
+
+
 def grpo_batches(
-    ids: Sequence[np.ndarray],
-    completion_lengths: Sequence[int],
-    ref_logps: Sequence[np.ndarray] | None,
-    sampler_logps: Sequence[np.ndarray],
-    advantages: np.ndarray,
-    *,
-    batches: Sequence[MicroBatch],
-    longest: int,
+    ids: Sequence[np.ndarray], rows: LossRows, *, batches: Sequence[MicroBatch], longest: int
 ) -> Iterator[tuple[TrainBatch, float]]:
-    """Micro-batches of a step: (TrainBatch, its weight in the step's mean over rows).
+    """Micro-batches of a gradient step: (TrainBatch, 1), as their losses add up to the step's.
 
     Args:
-      ids: i32[T_i] prompt + completion each; the last completion_lengths[i] tokens are the completion.
-      ref_logps: f32[T_i] nats each; None where the loss has no KL term.
-      sampler_logps: f32[completion_lengths[i]] nats each, of the completions by their sampler.
-      advantages: f32[B].
+      ids: i32[T_i] prompt + completion each.
       batches: of the rows of ids. Rows that fill one up have an empty mask and contribute nothing.
       longest: tokens of the longest completion there can be, so that shapes do not change from step to step.
     """
     lengths = [len(row) for row in ids]
+    counts = [len(logps) for logps in rows.sampler_logps]
+    kept = sum(counts) if rows.keep is None else sum(int(row.sum()) for row in rows.keep)
+    totals = Totals(*map(jnp.float32, (len(ids), sum(counts), kept)))
     most = power_of_two(max((len(batch.rows) for batch in batches), default=1))
     for batch in batches:
-        rows, all_places = batch.rows, batch.places(lengths)
-        starts = [lengths[i] - completion_lengths[i] for i in rows]
-        places = [all_places[i][start:] for i, start in zip(rows, starts)]
+        chosen, all_places = batch.rows, batch.places(lengths)
+        places = [all_places[i][lengths[i] - counts[i] :] for i in chosen]
         mask = np.zeros(batch.computed, bool)
         mask[np.concatenate(places)] = True
         pad = partial(pad_rows, length=longest, num_rows=most)
+        padded = partial(_padded, chosen=chosen, pad=pad)
         yield (
             TrainBatch(
                 ids=batch.ids(ids),
@@ -61,12 +64,22 @@ def grpo_batches(
                 layout=batch.layout(lengths),
                 places=pad(places),
                 row_mask=pad([np.ones(len(place), bool) for place in places]),
-                ref_logps=None if ref_logps is None else pad([ref_logps[i][start:] for i, start in zip(rows, starts)]),
-                sampler_logps=pad([sampler_logps[i] for i in rows]),
-                advantages=np.pad(advantages[rows], (0, most - len(rows))),
+                ref_logps=padded(rows.ref_logps),
+                sampler_logps=padded(rows.sampler_logps),
+                advantages=np.pad(rows.advantages[chosen], (0, most - len(chosen))),
+                old_logps=padded(rows.old_logps),
+                keep=padded(rows.keep),
+                totals=totals,
             ),
-            most / len(ids),
+            1.0,
         )
+
+
+def _padded(
+    values: Sequence[np.ndarray] | None, *, chosen: Sequence[int], pad: Callable[[list[np.ndarray]], np.ndarray]
+) -> np.ndarray | None:
+    """The chosen rows, padded; None of None."""
+    return None if values is None else pad([values[i] for i in chosen])
 
 
 def sft_batches(
@@ -101,6 +114,7 @@ def make_sum_gradients(
     chunk: int,
     dtype: Dtype,
     saved: Callable[[int, int], tuple[int, int]],
+    entropies: bool = False,
 ) -> SumGradients:
     """Make `sums(params, batches, save_activations=True)`: `sum_gradients` of an objective, compiled once per shape.
 
@@ -110,8 +124,9 @@ def make_sum_gradients(
       dtype: of the sums.
       saved: (sequences, tokens of each) -> layers whose attention, and whose MLP, a micro-batch saves for its backward
         pass. Without `save_activations` none is saved, and all are recomputed.
+      entropies: the objective reads them, as in `make_layerwise_accumulate`.
     """
-    make = partial(make_planned_accumulate, model, objective, temperature=temperature, chunk=chunk)
+    make = partial(make_planned_accumulate, model, objective, temperature=temperature, chunk=chunk, entropies=entropies)
     saving, recomputing = make(saved=saved), make(saved=lambda batch, tokens: (0, 0))
 
     def sums(

@@ -8,7 +8,15 @@ from rlt_jax.losses.advantages import component_advantages, group_advantages, we
 from rlt_jax.losses.component_names import ORIGINAL_NAMES
 from rlt_jax.losses.importance import importance_weights, row_weights
 from rlt_jax.losses.kl import KLKind, kl_estimate
-from rlt_jax.losses.logprobs import Targets, linear_token_logprobs, targets_of, token_logprobs, wanted_logprobs
+from rlt_jax.losses.logprobs import (
+    Targets,
+    entropy_of,
+    linear_token_logprobs,
+    targets_of,
+    token_logprobs,
+    wanted_entropies,
+    wanted_logprobs,
+)
 from rlt_jax.losses.masks import (
     completion_mask,
     entropy_at_least,
@@ -34,6 +42,7 @@ __all__ = [
     "completion_mask",
     "component_advantages",
     "entropy_at_least",
+    "entropy_of",
     "group_advantages",
     "importance_weights",
     "kl_estimate",
@@ -49,6 +58,7 @@ __all__ = [
     "top_entropy_keep",
     "top_entropy_threshold",
     "totals_of",
+    "wanted_entropies",
     "wanted_logprobs",
     "weighted_rewards",
     "zero_spread",

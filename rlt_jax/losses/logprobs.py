@@ -125,6 +125,50 @@ def wanted_logprobs(
     return lax.fori_loop(0, targets.num_chunks, step, start)
 
 
+def wanted_entropies(
+    hidden: jax.Array,
+    head: jax.Array,
+    targets: Targets,
+    normalisers: jax.Array,
+    *,
+    temperature: jax.typing.ArrayLike,
+) -> jax.Array:
+    """Entropies of the distributions that the wanted tokens are of: H = -sum_v p_v log p_v, p = softmax(logits / T).
+
+    Computes the logits a second time, a chunk at a time. Forward only.
+
+    Args:
+      hidden, head: as in `wanted_logprobs`.
+      normalisers: that it returned.
+    Returns:
+      f32[N] nats, 0 where none is wanted.
+    """
+
+    def step(i: jax.Array, entropies: jax.Array) -> jax.Array:
+        at = targets.places[i]
+        logits = _logits(hidden[targets.before.at[at].get(mode="clip")], head) / temperature
+        return entropies.at[at].set(entropy_of(logits, normalisers[i])[0], mode="drop")
+
+    start = jnp.zeros(targets.ids.shape, normalisers.dtype)
+    return lax.fori_loop(0, targets.num_chunks, step, start)
+
+
+def entropy_of(logits: jax.Array, normaliser: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Entropy of softmax(logits), and its gradient with respect to the logits, dH / dz_v = -p_v (log p_v + H).
+
+    Args:
+      logits: f32[..., V]; -inf is a probability of 0.
+      normaliser: f32[...] log of the sum of their exponentials.
+    Returns:
+      f32[...] nats, f32[..., V].
+    """
+    logps = logits - normaliser[..., None]
+    probs = jnp.exp(logps)
+    logps = jnp.where(probs > 0, logps, 0.0)
+    entropy = -jnp.sum(probs * logps, axis=-1)
+    return entropy, -probs * (logps + entropy[..., None])
+
+
 @jax.custom_vjp
 def _scan_logps(hidden: jax.Array, head: jax.Array, labels: jax.Array, temperature: jax.Array) -> jax.Array:
     """hidden [N, C, D], head [V, D], labels [N, C] -> f32[N, C], one [C, V] block of logits at a time."""

@@ -11,7 +11,7 @@ import jax
 from rlt_jax.batching import power_of_two
 from rlt_jax.configs import TrainConfig
 from rlt_jax.learner.backward import make_layerwise_accumulate
-from rlt_jax.learner.objective import grpo_objective
+from rlt_jax.learner.objective import policy_objective, reads_entropies
 from rlt_jax.models import Model, ModelConfig, build_model
 from rlt_jax.models.attention import sum_bytes
 from rlt_jax.planner.ledger import PhaseName
@@ -60,11 +60,16 @@ def _score_bytes(model: Model, *, dtype: str, run: RunShape, of: Pass, longest: 
 def _update_bytes(config: TrainConfig, run: RunShape, model: Model) -> int:
     accumulate: Any = make_layerwise_accumulate(  # Any: its type does not say that it is jitted
         model,
-        grpo_objective(config.loss, compare_sampler=config.compares_sampler),
+        policy_objective(
+            config.loss,
+            max_completion_length=config.max_completion_length,
+            compare_sampler=config.compares_sampler,
+        ),
         temperature=config.policy_temperature,
         chunk=run.logprob_chunk,
         saved_mlp=run.saved_mlp,
         saved_attention=run.saved_attention,
+        entropies=reads_entropies(config.loss),
     )
     update = run.update
     tokens, rows = (update.sequences, update.length), (_rows_of(run), run.completion_tokens)
@@ -77,6 +82,7 @@ def _update_bytes(config: TrainConfig, run: RunShape, model: Model) -> int:
         ref_logps=jax.ShapeDtypeStruct(rows, "float32") if run.kl_term else None,
         sampler_logps=jax.ShapeDtypeStruct(rows, "float32"),
         advantages=jax.ShapeDtypeStruct(rows[:1], "float32"),
+        old_logps=jax.ShapeDtypeStruct(rows, "float32") if config.steps_per_draw > 1 else None,
     )
     shapes, gradients = model.shapes(planned_dtype(config)), model.shapes(config.memory.gradients)
     return _temporaries(accumulate.lower(shapes, gradients, batch, 1.0))

@@ -246,7 +246,7 @@ def _bound(
         returned = function(inputs, **keywords)
         rewards = returned if isinstance(returned, Rewards) else Rewards(np.asarray(returned, np.float32), {})
         more = {k: x for k, x in _measures(inputs, declared, empty=empty).items() if k not in rewards.components}
-        return Rewards(rewards.reward, {**rewards.components, **more})
+        return rewards._replace(components={**rewards.components, **more})
 
     bound.__name__ = bound.__qualname__ = name
     return bound

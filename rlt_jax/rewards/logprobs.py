@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from rlt_jax.batching import bucket_length, pad_rows
 from rlt_jax.device.placement import on_device
 from rlt_jax.errors import UserError
 from rlt_jax.finite import bad_rows, check_rows, largest
-from rlt_jax.losses import targets_of, wanted_logprobs
+from rlt_jax.losses import Targets, targets_of, wanted_entropies, wanted_logprobs
 from rlt_jax.models import (
     Model,
     Params,
@@ -37,6 +37,7 @@ class Pass(NamedTuple):
 
     logps: list[np.ndarray]  # f32[T_i] nats
     work: Work
+    entropies: list[np.ndarray] | None = None  # f32[T_i] nats, of the distributions of the tokens; None: not asked for
 
 
 RowLogprobs = Callable[..., Pass]  # (token ids i32[T_i], wanted positions) -> log-probs f32[T_i]
@@ -78,15 +79,37 @@ def hidden_logprobs(
     wanted: jax.Array | None = None,
 ) -> jax.Array:
     """`sequence_logprobs` from hidden states [B, T, D] after the final norm; reads only the head of the parameters."""
-    before, known = tokens_before(ids, layout)
-    targets = targets_of(
-        ids.reshape(-1), before, (known if wanted is None else known & wanted).reshape(-1), chunk=chunk
-    )
+    targets = _targets(ids, layout, wanted, chunk)
     hidden = hidden.reshape(-1, hidden.shape[-1])
     return wanted_logprobs(hidden, model.head(params), targets, temperature=temperature)[0].reshape(ids.shape)
 
 
+def sequence_logprobs_and_entropies(
+    model: Model,
+    params: Params,
+    ids: jax.Array,
+    *,
+    temperature: float,
+    chunk: int,
+    layout: Layout | None = None,
+    wanted: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """`sequence_logprobs`, and the entropies f32[B, T] of the distributions that the tokens are of, nats."""
+    targets = _targets(ids, layout, wanted, chunk)
+    hidden = model.hidden(params, ids, layout=layout)
+    hidden, head = hidden.reshape(-1, hidden.shape[-1]), model.head(params)
+    logps, normalisers = wanted_logprobs(hidden, head, targets, temperature=temperature)
+    entropies = wanted_entropies(hidden, head, targets, normalisers, temperature=temperature)
+    return logps.reshape(ids.shape), entropies.reshape(ids.shape)
+
+
+def _targets(ids: jax.Array, layout: Layout | None, wanted: jax.Array | None, chunk: int) -> Targets:
+    before, known = tokens_before(ids, layout)
+    return targets_of(ids.reshape(-1), before, (known if wanted is None else known & wanted).reshape(-1), chunk=chunk)
+
+
 _sequence_logprobs = jax.jit(sequence_logprobs, static_argnames=("model", "chunk"))
+_sequence_logprobs_and_entropies = jax.jit(sequence_logprobs_and_entropies, static_argnames=("model", "chunk"))
 
 
 def row_logprobs(
@@ -141,19 +164,30 @@ def batched_logprobs(
     wanted: Sequence[np.ndarray] | None = None,
 ) -> list[np.ndarray]:
     """`row_logprobs` of rows that are laid out already."""
+    program = partial(_sequence_logprobs, temperature=temperature, chunk=chunk)
+    return _by_row(program, model, params, rows, batches, wanted=wanted)[0]
+
+
+def _by_row(
+    program: Callable[..., Any],
+    model: Model,
+    params: Params,
+    rows: Sequence[np.ndarray],
+    batches: Sequence[MicroBatch],
+    *,
+    wanted: Sequence[np.ndarray] | None,
+) -> list[list[np.ndarray]]:
+    """The arrays f32[B, T] that a program returns for each micro-batch, one or several, as ragged rows f32[T_i]."""
     lengths = [len(row) for row in rows]
-    logps: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
+    found: dict[int, list[np.ndarray]] = {}
     with on_device(params) as weights:
-        logprobs = partial(_sequence_logprobs, model, weights, temperature=temperature, chunk=chunk)
-        dispatched: deque[tuple[jax.Array, dict[int, np.ndarray]]] = deque()
+        dispatched: deque[tuple[Any, dict[int, np.ndarray]]] = deque()
 
         def fetch() -> None:
             values, places = dispatched.popleft()
-            flat = jax.device_get(values).reshape(-1)
+            flat = [value.reshape(-1) for value in jax.tree.leaves(jax.device_get(values))]
             for i, place in places.items():
-                logps[i] = flat[place]
-                if wanted is not None:
-                    logps[i] = _only(logps[i], wanted[i])
+                found[i] = [value[place] if wanted is None else _only(value[place], wanted[i]) for value in flat]
 
         for batch in batches:
             stops.check()
@@ -162,12 +196,13 @@ def batched_logprobs(
             mask[np.concatenate([place if wanted is None else place[wanted[i]] for i, place in places.items()])] = True
             ids, layout = batch.ids(rows), batch.layout(lengths)
             inputs = jax.tree.map(jnp.asarray, (ids, layout, mask.reshape(ids.shape)))
-            dispatched.append((logprobs(inputs[0], layout=inputs[1], wanted=inputs[2]), places))
+            computed = program(model, weights, inputs[0], layout=inputs[1], wanted=inputs[2])
+            dispatched.append((computed, places))
             if len(dispatched) > AHEAD:
                 fetch()
         while dispatched:
             fetch()
-    return logps
+    return [list(column) for column in zip(*(found[i] for i in range(len(rows))))] or [[]]
 
 
 def _only(logps: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -188,24 +223,29 @@ def finite_logprobs(
     who: str,
     name: Callable[[int], str],
     wanted: Sequence[np.ndarray] | None = None,
+    entropies: bool = False,
 ) -> Pass:
     """`row_logprobs`, which must be finite, and the work that they took.
 
     Args:
+      entropies: also of the distributions.
       who: the model's name in messages, such as "student".
       name: of the row with an index, in messages.
     Raises:
       NotFinite: some are NaN or infinite: of which rows, and which of the model's tensors are.
     """
     batches = _laid_out(model, params, rows, tokens=tokens)
-    logps = batched_logprobs(model, params, rows, batches, temperature=temperature, chunk=chunk, wanted=wanted)
+    compiled = _sequence_logprobs_and_entropies if entropies else _sequence_logprobs
+    program = partial(compiled, temperature=temperature, chunk=chunk)
+    logps, *others = _by_row(program, model, params, rows, batches, wanted=wanted)
     if bad_rows(logps):
         with on_device(params) as weights:
             found, size = bad_tensors(model, weights), float(largest(weights))
         why = describe_tensors(found) if found else f"all its weights are finite, the largest is {size:.3g}"
         check_rows(logps, f"the {who}'s log-probs ({why})", name=name, record={f"{who}_logps": np.concatenate(logps)})
     asked = [np.arange(1, len(row)) for row in rows] if wanted is None else wanted
-    return Pass(logps, work_of(model.config, batches, [len(row) for row in rows], asked))
+    work = work_of(model.config, batches, [len(row) for row in rows], asked)
+    return Pass(logps, work, others[0] if others else None)
 
 
 def row_name(numbers: Sequence[int]) -> Callable[[int], str]:

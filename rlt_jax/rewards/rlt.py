@@ -29,6 +29,7 @@ class Rewards(NamedTuple):
 
     reward: np.ndarray  # f32[B]
     components: Mapping[str, np.ndarray]  # name -> f32[B], logged with the reward
+    terms: Sequence[str] = ()  # components whose sum is the reward, for advantages.aggregation; (): it is no such sum
 
 
 RewardFn = Callable[[RewardInputs], Rewards | np.ndarray]
@@ -122,7 +123,9 @@ def rlt_reward(config: RewardConfig) -> RewardFn:
             )
         )
         terms = _terms(config, inputs)
-        return Rewards(sum(terms.values(), scored.reward), {**scored.components, **terms})
+        kl = "kl_reward" if config.include_teacher_think_entropy else "surprisal_reward"
+        names = ("solution_logp_reward", kl, "match_reward", *terms)
+        return Rewards(sum(terms.values(), scored.reward), {**scored.components, **terms}, names)
 
     return reward_fn
 

@@ -35,10 +35,11 @@ def train_lines(
       skipped: rows of the training split that are neither, as they cannot be used.
       rows: some that are trained on, whose own `system` may be the student's prompt.
     """
+    used = f", each draw for {config.steps_per_draw} steps" if config.steps_per_draw > 1 else ""
     return [
         f"training the teacher {_short(config.teacher)} on {_taken(trained, config.data, skipped)}, "
-        f"{config.max_steps} steps of {config.questions_per_step} questions x {config.num_generations} completions; "
-        f"the frozen student {_short(config.student)} gives the reward",
+        f"{config.max_steps} steps of {config.questions_per_draw} questions x {config.num_generations} completions"
+        f"{used}; the frozen student {_short(config.student)} gives the reward",
         evaluation_line(config.data, config.eval_steps, held_out),
         f"prompts: {teacher_words(config.data, chat)}, {student_words(config.data, chat, rows)}; {tags_words(chat)}",
         *reward_lines(config.reward),

@@ -20,11 +20,11 @@ from rlt_jax.device.placement import free
 from rlt_jax.errors import UserError
 from rlt_jax.finite import MOST_SHOWN, NotFinite, bits
 from rlt_jax.models import Params
-from rlt_jax.rewards.logprobs import Pass
 from rlt_jax.rewards.rlt import BOTH, RewardFn, RewardInputs, Rewards, reads
-from rlt_jax.rewards.scorer import Scored
+from rlt_jax.runs.batch import Batch, Drawn, batch_of_arrays, rows_of, turn_of
+from rlt_jax.runs.open_rlt import open_rlt
 from rlt_jax.runs.own_reward import kept_reward
-from rlt_jax.runs.rlt import Rlt, open_rlt, row_names
+from rlt_jax.runs.rlt import EARLIER, Rlt, row_names
 from rlt_jax.runs.sft import load_sft
 from rlt_jax.runs.skipping import CONFIG_COPY, SkippedStep, read_state, split
 from rlt_jax.types import Completion
@@ -75,10 +75,15 @@ def _replay_train(
     config = replace(config, reward=replace(config.reward, fn=None, options={}, fn_sha256=None))  # as loaded here
     with open_rlt(config, elsewhere, reward_fn=reward_fn, samples=False) as rlt:
         rlt.backoff.sizes = sizes
-        prompts = [prompt for prompt in rlt.requests(kept.step)[0] for _ in range(config.num_generations)]
+        turn = turn_of(config, kept.step)
+        questions = kept.batch.get("questions")  # those of an older version are the draw's
+        if questions is None:
+            questions = np.repeat(rlt.requests(turn)[0], config.num_generations)
+        prompts = rlt.each_prompt(questions)
         _check_batch(kept, [prompt.row.number for prompt in prompts], [prompt.teacher_ids for prompt in prompts])
-        drawn = zip(split(kept.batch, "token_ids"), split(kept.batch, "logps"), kept.batch["finished"].tolist())
-        completions = [Completion(ids, logps, finished, kept.step - 1) for ids, logps, finished in drawn]
+        found = zip(split(kept.batch, "token_ids"), split(kept.batch, "logps"), kept.batch["finished"].tolist())
+        completions = [Completion(ids, logps, finished, kept.step - 1) for ids, logps, finished in found]
+        drawn = Drawn(questions, prompts, completions)
         like = rlt.optimizer.like(rlt.params).params, rlt.reference_like()
         free(rlt.params)
         policy, reference = read_state(kept.state, like)
@@ -92,24 +97,35 @@ def _replay_train(
             logprobs = f"log-probs of {read}, " if read else ""
             return f"finite: {logprobs}rewards {np.min(rewards):.4g} to {np.max(rewards):.4g}"
 
+        def policy_logprobs() -> str:
+            had["policy"] = rlt.policy_logprobs(policy, had["scored"], completions)
+            return "finite: log-probs of the policy"
+
         def reference_logprobs() -> str:
             had["reference"] = found = rlt.reference_logprobs(reference, had["scored"], completions)
             return "not needed: the loss has no KL term" if found is None else "finite: log-probs of the reference"
 
         def advantages() -> str:
-            had["advantages"] = found = rlt.advantages(had["scored"])
+            had["batch"] = rlt.joined(drawn, had["scored"], had.get("policy"), had["reference"])
+            found = had["batch"].advantages
             return f"finite: advantages {found.min():.4g} to {found.max():.4g}"
 
         def gradients() -> str:
-            sums, losses, _ = rlt.gradients(policy, had["scored"], completions, had["reference"], had["advantages"])
+            had["batch"] = had["batch"].part(rows_of(config, turn))
+            sums, losses, _ = rlt.gradients(policy, had["batch"])
             free(sums)
             return f"finite: gradients, loss {float(losses['loss']):.4g}"
 
         steps = {"score": score, "reference": reference_logprobs, "advantages": advantages, "gradients": gradients}
+        if config.reads_old_log_probs:
+            steps = {"score": score, "policy": policy_logprobs, **steps}
+        if earlier := {name.removeprefix(EARLIER): x for name, x in kept.batch.items() if name.startswith(EARLIER)}:
+            had["batch"] = batch_of_arrays(earlier, rlt.each_prompt, rlt.rows_of)
+            steps = {"gradients": gradients}
         stages, fault = _run(steps)
         rows: list[str] = []
         if fault is not None and fault.stage == "gradients" and len(stages) == len(steps):
-            rows = _bad_rows_of_train(rlt, policy, completions, had)
+            rows = _bad_rows_of_train(rlt, policy, had["batch"])
         return Replayed(stages, fault, rows, _differences(kept, fault))
 
 
@@ -149,21 +165,11 @@ def _run(steps: Mapping[str, Callable[[], str]]) -> tuple[list[tuple[str, str]],
     return stages, None
 
 
-def _bad_rows_of_train(
-    rlt: Rlt, policy: Params, completions: Sequence[Completion], had: Mapping[str, Any]
-) -> list[str]:
+def _bad_rows_of_train(rlt: Rlt, policy: Params, batch: Batch) -> list[str]:
     """The rows whose gradients are not finite when they are alone in the batch."""
-    scored, name = had["scored"], row_names(had["scored"])
-
-    def fails(i: int) -> bool:
-        one = slice(i, i + 1)
-        alone = Scored(scored.prompts[one], scored.rows[one], Rewards(scored.rewards.reward[one], {}))
-        reference: Pass | None = had["reference"]
-        if reference is not None:
-            reference = reference._replace(logps=reference.logps[one])
-        return _fails(rlt.gradients, policy, alone, completions[one], reference, had["advantages"][one])
-
-    return [name(i) for i in range(len(completions)) if fails(i)]
+    name = row_names(batch.scored)
+    count = len(batch.completions)
+    return [name(i) for i in range(count) if _fails(rlt.gradients, policy, batch.part([i]))]
 
 
 def _fails(gradients: Callable, *arguments: Any) -> bool:

@@ -6,70 +6,49 @@ them holds it: the loop in `train.py` owns it.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlt_jax.configs import TrainConfig
-from rlt_jax.configs.dtype import decided_dtype
-from rlt_jax.data import ChatFormat, Lazily, eos_ids, known_ids
-from rlt_jax.device.backoff import BatchSizes, MemoryBackoff, explain_out_of_memory
+from rlt_jax.data import ChatFormat, Lazily
+from rlt_jax.device.backoff import BatchSizes, MemoryBackoff
 from rlt_jax.device.budget import BudgetWatch, plan_and_measured
-from rlt_jax.device.gpu import read_gpu
-from rlt_jax.device.jax_setup import prepare_memory
 from rlt_jax.device.placement import free, move_to_host, on_host
 from rlt_jax.finite import check_rows, stage
 from rlt_jax.learner.guard import check_update
-from rlt_jax.learner.objective import grpo_objective
-from rlt_jax.learner.optimizer import Optimizer, open_optimizer
+from rlt_jax.learner.optimizer import Optimizer
 from rlt_jax.learner.state import TrainState
-from rlt_jax.learner.step import SumGradients, grpo_batches, make_reference_sync, make_sum_gradients
-from rlt_jax.losses import group_advantages
+from rlt_jax.learner.step import SumGradients, grpo_batches
 from rlt_jax.models import UPDATE_PASSES, Model, Params, Work, batches_for, dtype_of, work_of
-from rlt_jax.planner.capacity import saved_layers
 from rlt_jax.planner.ledger import Ledger
-from rlt_jax.planner.run_plan import at_batch_sizes, ledger_lines, plan
-from rlt_jax.report.log import ENGINE_LOG_FILE
-from rlt_jax.report.partial_file import fingerprint
-from rlt_jax.rewards.by_name import chosen_reward
+from rlt_jax.planner.run_plan import at_batch_sizes
 from rlt_jax.rewards.logprobs import Pass, finite_logprobs, row_name
 from rlt_jax.rewards.records import sample_records
-from rlt_jax.rewards.rlt import RewardFn, read_by
-from rlt_jax.rewards.scorer import Scored, Scorer, completion_rows, function_name, longest_row, make_scorer
+from rlt_jax.rewards.scorer import Scored, Scorer, completion_rows, longest_row
+from rlt_jax.runs.advantages import advantages_of, even_groups
 from rlt_jax.runs.alarms import Alarms
-from rlt_jax.runs.announce import attention_line
-from rlt_jax.runs.chat_format import chat_format_of
-from rlt_jax.runs.contradictions import warn_of_row_prompts
-from rlt_jax.runs.exported import files_of_training
+from rlt_jax.runs.batch import Batch, Drawn, Turn, arrays_of_batch, batch_of_arrays, exchanged, turn_of
 from rlt_jax.runs.match_rate import MatchWatch
-from rlt_jax.runs.reference import check_reference, load_reference
-from rlt_jax.runs.resume import Inputs, models_of, run_inputs
-from rlt_jax.runs.rollouts import FOLDER as ROLLOUTS_FOLDER
+from rlt_jax.runs.reference import load_reference
 from rlt_jax.runs.rollouts import Rollouts
+from rlt_jax.runs.session import Session
 from rlt_jax.runs.setup import (
     chat_sampler,
     frozen_like,
-    load_checked_model,
-    load_prompts,
-    log_plan,
-    place_frozen,
-    question_order,
 )
 from rlt_jax.runs.skipping import Evidence, joined
-from rlt_jax.runs.work import Meter, StepWork, kernels, open_meter
+from rlt_jax.runs.work import Meter
 from rlt_jax.sampling.base import Sampler
 from rlt_jax.sampling.engine import Engine
-from rlt_jax.sampling.factory import running_engine, sampling_params, train_settings
-from rlt_jax.types import GB, Completion, Prompt, Request, Row, SamplingParams
+from rlt_jax.sampling.factory import sampling_params, train_settings
+from rlt_jax.types import Completion, Prompt, Request, Row, SamplingParams, ScoreRow
+
+EARLIER = "earlier/"  # prefix of what an earlier step had computed for its draw, in evidence
 
 log = logging.getLogger("rlt_jax")
-
-NO_ENGINE = nullcontext(None)
 
 
 @dataclass(frozen=True)
@@ -141,13 +120,23 @@ class Rlt:
             probe_ids=self.prompts[0].teacher_ids,
         )
 
-    def requests(self, step: int) -> tuple[list[Prompt], list[Request]]:
-        """The prompts of a step, and a request for each prompt's group of completions; seeds depend on the step."""
+    def requests(self, turn: Turn) -> tuple[np.ndarray, list[Request]]:
+        """The questions of a draw, indices into `prompts`, and a request for the group of completions of each."""
+        questions = self.questions(turn.draw - 1)
+        return questions, self.requests_of(questions, (turn.draw,))
+
+    def requests_of(self, questions: np.ndarray, key: tuple[int, ...]) -> list[Request]:
+        """A request for a group of completions of each question, with seeds that follow from the run's and the key."""
         group = self.config.num_generations
-        prompts = self.prompts.take(self.questions(step - 1))
-        seeds = np.random.SeedSequence((self.config.seed, step)).generate_state(self.config.train_batch_size)
-        group_seeds = [tuple(map(int, seeds[i * group : (i + 1) * group])) for i in range(len(prompts))]
-        return prompts, [Request(prompt.teacher_ids, seeds) for prompt, seeds in zip(prompts, group_seeds)]
+        seeds = np.random.SeedSequence((self.config.seed, *key)).generate_state(len(questions) * group)
+        of_groups = seeds.reshape(-1, group).tolist()
+        prompts = self.prompts.take(questions)
+        return [Request(prompt.teacher_ids, tuple(seeds)) for prompt, seeds in zip(prompts, of_groups)]
+
+    def each_prompt(self, questions: np.ndarray) -> list[Prompt]:
+        """The prompts of questions i64[B], of which those of a group are the same."""
+        group = self.config.num_generations
+        return [prompt for prompt in self.prompts.take(questions[::group]) for _ in range(group)]
 
     def generate(
         self,
@@ -175,6 +164,69 @@ class Rlt:
 
         return self.rollouts.drawn_once(name, requests, policy, draw)
 
+    def draw(self, session: Session, sampler: Sampler, policy: Params, turn: Turn, earlier: Batch | None) -> Drawn:
+        """The completions of a draw. Then the sampler is asleep: the models have the device.
+
+        Args:
+          earlier: what an earlier step has left of this draw. None: it is drawn now (see `generate`).
+        """
+        if earlier is not None:
+            sampler.sleep()  # an evaluation may have woken it
+            return earlier.drawn
+        with session.phase("generate"):
+            return self._drawn(session, sampler, policy, *self.requests(turn), name=str(turn.first_step))
+
+    def _drawn(
+        self,
+        session: Session,
+        sampler: Sampler,
+        policy: Params,
+        questions: np.ndarray,
+        requests: Sequence[Request],
+        *,
+        name: str,
+    ) -> Drawn:
+        groups = self.generate(sampler, requests, policy, name=name, on_progress=session.show_tokens)
+        sampler.sleep()
+        of_each = np.repeat(questions, self.config.num_generations)
+        return Drawn(of_each, self.each_prompt(of_each), [completion for group in groups for completion in group])
+
+    def replaced(
+        self,
+        session: Session,
+        sampler: Sampler,
+        policy: Params,
+        reference: Params | None,
+        batch: Batch,
+        turn: Turn,
+    ) -> Batch:
+        """The batch with other questions in place of those whose rewards are all equal, if the configuration says so.
+
+        Dynamic sampling (DAPO, arXiv 2503.14476, sec. 3.2), with a bound on the draws: what is left then stays.
+        """
+        settings, group = self.config.advantages, self.config.num_generations
+        used = set(batch.questions.tolist())
+        for again in range(1, settings.max_redraws + 1 if settings.zero_spread == "replace" else 1):
+            even = even_groups(batch.reward, group)
+            spare = np.setdiff1d(np.arange(len(self.prompts)), list(used))
+            count = min(int(even.sum()), len(spare))
+            if not count:
+                break
+            key = (turn.draw, again)
+            random = np.random.default_rng(np.random.SeedSequence((self.config.seed, *key)))
+            questions = random.choice(spare, count, replace=False)
+            used |= set(questions.tolist())
+            with session.phase("generate"):
+                sampler.wake()
+                sampler.set_weights(policy, session.done)
+                requests, name = self.requests_of(questions, key), f"{turn.first_step}-again{again}"
+                drawn = self._drawn(session, sampler, policy, questions, requests, name=name)
+            with session.phase("score"):
+                more = self.batch(policy, reference, drawn)
+                taken = np.flatnonzero(~even_groups(more.reward, group))
+                batch = self.advantaged(exchanged(batch, np.flatnonzero(even)[: len(taken)], more, taken, group=group))
+        return batch
+
     # Score.
 
     def score(
@@ -186,7 +238,7 @@ class Rlt:
           NotFinite: log-probs, rewards or components are NaN or infinite.
         """
         teacher = reference if self.config.reward.use_reference_teacher_model else policy
-        rows = completion_rows(prompts, completions, chat=self.chat, eos_ids=self.eos_ids)
+        rows = self.rows_of(prompts, completions)
         with stage("score"):
             return self.backoff.run(
                 "score",
@@ -194,90 +246,136 @@ class Rlt:
                 least=longest_row(rows),
             )
 
+    def batch(self, policy: Params, reference: Params | None, drawn: Drawn) -> Batch:
+        """Score completions, and compute all else that the gradient steps on them read.
+
+        Raises:
+          NotFinite: log-probs, rewards, components or advantages are NaN or infinite.
+        """
+        scored = self.score(policy, reference, drawn.prompts, drawn.completions)
+        of_policy = self.policy_logprobs(policy, scored, drawn.completions)
+        of_reference = self.reference_logprobs(reference, scored, drawn.completions)
+        return self.joined(drawn, scored, of_policy, of_reference)
+
+    def policy_logprobs(self, policy: Params, scored: Scored, completions: Sequence[Completion]) -> Pass | None:
+        """The policy's log-probs of the completions before the first gradient step on them; None: nothing reads them.
+
+        Raises:
+          NotFinite: some are NaN or infinite.
+        """
+        if not self.config.reads_old_log_probs:
+            return None
+        entropies = self.config.loss.top_entropy_quantile < 1
+        return self._logprobs(policy, scored, completions, who="policy", entropies=entropies)
+
     def reference_logprobs(
         self, reference: Params | None, scored: Scored, completions: Sequence[Completion]
     ) -> Pass | None:
-        """The reference's log-probs of the completions, 0 on the prompts; None: no KL term.
+        """The reference's log-probs of the completions; None: no KL term.
 
         Raises:
           NotFinite: some are NaN or infinite.
         """
         if self.config.loss.beta == 0 or reference is None:
             return None
+        return self._logprobs(reference, scored, completions, who="reference")
+
+    def _logprobs(
+        self, params: Params, scored: Scored, completions: Sequence[Completion], *, who: str, entropies: bool = False
+    ) -> Pass:
+        """Log-probs of the completions as the loss reads them; 0 on the prompts."""
         ids = [row.teacher_ids for row in scored.rows]
         logprobs = partial(
             finite_logprobs,
             self.model,
-            reference,
+            params,
             ids,
             temperature=self.config.policy_temperature,
             chunk=self.config.loss.logprob_chunk,
-            who="reference",
+            who=who,
             name=row_names(scored),
-            wanted=completion_places(ids, [len(completion.token_ids) for completion in completions]),
+            wanted=completion_places(ids, completions),
+            entropies=entropies,
         )
-        with stage("reference", reward=reward_of(scored)):
+        with stage(who, reward=reward_of(scored)):
             return self.backoff.run("score", lambda sizes: logprobs(tokens=sizes.score), least=longest_of(scored))
 
-    def advantages(self, scored: Scored) -> np.ndarray:
-        """Advantages f32[B]: rewards normalised within each group.
+    def joined(self, drawn: Drawn, scored: Scored, policy: Pass | None, reference: Pass | None) -> Batch:
+        """The batch of what was computed, with its advantages.
 
         Raises:
           NotFinite: rewards are so large that their mean overflows.
         """
-        rewards = reward_of(scored)
-        advantages = np.asarray(group_advantages(jnp.asarray(rewards), self.config.num_generations))
-        why = f"the advantages (of rewards as large as {np.abs(rewards).max():.3g}, by {self.scorer.reward_name})"
-        with stage("advantages", reward=rewards, advantages=advantages):
-            check_rows(advantages, why, name=row_names(scored))
-        return advantages
+        passes = {"policy": policy, "reference": reference}
+        work = {**scored.work, **{name: made.work for name, made in passes.items() if made is not None}}
+        zeros = np.zeros(len(drawn.completions), np.float32)
+        return self.advantaged(
+            Batch(drawn.questions, scored, drawn.completions, policy, reference, zeros, zeros > 0, work)
+        )
+
+    def advantaged(self, batch: Batch) -> Batch:
+        """A batch with the advantages of its rewards.
+
+        Raises:
+          NotFinite: rewards are so large that their mean overflows.
+        """
+        values, trained = advantages_of(
+            self.config,
+            batch.scored,
+            batch.completions,
+            batch.policy,
+            batch.reference,
+            reward_name=self.scorer.reward_name,
+            name=row_names(batch.scored),
+        )
+        return batch._replace(advantages=values, trained=trained)
+
+    def write_batch(self, turn: Turn, batch: Batch) -> str:
+        """Keep a batch that several gradient steps use on disk; returns its key for `read_batch`, "" if one does."""
+        return "" if turn.is_last else self.rollouts.keep_batch(str(turn.first_step), arrays_of_batch(batch))
+
+    def read_batch(self, turn: Turn, key: str) -> Batch | None:
+        """The batch that a resumed run goes on with; None before a draw, and (logged) if it is not on disk."""
+        if turn.is_first or not key or (arrays := self.rollouts.kept_batch(str(turn.first_step), key=key)) is None:
+            return None
+        return batch_of_arrays(arrays, self.each_prompt, self.rows_of)
+
+    def rows_of(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[ScoreRow]:
+        """The rows to score of completions, each of the prompt at its place."""
+        return completion_rows(prompts, completions, chat=self.chat, eos_ids=self.eos_ids)
 
     # Update.
 
-    def gradients(
-        self,
-        policy: Params,
-        scored: Scored,
-        completions: Sequence[Completion],
-        reference: Pass | None,
-        advantages: np.ndarray,
-    ) -> tuple[Params, dict, StepWork]:
-        """Gradients of the step's loss and its diagnostics f32[] by name, both still on the device; the step's work.
+    def gradients(self, policy: Params, batch: Batch) -> tuple[Params, dict, Work]:
+        """Gradients of a step's loss and its diagnostics f32[] by name, both still on the device; the work of it.
 
-        Args:
-          reference: of `reference_logprobs`.
         Raises:
           NotFinite: the sampler's log-probs, a diagnostic or a gradient is NaN or infinite, or an update could be. The
             gradients have been freed.
         """
-        known = {"reward": reward_of(scored), "advantages": advantages}
+        known = {"reward": batch.reward, "advantages": batch.advantages}
+        if batch.trained.any():  # else all count, with advantages of 0
+            batch = batch.part(np.flatnonzero(batch.trained))
+        completions, scored = batch.completions, batch.scored
         if self.config.compares_sampler:
             sampled = [completion.logps for completion in completions]
             with stage("gradients", **known, sampler_logps=np.concatenate(sampled)):
                 check_rows(sampled, "the sampler's log-probs", name=row_names(scored))
-        ids = [row.teacher_ids for row in scored.rows]
-        config, sampled_lengths = self.model.config, [len(completion.token_ids) for completion in completions]
-        wanted = completion_places(ids, sampled_lengths)
-        batches = partial(
-            grpo_batches,
-            ids,
-            sampled_lengths,
-            None if reference is None else reference.logps,
-            [completion.logps for completion in completions],
-            advantages,
-        )
+        ids, config = [row.teacher_ids for row in scored.rows], self.model.config
+        wanted = completion_places(ids, completions)
 
         def sum_at(sizes: BatchSizes) -> tuple[Params, dict, Work]:
             laid_out = batches_for(config, dtype_of(policy), ids, tokens=sizes.update)
-            micro_batches = batches(batches=laid_out, longest=self.config.max_completion_length)
+            micro_batches = grpo_batches(
+                ids, batch.loss_rows(self.config), batches=laid_out, longest=self.config.max_completion_length
+            )
             sums = self.sum_gradients(policy, micro_batches, save_activations=sizes.save_activations)
             return *sums, work_of(config, laid_out, list(map(len, ids)), wanted, passes=UPDATE_PASSES)
 
         gradients, losses, work = self.backoff.run("update", sum_at, least=longest_of(scored))
         with stage("gradients", **known):
             check_update(self.model, policy, gradients, losses, bound=self.optimizer.bound, who="the policy")
-        of_reference = {} if reference is None else {"reference": reference.work}
-        return gradients, losses, {**scored.work, **of_reference, "update": work}
+        return gradients, losses, work
 
     def apply(self, state: TrainState, policy: Params, gradients: Params) -> tuple[TrainState, jax.Array]:
         """The state after an update, its weights on the device, and the gradients' norm f32[] before clipping.
@@ -302,18 +400,32 @@ class Rlt:
 
     # Report.
 
-    def evidence(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> Evidence:
-        """What a step had, to compute it again."""
+    def facts(self, step: int, key: str) -> dict[str, int | str]:
+        """What the checkpoint of a step says besides its arrays.
+
+        Args:
+          key: of the batch on disk (`write_batch`).
+        """
+        return {"questions_drawn": turn_of(self.config, step).draw * self.config.questions_per_draw, "batch": key}
+
+    def evidence(self, turn: Turn, drawn: Drawn, earlier: Batch | None = None) -> Evidence:
+        """What a step had, to compute it again.
+
+        Args:
+          earlier: what was computed in an earlier step of the draw, with other weights.
+        """
         batch = {
-            "rows": np.array([prompt.row.number for prompt in prompts], np.int64),
-            **joined("prompt_ids", [prompt.teacher_ids for prompt in prompts]),
-            **joined("token_ids", [completion.token_ids for completion in completions]),
-            **joined("logps", [completion.logps for completion in completions]),
-            "finished": np.array([completion.finished for completion in completions]),
+            "rows": np.array([prompt.row.number for prompt in drawn.prompts], np.int64),
+            "questions": drawn.questions,
+            **joined("prompt_ids", [prompt.teacher_ids for prompt in drawn.prompts]),
+            **joined("token_ids", [completion.token_ids for completion in drawn.completions]),
+            **joined("logps", [completion.logps for completion in drawn.completions]),
+            "finished": np.array([completion.finished for completion in drawn.completions]),
         }
+        if earlier is not None:
+            batch |= {f"{EARLIER}{name}": values for name, values in arrays_of_batch(earlier).items()}
         facts = {"command": "train", "sizes": asdict(self.backoff.sizes), "reward": self.scorer.reward_name}
-        facts["reads"] = sorted(self.scorer.reads)
-        return Evidence(batch, facts)
+        return Evidence(batch, {**facts, "reads": sorted(self.scorer.reads), "turn": turn.number})
 
     def samples(self, step: int, scored: Scored, completions: Sequence[Completion]) -> Iterator[dict[str, object]]:
         """Some of a step's completions with their scores, for completions.jsonl."""
@@ -349,116 +461,6 @@ class Rlt:
                 log.info(line)
 
 
-@contextmanager
-def open_rlt(
-    config: TrainConfig,
-    run_dir: Path,
-    *,
-    reward_fn: RewardFn | None = None,
-    compare_inputs: Callable[[Inputs], None] | None = None,
-    samples: bool = True,
-) -> Iterator[Rlt]:
-    """Read the data, plan the memory, start the vLLM engine if there is one, load the models.
-
-    Args:
-      compare_inputs: called with the run's prompts and rows before the long part; may refuse them.
-      samples: whether a sampler will be opened. If not, no vLLM engine is started.
-    Raises:
-      UserError: unusable files, models or data, or a device that is too small, on entry or at the step that needs
-        more.
-    """
-    reward_fn = chosen_reward(config.reward, reward_fn)
-    chat = chat_format_of(config)
-    own = None if reward_fn is None else function_name(reward_fn)
-    about = files_of_training(
-        config, chat, reward=own
-    )  # before the run: what the teacher's folder says may change meanwhile
-
-    def compare(rows: Sequence[Row], held_out: Sequence[Row]) -> None:
-        warn_of_row_prompts(chat, (row.system for row in rows))
-        if compare_inputs is not None:
-            compare_inputs(run_inputs(chat, rows, held_out, models=models_of(config), reward_fn=reward_fn))
-
-    prompts, eval_prompts = load_prompts(config, chat, compare=compare)
-    questions = question_order(config, len(prompts))  # too few rows are refused here, before minutes of loading
-    reads = config.reward.reads if reward_fn is None else read_by(reward_fn)
-    uses_reference = config.uses_reference(reads)
-    check_reference(config, run_dir, used=uses_reference, reads=reads)
-    gpu = read_gpu()
-    size, capability = (None, None) if gpu is None else (gpu.total_bytes, gpu.capability)
-    planned = plan(config, gpu_bytes=size, capability=capability, reads=reads)
-    prepare_memory(shared=config.sampler.kind == "vllm", pinned_bytes=planned.pinned_bytes)
-    log_plan(config, planned)
-    advice = partial(out_of_memory_advice, planned)
-    with (
-        explain_out_of_memory(advice),
-        running_engine(train_settings(config), log_file=run_dir / ENGINE_LOG_FILE) if samples else NO_ENGINE as engine,
-    ):
-        dtype, ends = decided_dtype(config.dtype), eos_ids(chat.tokenizer, config.teacher)
-        model, params = load_checked_model(config.teacher, chat.tokenizer, dtype=dtype)
-        student, student_params = None, None
-        if "student" in reads:
-            student, student_params = load_checked_model(config.student, chat.student, dtype=dtype)
-            student_params = place_frozen(config, student_params)
-        log.info(attention_line(kernels(dtype, teacher=model, student=student)))
-        yield Rlt(
-            config=config,
-            chat=chat,
-            eos_ids=ends,
-            about=about,
-            prompts=prompts,
-            eval_prompts=eval_prompts,
-            questions=questions,
-            model=model,
-            params=params,
-            uses_reference=uses_reference,
-            optimizer=open_optimizer(
-                config.optimizer, config.memory, learning_rate=config.learning_rate, max_steps=config.max_steps
-            ),
-            scorer=make_scorer(
-                model,
-                student,
-                student_params,
-                config.reward,
-                sampling_temperature=config.temperature,
-                chunk=config.loss.logprob_chunk,
-                reward_fn=reward_fn,
-                teacher_name="reference" if config.reward.use_reference_teacher_model else "policy",
-            ),
-            sum_gradients=make_sum_gradients(
-                model,
-                grpo_objective(config.loss, compare_sampler=config.compares_sampler),
-                temperature=config.policy_temperature,
-                chunk=config.loss.logprob_chunk,
-                dtype=config.memory.gradients,
-                saved=partial(
-                    saved_layers,
-                    planned.shape,
-                    planned.run,
-                    (config.planned_gb or 0) * GB,
-                    saved_attention=config.loss.saved_attention,
-                    saved_mlp=config.loss.saved_mlp,
-                ),
-            ),
-            sync_reference=make_reference_sync(),
-            planned=planned,
-            engine=engine,
-            rollouts=Rollouts(
-                run_dir / ROLLOUTS_FOLDER,
-                fingerprint([config.sampler.kind, sampling_of(config), ends, known_ids(chat.tokenizer).tolist()]),
-            ),
-            backoff=MemoryBackoff(
-                BatchSizes(config.sampler.max_batch, config.tokens_of_score, config.tokens_of_update),
-                run_dir,
-                exhausted=advice,
-            ),
-            budget=BudgetWatch(config.budget_gb),
-            matches=MatchWatch(max_completion_length=config.max_completion_length),
-            watch=Alarms(config.alarms, max_grad_norm=config.optimizer.max_grad_norm),
-            meter=open_meter(model, params),
-        )
-
-
 def sampling_of(config: TrainConfig) -> SamplingParams:
     """The sampling parameters of a run."""
     return sampling_params(config.sampler, max_tokens=config.max_completion_length, temperature=config.temperature)
@@ -474,20 +476,12 @@ def longest_of(scored: Scored) -> int:
     return max(len(row.teacher_ids) for row in scored.rows)
 
 
-def completion_places(ids: Sequence[np.ndarray], lengths: Sequence[int]) -> list[np.ndarray]:
-    """Positions of the completions, of the given lengths, at the ends of ids i32[T_i]."""
+def completion_places(ids: Sequence[np.ndarray], completions: Sequence[Completion]) -> list[np.ndarray]:
+    """Positions of the completions, at the ends of ids i32[T_i]."""
+    lengths = [len(completion.token_ids) for completion in completions]
     return [np.arange(len(row) - length, len(row)) for row, length in zip(ids, lengths, strict=True)]
 
 
 def row_names(scored: Scored) -> Callable[[int], str]:
     """Names the rows of a step in messages."""
     return row_name([prompt.row.number for prompt in scored.prompts])
-
-
-def out_of_memory_advice(planned: Ledger) -> str:
-    """The plan and what to change, for a run that does not fit on the GPU."""
-    advice = (
-        "lower --max-completion-length or --max-prompt-length, use --preset mono85_fallback, or run "
-        "`python -m rlt_jax.plan` with the flags of this run to see what fits"
-    )
-    return "\n".join([*ledger_lines(planned), advice])

@@ -80,6 +80,7 @@ class Session:
     start_step: int  # the last finished step; 0: none
     done: int  # the last whole step
     max_steps: int
+    facts: Mapping[str, Any]  # of the checkpoint from which the run started; {}: none
 
     _checkpoints: Checkpoints
     _saver: Saver
@@ -168,7 +169,7 @@ class Session:
         arrays, facts = restore_or_start(
             self._checkpoints, like=like, fresh=lambda: fresh(params), seed=config.seed, max_steps=max_steps
         )
-        self.start_step, self._skips = facts.get("step", 0), skips_of(facts)
+        self.facts, self.start_step, self._skips = facts, facts.get("step", 0), skips_of(facts)
         self.done = self.start_step
         self._saver = Saver(self._checkpoints, self._clock, step=self.start_step)
         if self.start_step:
@@ -342,7 +343,7 @@ class Session:
         """`memory/peak_gpu_gb/PHASE` of the step so far; {} without a GPU."""
         return self._monitor.metrics()
 
-    def save(self, step: int, arrays: Arrays, **facts: int) -> None:
+    def save(self, step: int, arrays: Arrays, **facts: int | str) -> None:
         """Start to write a checkpoint of everything that the next step depends on.
 
         It is read where it lies, while the next step generates and scores: call `wait_for_save` before anything donates
@@ -399,7 +400,7 @@ class Session:
         last = self.done == self.max_steps and not self._config.checkpoint.at_end
         return nullcontext() if last else stops.cooperative()
 
-    def save_last(self, arrays: Arrays, **facts: int) -> None:
+    def save_last(self, arrays: Arrays, **facts: int | str) -> None:
         """Save the last whole step, unless there is none or it is saved; for a run that stops.
 
         Args:

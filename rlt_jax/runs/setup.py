@@ -265,7 +265,7 @@ def question_order(config: TrainConfig, count: int) -> Callable[[int], np.ndarra
     order = partial(
         questions_of_step,
         num_rows=count,
-        questions_per_step=config.questions_per_step,
+        questions_per_step=config.questions_per_draw,
         seed=config.seed,
         artificial_epochs=config.data.artificial_epochs,
     )

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from rlt_jax.device.peaks import Peak, peak_of
 from rlt_jax.models import Model, Params, Work, dtype_of, kernel_name
 
-SCORE_PASSES = ("teacher", "student", "reference")  # of the phase `score`; that of `update` has its name
+SCORE_PASSES = ("teacher", "student", "policy", "reference")  # of the phase `score`; the one of `update` has its name
 
-StepWork = Mapping[str, Work]  # pass ("teacher", "student", "reference", "update") -> its work; only those made
+StepWork = Mapping[
+    str, Work
+]  # pass ("teacher", "student", "policy", "reference", "update") -> its work; only those made
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 import rlt_jax
+from tests.conftest import log_as_it_was
 
 TINY = Path(rlt_jax.__file__).parent / "assets" / "tiny"
 
@@ -34,6 +35,13 @@ def small() -> tuple:
 @pytest.fixture(autouse=True)
 def leave_the_log_as_it_was(restored_log):
     """A run in this process takes the project's log over."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def leave_the_log_as_it_was_before_the_file():
+    """So does one that a fixture of a whole file makes."""
+    with log_as_it_was():
+        yield
 
 
 @pytest.fixture(scope="session")

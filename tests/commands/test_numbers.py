@@ -17,7 +17,7 @@ from rlt_jax import train as train_command
 from rlt_jax.configs import parse_train_args
 from rlt_jax.errors import UserError
 from rlt_jax.finite import NotFinite
-from rlt_jax.runs import rlt as rlt_module
+from rlt_jax.runs import open_rlt as open_module
 from rlt_jax.runs import sft as sft_module
 from rlt_jax.runs.rlt import Rlt
 from rlt_jax.runs.skipping import read_step
@@ -309,7 +309,7 @@ def test_a_fine_tuning_skips_and_replays(main, refused, replayed, tiny, tmp_path
 
 def test_a_nan_gradient_frees_the_sums_and_changes_nothing(run, replayed, monkeypatch):
     """In bfloat16 with the optimizer on the host, whose state is streamed."""
-    make, calls, applied = rlt_module.make_sum_gradients, [0], []
+    make, calls, applied = open_module.make_sum_gradients, [0], []
 
     def made(*arguments, **named):
         sums = make(*arguments, **named)
@@ -324,7 +324,7 @@ def test_a_nan_gradient_frees_the_sums_and_changes_nothing(run, replayed, monkey
 
         return poisoned
 
-    monkeypatch.setattr(rlt_module, "make_sum_gradients", made)
+    monkeypatch.setattr(open_module, "make_sum_gradients", made)
     folder = run("gradient", "--dtype", "bfloat16", "--memory.optimizer", "host")
     culprit = read_step(folder, None).fault["culprit"]
     assert culprit.startswith(

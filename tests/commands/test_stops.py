@@ -110,7 +110,7 @@ def test_a_run_that_is_stopped_in_each_phase_is_the_same_run(whole, flags, stopp
     folder = tmp_path / "run"
     line = (*flags, "--output-dir", folder)
     by_phase = (  # (where, the last whole step afterwards, whether a step is given up)
-        ("rlt_jax.runs.rlt:load_checked_model", 0, False),
+        ("rlt_jax.runs.open_rlt:load_checked_model", 0, False),
         ("rlt_jax.train:evaluation_requests", 0, False),
         ("rlt_jax.sampling.native:NativeSampler._sample", 1, True, 3),  # after the evaluation of step 0
         ("rlt_jax.train:evaluation_requests", 2, False),  # of step 2, which is owed then

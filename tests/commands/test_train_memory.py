@@ -19,7 +19,7 @@ from rlt_jax.errors import UserError
 from rlt_jax.planner.run_plan import at_batch_sizes, plan
 from rlt_jax.rewards import scorer
 from rlt_jax.rewards.rlt import RewardInputs, Rewards, rlt_reward
-from rlt_jax.runs import rlt, setup
+from rlt_jax.runs import open_rlt, setup
 from rlt_jax.train import train
 from rlt_jax.types import GB
 from tests.commands.comparing import without_times
@@ -208,9 +208,9 @@ def test_plan_and_measured_are_of_the_sizes_that_fitted(flags, tmp_path, monkeyp
     """As on a machine with a GPU of 80 GB, whose driver reads 1 GB, after an update that had to be lowered."""
     monkeypatch.setattr(monitor, "gpu_memory_reader", lambda: lambda: 1.0)
     gpu = Gpu("H100", 1, total_bytes=80_000_000_000, used_bytes=0, driver="580", cuda=(13, 0), capability=(9, 0))
-    monkeypatch.setattr(rlt, "read_gpu", lambda: gpu)
+    monkeypatch.setattr(open_rlt, "read_gpu", lambda: gpu)
     asked = []
-    monkeypatch.setattr(rlt, "plan", lambda config, **gpu: asked.append(gpu) or plan(config, **gpu))
+    monkeypatch.setattr(open_rlt, "plan", lambda config, **gpu: asked.append(gpu) or plan(config, **gpu))
     (tmp_path / "backoff.json").write_text(
         json.dumps({"generate": 64, "score": 8, "update": 1, "save_activations": False})
     )

@@ -25,7 +25,7 @@ from rlt_jax.models import build_model, read_config
 from rlt_jax.models.tensor_names import name_table
 from rlt_jax.rewards.logprobs import row_logprobs
 from rlt_jax.rewards.rlt import RewardInputs, Rewards, rlt_reward
-from rlt_jax.runs import rlt
+from rlt_jax.runs import open_rlt
 from rlt_jax.sampling.engine import EngineCompletion
 from rlt_jax.sampling.native import NativeSampler
 from rlt_jax.train import train
@@ -109,7 +109,7 @@ def starter(small, monkeypatch):
         def engine(settings, *, log_file) -> Iterator[InProcess]:
             yield InProcess(settings.model, watch)
 
-        monkeypatch.setattr(rlt, "running_engine", engine)
+        monkeypatch.setattr(open_rlt, "running_engine", engine)
         return train(config, reward_fn=reward_fn)
 
     return start

@@ -17,7 +17,8 @@ from rlt_jax.configs import parse_train_args
 from rlt_jax.models import named_tensors
 from rlt_jax.rewards.logprobs import finite_logprobs
 from rlt_jax.rewards.rlt import reads
-from rlt_jax.runs.rlt import open_rlt
+from rlt_jax.runs.batch import Drawn, turn_of
+from rlt_jax.runs.open_rlt import open_rlt
 from rlt_jax.train import train
 from tests.commands.comparing import without_times
 
@@ -57,9 +58,11 @@ def test_weights_are_those_of_a_run_that_scores_under_a_reference_of_weight_0(sm
         policy, reference = rlt.params, jax.tree.map(lambda leaf: 0.9 * leaf, rlt.params)
         assert not rlt.uses_reference and rlt.state_like()[1] is None
         sampler = rlt.open_sampler(policy, version=0)
-        prompts, requests = rlt.requests(1)
+        questions, requests = rlt.requests(turn_of(config, 1))
         completions = [one for group in rlt.generate(sampler, requests, policy, name="1") for one in group]
-        scored = rlt.score(policy, None, [p for p in prompts for _ in range(config.num_generations)], completions)
+        of_each = np.repeat(questions, config.num_generations)
+        drawn = Drawn(of_each, rlt.each_prompt(of_each), completions)
+        scored = rlt.score(policy, None, drawn.prompts, completions)
         assert rlt.reference_logprobs(None, scored, completions) is None
         rows = [row.teacher_ids for row in scored.rows]
         logprobs = partial(finite_logprobs, rlt.model, reference, rows, who="reference", name=str)
@@ -67,7 +70,7 @@ def test_weights_are_those_of_a_run_that_scores_under_a_reference_of_weight_0(sm
 
         def updated(ref_logps):
             """The policy after the step, and the losses."""
-            gradients, losses, _ = rlt.gradients(policy, scored, completions, ref_logps, rlt.advantages(scored))
+            gradients, losses, _ = rlt.gradients(policy, rlt.joined(drawn, scored, None, ref_logps))
             state, _ = rlt.optimizer.apply(rlt.optimizer.init(jax.tree.map(jnp.copy, policy)), gradients)
             return dict(named_tensors(rlt.model, state.params)), jax.device_get(losses)
 

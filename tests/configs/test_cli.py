@@ -165,7 +165,10 @@ def test_help_explains_every_field_and_lists_the_presets(capsys, monkeypatch):
     assert [flag for flag in [*flags, "--config", "--print-config"] if f" {flag}" not in text] == []
     assert [name for name in PRESETS if f"  {name}: " not in text] == []
     text = " ".join(text.replace("│", " ").split())
-    assert "Completions per gradient step, a multiple of num_generations. (default: 96)" in text
+    assert (
+        "Completions drawn and scored together, a multiple of num_generations. A gradient step uses them all, unless "
+        "num_minibatches splits them. (default: 96)"
+    ) in text
     assert (
         "Weight of the KL to the reference in the loss, per nat. 0: no KL term, and no reference, unless it scores in "
         "the teacher's place (reward.use_reference_teacher_model). (default: 0.04)"

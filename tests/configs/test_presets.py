@@ -95,7 +95,7 @@ def test_tiny_uses_what_the_package_ships():
 
 def test_derived_values():
     config = PRESETS["mono85"]
-    assert config.questions_per_step == 4
+    assert config.questions_per_draw == 4
     assert config.reference_model == config.teacher
     assert replace(config, reference="folder").reference_model == "folder"
 

@@ -62,9 +62,12 @@ def test_what_does_not_change_results_is_no_change():
 RUN = {
     *("preset", "max_steps", "train_batch_size", "num_generations", "generation_aggregation_steps", "learning_rate"),
     *("logging_steps", "eval_steps", "data.on_bad_row", "data.artificial_epochs"),
-    *("loss.beta", "loss.unbias_log_probabilities", "loss.importance_correction", "loss.importance_cap"),
+    *("num_iterations", "num_minibatches"),
     *("ref.sync_ref_model", "ref.ref_model_sync_steps", "ref.ref_model_mixup_alpha"),
 }
+COMPUTED = {"logprob_chunk", "saved_mlp", "saved_attention"}  # of the loss: how, not what
+RUN |= {f"loss.{field.name}" for field in dataclasses.fields(TINY.loss) if field.name not in COMPUTED}
+RUN |= {f"advantages.{field.name}" for field in dataclasses.fields(TINY.advantages)}
 OPTIMIZER = {f"optimizer.{field.name}" for field in dataclasses.fields(TINY.optimizer)}
 SUPERVISED = {
     *("max_steps", "num_train_epochs", "train_batch_size", "packing", "packed_length", "learning_rate"),

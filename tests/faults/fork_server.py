@@ -17,7 +17,13 @@ import sys
 from contextlib import suppress
 
 IMPORTED = (  # beforehand: what `train` and `sft` import sooner or later, which takes most of their start-up
-    *("rlt_jax.runs.rlt", "rlt_jax.runs.sft", "rlt_jax.runs.session", "rlt_jax.runs.chats", "rlt_jax.report.curves"),
+    *(
+        "rlt_jax.runs.open_rlt",
+        "rlt_jax.runs.sft",
+        "rlt_jax.runs.session",
+        "rlt_jax.runs.chats",
+        "rlt_jax.report.curves",
+    ),
     *("torch", "datasets", "transformers.tokenization_utils_tokenizers", "transformers.convert_slow_tokenizer"),
     *("matplotlib.backends.backend_agg", "tensorboard.summary", "jaxlib.mlir.dialects.func", "pynvml", "pydantic.main"),
 )

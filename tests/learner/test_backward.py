@@ -142,6 +142,38 @@ def test_gradients_equal_those_of_the_plain_model(name, loss, temperature):
         assert float(aux[key]) == pytest.approx(float(value), rel=1e-5)
 
 
+def entropy_bonus(read, batch):
+    logps, entropies = read
+    loss, aux = grpo(logps, batch)
+    weights = jnp.where(batch.mask, 0.1 + 0.02 * jnp.arange(LENGTH), 0.0)
+    return loss - jnp.sum(weights * entropies), aux | {"entropies": entropies}
+
+
+def dense_entropies(model, params, ids, temperature):
+    """Entropies f32[B, T] of the distributions that the tokens are of, 0 at position 0."""
+    logps = jax.nn.log_softmax(model.unembed(params, model.hidden(params, ids)) / temperature)
+    return jnp.pad(-jnp.sum(jnp.exp(logps) * logps, axis=-1)[:, :-1], ((0, 0), (1, 0)))
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen2.5"])
+def test_the_gradient_of_entropies_equals_that_of_the_plain_model(name):
+    model, params = make_model(name)
+    batch = make_batch()
+    accumulate = layerwise(model, entropy_bonus, temperature=0.7, chunk=16, entropies=True)
+    found, aux = accumulate(params, zeros(params), batch, 1.0)
+
+    def dense(params):
+        ids = jnp.asarray(batch.ids)
+        read = dense_logps(model, params, ids, 0.7), dense_entropies(model, params, ids, 0.7)
+        return entropy_bonus(read, batch)
+
+    expected, dense_aux = jax.jit(jax.grad(dense, has_aux=True))(params)
+    assert_close(found, expected)
+    on = batch.mask & (np.arange(LENGTH) > 0)
+    np.testing.assert_allclose(aux["entropies"][on], dense_aux["entropies"][on], rtol=1e-5)
+    assert np.asarray(aux["entropies"])[on].min() > 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("saved", SAVED)
 def test_saved_activations_change_no_gradient(saved):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlt_jax.configs import LossConfig
-from rlt_jax.learner.objective import grpo_objective
+from rlt_jax.learner.objective import policy_objective
 from rlt_jax.types import TrainBatch
 
 RNG = np.random.default_rng(0)
@@ -24,7 +24,7 @@ def batch(sampler_logps):
 
 def test_unknown_log_probs_of_the_sampler_change_nothing_but_the_diagnostics():
     unknown = jnp.full((3, 5), jnp.nan)
-    known, blind = grpo_objective(LossConfig()), grpo_objective(LossConfig(), compare_sampler=False)
+    known, blind = policy_objective(LossConfig()), policy_objective(LossConfig(), compare_sampler=False)
     (loss, diagnostics), gradient = jax.value_and_grad(known, has_aux=True)(LOGPS, batch(SAMPLER))
     (blind_loss, blind_diagnostics), blind_gradient = jax.value_and_grad(blind, has_aux=True)(LOGPS, batch(unknown))
     assert blind_loss == loss
@@ -40,7 +40,7 @@ def test_unknown_log_probs_of_the_sampler_change_nothing_but_the_diagnostics():
 @pytest.mark.parametrize("correction", ["token", "sequence"])
 def test_a_correction_needs_log_probs_that_compare(correction):
     with pytest.raises(ValueError, match=f"importance_correction={correction} without comparable log-probs"):
-        grpo_objective(LossConfig(importance_correction=correction), compare_sampler=False)
+        policy_objective(LossConfig(importance_correction=correction), compare_sampler=False)
 
 
 def test_the_gradient_of_a_shared_token_is_the_sum_over_its_completions():
@@ -56,7 +56,7 @@ def test_the_gradient_of_a_shared_token_is_the_sum_over_its_completions():
     shared = TrainBatch(
         jnp.zeros((1, 5), jnp.int32), jnp.ones((1, 5), bool), None, places, on, None, nothing, ADVANTAGES
     )
-    objective = grpo_objective(LossConfig(beta=0.0), compare_sampler=False)
+    objective = policy_objective(LossConfig(beta=0.0), compare_sampler=False)
     gradient, _ = jax.grad(objective, has_aux=True)(logps, shared)
     expected = [1.0 / 2, -1.0 / 2, 0.0, 0.0, -1.0 / 2 + 1.0 / 2 - 0.5]  # c, b, off the row mask, of no row, a
     np.testing.assert_allclose(gradient[0], np.array(expected) / 3, atol=1e-7)
@@ -66,7 +66,7 @@ def test_the_loss_of_shared_tokens_is_that_of_rows_apart():
     """Every value and the gradient, with a KL term and corrected weights, as if each row had tokens of its own."""
     places, on = jnp.array([[0, 1, 2], [0, 1, 3], [0, 4, 0]]), jnp.array([[True] * 3, [True] * 3, [True, True, False]])
     config = LossConfig(beta=0.04, importance_correction="token")
-    objective = grpo_objective(config)
+    objective = policy_objective(config)
     shared = TrainBatch(
         jnp.zeros((1, 5), jnp.int32), jnp.ones((1, 5), bool), None, places, on, REF[:, :3], SAMPLER[:, :3], ADVANTAGES
     )

@@ -8,10 +8,10 @@ import pytest
 
 from rlt_jax.configs import LossConfig
 from rlt_jax.learner.backward import make_layerwise_accumulate
-from rlt_jax.learner.objective import grpo_objective, sft_objective
+from rlt_jax.learner.objective import policy_objective, sft_objective
 from rlt_jax.learner.optimizer import make_apply, make_optimizer
 from rlt_jax.learner.state import init_state, join_master, split_master
-from rlt_jax.learner.step import grpo_batches, sft_batches, sum_gradients
+from rlt_jax.learner.step import LossRows, grpo_batches, sft_batches, sum_gradients
 from rlt_jax.models import load_model, named_tensors
 from rlt_jax.segments import Limits, MicroBatch, Tree, micro_batches
 
@@ -48,9 +48,10 @@ def laid_out(rows, *, tokens: int, arrangement: str) -> list[MicroBatch]:
     return micro_batches(rows, tokens=tokens, arrangement=arrangement, limits=LIMITS)
 
 
-def no_sampler(lengths):
-    """Log-probs of a sampler, for tests that do not read them."""
-    return [np.zeros(n, np.float32) for n in lengths]
+def loss_rows(lengths, ref, advantages):
+    """Completions at the ends of rows f32[T_i]; log-probs of a sampler for tests that do not read them."""
+    ref_logps = [row[len(row) - n :] for row, n in zip(ref, lengths)]
+    return LossRows([np.zeros(n, np.float32) for n in lengths], advantages, ref_logps)
 
 
 def options(**changed):
@@ -88,13 +89,13 @@ def test_gradients_of_a_step_equal_the_originals(
         monkeypatch.setattr("rlt_jax.segments.MIN_SHARED", shared)
     model, params = policy
     ids, lengths, ref = golden_rows(cases)
-    objective = grpo_objective(LossConfig(beta=float(cases["batch/beta"])))
+    objective = policy_objective(LossConfig(beta=float(cases["batch/beta"])))
     temperature = float(cases["batch/temperature"])
     accumulate = make_layerwise_accumulate(model, objective, temperature=temperature, chunk=16)
     lie = laid_out(ids, tokens=tokens, arrangement=arrangement)
     assert max(tree.shared for batch in lie for trees in batch.sequences for tree in trees) == shared
     advantages, longest = cases["batch/advantages"], max(lengths)
-    batches = list(grpo_batches(ids, lengths, ref, no_sampler(lengths), advantages, batches=lie, longest=longest))
+    batches = list(grpo_batches(ids, loss_rows(lengths, ref, advantages), batches=lie, longest=longest))
     assert [batch.ids.shape for batch, _ in batches] == shapes
     gradients, aux = sum_gradients(accumulate, params, batches)
     assert float(aux["loss"]) == pytest.approx(float(cases["batch/loss"]), abs=1e-5)
@@ -178,13 +179,13 @@ def test_filling_rows_and_pads_change_nothing(policy, cases, arrangement):
     """Whatever stands in pads and in the rows that only fill a micro-batch, the gradient stays the same and finite."""
     model, params = policy
     ids, lengths, ref = golden_rows(cases)
-    accumulate = make_layerwise_accumulate(model, grpo_objective(LossConfig(beta=0.04)), temperature=0.7, chunk=16)
+    accumulate = make_layerwise_accumulate(model, policy_objective(LossConfig(beta=0.04)), temperature=0.7, chunk=16)
     advantages = np.array([1.0, -1.0], np.float32)
     ids, lengths, ref = ids[:2], lengths[:2], ref[:2]
     trees = [Tree([0], 0, len(ids[0])), Tree([1], 0, len(ids[1]))]
     sequences = [[tree] for tree in trees] if arrangement == "rows" else [trees]
     lie = MicroBatch(sequences, 3, 64, arrangement)
-    ((batch, weight),) = grpo_batches(ids, lengths, ref, no_sampler(lengths), advantages, batches=[lie], longest=20)
+    ((batch, weight),) = grpo_batches(ids, loss_rows(lengths, ref, advantages), batches=[lie], longest=20)
     # As a step with a micro-batch of four rows would pad this one.
     batch = batch._replace(**{name: np.pad(getattr(batch, name), ((0, 2), (0, 0))) for name in BY_ROW})
     batch = batch._replace(advantages=np.pad(batch.advantages, (0, 2)))
@@ -279,12 +280,12 @@ def test_a_token_of_several_examples_counts_for_each_that_trains_it(policy, arra
 def test_a_bucket_compiles_once(policy, cases):
     model, params = policy
     ids, lengths, ref = golden_rows(cases)
-    accumulate = make_layerwise_accumulate(model, grpo_objective(LossConfig(beta=0.04)), temperature=0.7, chunk=16)
+    accumulate = make_layerwise_accumulate(model, policy_objective(LossConfig(beta=0.04)), temperature=0.7, chunk=16)
     lie = laid_out(ids, tokens=2 * 32, arrangement="rows")
     assert len(lie) == 2
     for _ in range(3):
         advantages, longest = cases["batch/advantages"], max(lengths)
-        batches = grpo_batches(ids, lengths, ref, no_sampler(lengths), advantages, batches=lie, longest=longest)
+        batches = grpo_batches(ids, loss_rows(lengths, ref, advantages), batches=lie, longest=longest)
         sum_gradients(accumulate, params, batches)
     assert accumulate._cache_size() == 1
 
@@ -293,7 +294,7 @@ def test_flat_sequences_of_one_size_compile_once_whatever_lies_in_them(policy):
     """Groups, rows alone, padding: the layout is data, as long as the longest segment stays in the same part."""
     model, params = policy
     rng = np.random.default_rng(5)
-    accumulate = make_layerwise_accumulate(model, grpo_objective(LossConfig(beta=0.04)), temperature=0.7, chunk=16)
+    accumulate = make_layerwise_accumulate(model, policy_objective(LossConfig(beta=0.04)), temperature=0.7, chunk=16)
     shapes = set()
     for _ in range(4):
         prompts = [rng.integers(0, 900, n).astype(np.int32) for n in rng.integers(20, 30, 2)]
@@ -302,7 +303,7 @@ def test_flat_sequences_of_one_size_compile_once_whatever_lies_in_them(policy):
         ref = [np.zeros(len(row), np.float32) for row in ids]
         lie = laid_out(ids, tokens=1024, arrangement="flat")
         advantages = rng.normal(size=4).astype(np.float32)
-        batches = list(grpo_batches(ids, lengths, ref, no_sampler(lengths), advantages, batches=lie, longest=32))
+        batches = list(grpo_batches(ids, loss_rows(lengths, ref, advantages), batches=lie, longest=32))
         shapes |= {(batch.ids.shape, batch.layout.longest) for batch, _ in batches}
         sum_gradients(accumulate, params, batches)
     assert accumulate._cache_size() == len(shapes) == 1

@@ -13,8 +13,8 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from rlt_jax.configs import LossConfig
 from rlt_jax.learner.backward import make_layerwise_accumulate
-from rlt_jax.learner.objective import grpo_objective
-from rlt_jax.learner.step import grpo_batches, sum_gradients
+from rlt_jax.learner.objective import policy_objective
+from rlt_jax.learner.step import LossRows, grpo_batches, sum_gradients
 from rlt_jax.models import ModelConfig, attention, init_model
 from rlt_jax.models.attention import attend, segment_bias, tokens_before
 from rlt_jax.segments import Layout, Limits, MicroBatch, Tree, common_prefixes, micro_batches
@@ -129,14 +129,15 @@ def a_model():
 @cache
 def accumulate_of(beta: float):
     """Compiles once for each shape."""
-    return make_layerwise_accumulate(a_model()[0], grpo_objective(LossConfig(beta=beta)), temperature=0.7, chunk=32)
+    return make_layerwise_accumulate(a_model()[0], policy_objective(LossConfig(beta=beta)), temperature=0.7, chunk=32)
 
 
 def gradients_of(rows, lengths, advantages, batches):
     rng = np.random.default_rng(0)
-    ref = [rng.normal(-4, 1, len(row)).astype(np.float32) for row in rows]
+    ref = [rng.normal(-4, 1, n).astype(np.float32) for n in lengths]
     sampled = [rng.normal(-4, 1, n).astype(np.float32) for n in lengths]
-    step = grpo_batches(rows, lengths, ref, sampled, np.asarray(advantages, np.float32), batches=batches, longest=24)
+    loss_rows = LossRows(sampled, np.asarray(advantages, np.float32), ref)
+    step = grpo_batches(rows, loss_rows, batches=batches, longest=24)
     return sum_gradients(accumulate_of(0.04), a_model()[1], step)
 
 
@@ -191,8 +192,7 @@ def test_a_token_of_two_rows_has_the_advantages_of_both():
 
     def gradients(rows, advantages, batches):
         nothing = [np.zeros(4, np.float32)] * len(rows)
-        lengths = [4] * len(rows)
-        step = grpo_batches(rows, lengths, None, nothing, np.float32(advantages), batches=batches, longest=4)
+        step = grpo_batches(rows, LossRows(nothing, np.float32(advantages)), batches=batches, longest=4)
         return sum_gradients(accumulate_of(0.0), a_model()[1], step)[0]
 
     rows = [row, row.copy()]
@@ -217,7 +217,7 @@ def test_the_last_token_of_a_prompt_predicts_the_first_of_each_completion():
     # The two with the same token save as much in one group with the others as in one of their own.
     assert len(batch.sequences[0]) == 1 and batch.distinct == len(PROMPT) + 4
     nothing = [np.zeros(1, np.float32)] * 4
-    step = grpo_batches(rows, [1] * 4, None, nothing, advantages, batches=[batch], longest=1)
+    step = grpo_batches(rows, LossRows(nothing, advantages), batches=[batch], longest=1)
     found, _ = sum_gradients(accumulate_of(0.0), params, step)
 
     def loss(params):

@@ -12,8 +12,8 @@ from rlt_jax.configs import LossConfig, RewardConfig
 from rlt_jax.data import BESPOKE, ChatFormat, build_prompts, eos_ids, load_tokenizer
 from rlt_jax.finite import NotFinite
 from rlt_jax.learner.backward import make_layerwise_accumulate
-from rlt_jax.learner.objective import grpo_objective
-from rlt_jax.learner.step import grpo_batches, sum_gradients
+from rlt_jax.learner.objective import policy_objective
+from rlt_jax.learner.step import LossRows, grpo_batches, sum_gradients
 from rlt_jax.losses import ORIGINAL_NAMES, group_advantages
 from rlt_jax.models import Model, Work, build_model, load_model, named_tensors
 from rlt_jax.rewards.logprobs import Pass
@@ -125,22 +125,18 @@ def test_loss_kl_and_gradient_of_the_step_are_the_originals(scored, arrays, mode
         np.concatenate([prompt.teacher_ids, row[:n]]).astype(np.int32)
         for prompt, row, n in zip(prompts, arrays["completion_ids"], lengths)
     ]
-    ref = [
-        np.concatenate([np.zeros(len(prompt.teacher_ids)), row[:n]]).astype(np.float32)
-        for prompt, row, n in zip(prompts, arrays["ref_per_token_logps"], lengths)
-    ]
+    ref = [row[:n] for row, n in zip(arrays["ref_per_token_logps"], lengths)]
     advantages = np.asarray(group_advantages(scored.rewards.reward, GROUP))
     tied, params = models["teacher"]
     model = build_model(replace(tied.config, tie_word_embeddings=False))
     params = {**params, "lm_head": params["embed_tokens"]}
     accumulate = make_layerwise_accumulate(
-        model, grpo_objective(LossConfig(beta=step["beta"])), temperature=step["temperature"], chunk=64
+        model, policy_objective(LossConfig(beta=step["beta"])), temperature=step["temperature"], chunk=64
     )
     sampler_logps = [np.zeros(n, np.float32) for n in lengths]
     lie = micro_batches(ids, tokens=2 * 192, arrangement=arrangement)
-    batches = grpo_batches(
-        ids, lengths.tolist(), ref, sampler_logps, advantages, batches=lie, longest=int(lengths.max())
-    )
+    rows = LossRows(sampler_logps, advantages, ref)
+    batches = grpo_batches(ids, rows, batches=lie, longest=int(lengths.max()))
     gradients, aux = sum_gradients(accumulate, params, batches)
     assert float(aux["loss"]) == pytest.approx(float(arrays["loss"]), abs=1e-5)
     assert float(aux["kl"]) == pytest.approx(step["metrics"]["kl"][0], rel=1e-4)

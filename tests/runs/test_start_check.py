@@ -9,7 +9,7 @@ import pytest
 from rlt_jax.configs import PRESETS, TrainConfig
 from rlt_jax.errors import UserError
 from rlt_jax.planner.preflight import Check
-from rlt_jax.runs.rlt import open_rlt
+from rlt_jax.runs.open_rlt import open_rlt
 from rlt_jax.runs.start_check import start_checks
 
 TINY = PRESETS["tiny"]

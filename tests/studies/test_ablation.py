@@ -315,12 +315,12 @@ def test_the_study_of_rewards_on_the_base_of_the_lab():
     runs = study_runs(AblateConfig(study="rewards", base="legs", output_dir="out"))
     paper = runs["paper"][2]
     assert (paper.teacher, paper.student) == ("runs/legs/seed-1/warmup/final", "runs/legs/seed-1/reward-student/final")
-    assert (paper.data.eval_rows, paper.max_steps, paper.questions_per_step) == (256, 150, 16)
+    assert (paper.data.eval_rows, paper.max_steps, paper.questions_per_draw) == (256, 150, 16)
     assert runs["as-text"][2].reward.student_tokens == "text"
 
 
 def test_no_such_study():
-    with pytest.raises(UserError, match=r"--study papers: expected a YAML file, or one of the package's: paper"):
+    with pytest.raises(UserError, match=r"--study papers: expected a YAML file, or one of the package's: advantages, "):
         study_runs(AblateConfig(study="papers", output_dir="out"))
 
 
