@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlt_jax.configs import LossConfig
+from rlt_jax.configs import LossConfig, TrainConfig
 from rlt_jax.losses import importance_weights, off_policy_keep, policy_loss, row_weights, sft_loss, totals_of
 from rlt_jax.segments import Layout
 from rlt_jax.types import Array, TrainBatch
@@ -112,6 +112,13 @@ def policy_objective(
         return loss, Diagnostics({"loss": loss, "entropy": surprisal, **shown, **means}, maxima)
 
     return objective
+
+
+def objective_of(config: TrainConfig) -> Callable[[Any, TrainBatch], tuple[jax.Array, Diagnostics]]:
+    """The objective of a run; it reads entropies as `reads_entropies` says."""
+    return policy_objective(
+        config.loss, max_completion_length=config.max_completion_length, compare_sampler=config.compares_sampler
+    )
 
 
 def reads_entropies(config: LossConfig) -> bool:

@@ -11,7 +11,7 @@ import jax
 from rlt_jax.batching import power_of_two
 from rlt_jax.configs import TrainConfig
 from rlt_jax.learner.backward import make_layerwise_accumulate
-from rlt_jax.learner.objective import policy_objective, reads_entropies
+from rlt_jax.learner.objective import objective_of, reads_entropies
 from rlt_jax.models import Model, ModelConfig, build_model
 from rlt_jax.models.attention import sum_bytes
 from rlt_jax.planner.ledger import PhaseName
@@ -60,11 +60,7 @@ def _score_bytes(model: Model, *, dtype: str, run: RunShape, of: Pass, longest: 
 def _update_bytes(config: TrainConfig, run: RunShape, model: Model) -> int:
     accumulate: Any = make_layerwise_accumulate(  # Any: its type does not say that it is jitted
         model,
-        policy_objective(
-            config.loss,
-            max_completion_length=config.max_completion_length,
-            compare_sampler=config.compares_sampler,
-        ),
+        objective_of(config),
         temperature=config.policy_temperature,
         chunk=run.logprob_chunk,
         saved_mlp=run.saved_mlp,

@@ -25,6 +25,11 @@ class Scored(NamedTuple):
     rewards: Rewards
     work: Mapping[str, Work] = {}  # model ("teacher", "student") -> what it computed; only those that were run
 
+    @property
+    def reward(self) -> np.ndarray:
+        """The rewards f32[B]."""
+        return np.asarray(self.rewards.reward, np.float32)
+
 
 @dataclass(frozen=True)
 class Scorer:

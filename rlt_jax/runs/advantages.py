@@ -46,7 +46,7 @@ def advantages_of(
       NotFinite: rewards are so large that their mean overflows.
     """
     settings, group = config.advantages, config.num_generations
-    rewards = np.asarray(scored.rewards.reward, np.float32)
+    rewards = scored.reward
     terms = rewards[:, None]
     if settings.aggregation == "normalize_then_sum":
         if not scored.rewards.terms:

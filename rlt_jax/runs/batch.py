@@ -93,11 +93,12 @@ class Batch(NamedTuple):
     @property
     def reward(self) -> np.ndarray:
         """The rewards f32[B]."""
-        return np.asarray(self.scored.rewards.reward, np.float32)
+        return self.scored.reward
 
     def part(self, rows: Sequence[int] | np.ndarray) -> "Batch":
         """Those with the given indices."""
-        if len(rows) == len(self.completions):
+        chosen = np.asarray(rows)
+        if np.array_equal(chosen, np.arange(len(self.completions))):
             return self
 
         def of(values: Sequence) -> list:
@@ -109,9 +110,9 @@ class Batch(NamedTuple):
             entropies = None if made.entropies is None else of(made.entropies)
             return made._replace(logps=of(made.logps), entropies=entropies)
 
-        scored, chosen = self.scored, np.asarray(rows)
+        scored = self.scored
         components = {name: np.asarray(values)[chosen] for name, values in scored.rewards.components.items()}
-        rewards = Rewards(np.asarray(scored.rewards.reward)[chosen], components)
+        rewards = scored.rewards._replace(reward=np.asarray(scored.rewards.reward)[chosen], components=components)
         return Batch(
             self.questions[chosen],
             scored._replace(prompts=of(scored.prompts), rows=of(scored.rows), rewards=rewards),
@@ -124,17 +125,19 @@ class Batch(NamedTuple):
             self.replaced,
         )
 
+    def tails(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Of values [T_i] of prompts with completions, those of the completions."""
+        lengths = [len(completion.token_ids) for completion in self.completions]
+        return [row[len(row) - length :] for row, length in zip(values, lengths, strict=True)]
+
     def loss_rows(self, config: TrainConfig) -> LossRows:
         """What the loss of a gradient step on all of them reads."""
-        lengths = [len(completion.token_ids) for completion in self.completions]
-
-        def tails(values: Sequence[np.ndarray] | None) -> list[np.ndarray] | None:
-            return None if values is None else [row[len(row) - n :] for row, n in zip(values, lengths)]
-
+        tails = self.tails
         old = self.policy if config.steps_per_draw > 1 else None
         reference = self.reference if config.loss.kl_in == "loss" else None
         keep = None
-        if self.policy is not None and (entropies := tails(self.policy.entropies)) is not None:
+        if self.policy is not None and self.policy.entropies is not None:
+            entropies = tails(self.policy.entropies)
             threshold = top_entropy_threshold(entropies, quantile=config.loss.top_entropy_quantile)
             keep = [row >= threshold for row in entropies]
         return LossRows(
@@ -157,48 +160,42 @@ def exchanged(batch: Batch, groups: np.ndarray, other: Batch, taken: np.ndarray,
     for place, replacement in zip(groups, taken, strict=True):
         inside = np.arange(group)
         source[place * group + inside] = len(source) + replacement * group + inside
+    return _both(batch, other).part(source)._replace(replaced=batch.replaced + len(taken))
 
-    def of(values: Sequence, others: Sequence) -> list:
-        both = [*values, *others]
-        return [both[i] for i in source]
 
-    def array(values: np.ndarray, others: np.ndarray) -> np.ndarray:
-        return np.concatenate([values, others])[source]
+def _both(batch: Batch, other: Batch) -> Batch:
+    """The completions of one, then those of the other; both hold the same kinds of values."""
 
     def of_pass(made: Pass | None, others: Pass | None) -> Pass | None:
         if made is None or others is None:
             return None
-        both = made.entropies is not None and others.entropies is not None
-        entropies = of(made.entropies or (), others.entropies or ()) if both else None
-        return Pass(of(made.logps, others.logps), made.work + others.work, entropies)
+        entropies = None if made.entropies is None else [*made.entropies, *(others.entropies or ())]
+        return Pass([*made.logps, *others.logps], made.work + others.work, entropies)
 
-    ours, theirs = batch.scored.rewards, other.scored.rewards
+    ours, theirs = batch.scored, other.scored
     components = {
-        name: array(np.asarray(x), np.asarray(theirs.components[name])) for name, x in ours.components.items()
+        name: np.concatenate([values, theirs.rewards.components[name]])
+        for name, values in ours.rewards.components.items()
     }
-    rewards = Rewards(array(np.asarray(ours.reward), np.asarray(theirs.reward)), components, ours.terms)
-    prompts, rows = of(batch.scored.prompts, other.scored.prompts), of(batch.scored.rows, other.scored.rows)
+    reward = np.concatenate([ours.rewards.reward, theirs.rewards.reward])
     return Batch(
-        array(batch.questions, other.questions),
-        batch.scored._replace(prompts=prompts, rows=rows, rewards=rewards),
-        of(batch.completions, other.completions),
+        np.concatenate([batch.questions, other.questions]),
+        ours._replace(
+            prompts=[*ours.prompts, *theirs.prompts],
+            rows=[*ours.rows, *theirs.rows],
+            rewards=ours.rewards._replace(reward=reward, components=components),
+        ),
+        [*batch.completions, *other.completions],
         of_pass(batch.policy, other.policy),
         of_pass(batch.reference, other.reference),
-        array(batch.advantages, other.advantages),
-        array(batch.trained, other.trained),
+        np.concatenate([batch.advantages, other.advantages]),
+        np.concatenate([batch.trained, other.trained]),
         {name: work + other.work[name] for name, work in batch.work.items()},
-        batch.replaced + len(taken),
     )
 
 
 def arrays_of_batch(batch: Batch) -> dict[str, np.ndarray]:
     """All of a batch but prompts, rows and what computing it took, as arrays; `batch_of_arrays` turns them back."""
-    lengths = [len(completion.token_ids) for completion in batch.completions]
-
-    def tails(values: Sequence[np.ndarray]) -> np.ndarray:
-        # of the completions: their prompts have 0
-        return np.concatenate([row[len(row) - length :] for row, length in zip(values, lengths)])
-
     arrays = {
         **arrays_of(batch.completions),
         "questions": batch.questions,
@@ -210,25 +207,25 @@ def arrays_of_batch(batch: Batch) -> dict[str, np.ndarray]:
     }
     for name, made in (("policy", batch.policy), ("reference", batch.reference)):
         if made is not None:
-            arrays[f"{name}/logps"] = tails(made.logps)
+            arrays[f"{name}/logps"] = np.concatenate(batch.tails(made.logps))  # their prompts have 0
             if made.entropies is not None:
-                arrays[f"{name}/entropies"] = tails(made.entropies)
+                arrays[f"{name}/entropies"] = np.concatenate(batch.tails(made.entropies))
     return {name: np.ascontiguousarray(values) for name, values in arrays.items()}
 
 
 def batch_of_arrays(
     arrays: Mapping[str, np.ndarray],
     prompts_of: Callable[[np.ndarray], Sequence[Prompt]],
-    rows_of: Callable[[Sequence[Prompt], Sequence[Completion]], list[ScoreRow]],
+    rows_to_score: Callable[[Sequence[Prompt], Sequence[Completion]], list[ScoreRow]],
 ) -> Batch:
     """The batch of `arrays_of_batch`.
 
     Args:
       prompts_of: i64[B] questions -> the prompt of each.
-      rows_of: prompts, completions -> their rows.
+      rows_to_score: prompts, completions -> their rows.
     """
     completions, prompts = completions_of(arrays), prompts_of(arrays["questions"])
-    scored_rows = rows_of(prompts, completions)
+    scored_rows = rows_to_score(prompts, completions)
 
     def whole(name: str) -> list[np.ndarray] | None:
         if name not in arrays:

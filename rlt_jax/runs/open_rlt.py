@@ -13,7 +13,7 @@ from rlt_jax.device.backoff import BatchSizes, MemoryBackoff, explain_out_of_mem
 from rlt_jax.device.budget import BudgetWatch
 from rlt_jax.device.gpu import read_gpu
 from rlt_jax.device.jax_setup import prepare_memory
-from rlt_jax.learner.objective import policy_objective, reads_entropies
+from rlt_jax.learner.objective import objective_of, reads_entropies
 from rlt_jax.learner.optimizer import open_optimizer
 from rlt_jax.learner.step import make_reference_sync, make_sum_gradients
 from rlt_jax.planner.capacity import saved_layers
@@ -129,11 +129,7 @@ def open_rlt(
             ),
             sum_gradients=make_sum_gradients(
                 model,
-                policy_objective(
-                    config.loss,
-                    max_completion_length=config.max_completion_length,
-                    compare_sampler=config.compares_sampler,
-                ),
+                objective_of(config),
                 temperature=config.policy_temperature,
                 chunk=config.loss.logprob_chunk,
                 dtype=config.memory.gradients,

@@ -120,7 +120,7 @@ def _replay_train(
         if config.reads_old_log_probs:
             steps = {"score": score, "policy": policy_logprobs, **steps}
         if earlier := {name.removeprefix(EARLIER): x for name, x in kept.batch.items() if name.startswith(EARLIER)}:
-            had["batch"] = batch_of_arrays(earlier, rlt.each_prompt, rlt.rows_of)
+            had["batch"] = batch_of_arrays(earlier, rlt.each_prompt, rlt.rows_to_score)
             steps = {"gradients": gradients}
         stages, fault = _run(steps)
         rows: list[str] = []

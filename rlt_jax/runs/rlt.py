@@ -238,7 +238,7 @@ class Rlt:
           NotFinite: log-probs, rewards or components are NaN or infinite.
         """
         teacher = reference if self.config.reward.use_reference_teacher_model else policy
-        rows = self.rows_of(prompts, completions)
+        rows = self.rows_to_score(prompts, completions)
         with stage("score"):
             return self.backoff.run(
                 "score",
@@ -297,7 +297,7 @@ class Rlt:
             wanted=completion_places(ids, completions),
             entropies=entropies,
         )
-        with stage(who, reward=reward_of(scored)):
+        with stage(who, reward=scored.reward):
             return self.backoff.run("score", lambda sizes: logprobs(tokens=sizes.score), least=longest_of(scored))
 
     def joined(self, drawn: Drawn, scored: Scored, policy: Pass | None, reference: Pass | None) -> Batch:
@@ -338,9 +338,9 @@ class Rlt:
         """The batch that a resumed run goes on with; None before a draw, and (logged) if it is not on disk."""
         if turn.is_first or not key or (arrays := self.rollouts.kept_batch(str(turn.first_step), key=key)) is None:
             return None
-        return batch_of_arrays(arrays, self.each_prompt, self.rows_of)
+        return batch_of_arrays(arrays, self.each_prompt, self.rows_to_score)
 
-    def rows_of(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[ScoreRow]:
+    def rows_to_score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[ScoreRow]:
         """The rows to score of completions, each of the prompt at its place."""
         return completion_rows(prompts, completions, chat=self.chat, eos_ids=self.eos_ids)
 
@@ -464,11 +464,6 @@ class Rlt:
 def sampling_of(config: TrainConfig) -> SamplingParams:
     """The sampling parameters of a run."""
     return sampling_params(config.sampler, max_tokens=config.max_completion_length, temperature=config.temperature)
-
-
-def reward_of(scored: Scored) -> np.ndarray:
-    """The rewards f32[B]."""
-    return np.asarray(scored.rewards.reward, np.float32)
 
 
 def longest_of(scored: Scored) -> int:

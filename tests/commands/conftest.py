@@ -58,6 +58,20 @@ def command() -> Callable[..., str]:
 
 
 @pytest.fixture
+def refused(main, capsys) -> Callable[..., str]:
+    """refused(module, *flags): what a command says that ends with exit code 2, without a traceback."""
+
+    def run(module: ModuleType, *flags: object) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(module, *flags)
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and "Traceback" not in said
+        return said
+
+    return run
+
+
+@pytest.fixture
 def main(monkeypatch) -> Callable[..., None]:
     """main(module, *flags): a command's entry point in this process, as `python -m` runs it."""
 

@@ -51,20 +51,6 @@ def texts(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def refused(main, capsys):
-    """refused(module, *flags): what a command says that ends with exit code 2, without a traceback."""
-
-    def run(module, *flags) -> str:
-        with pytest.raises(SystemExit) as stop:
-            main(module, *flags)
-        said = capsys.readouterr().err
-        assert stop.value.code == 2 and "Traceback" not in said
-        return said
-
-    return run
-
-
-@pytest.fixture
 def rows(tiny, tmp_path) -> Path:
     """Six rows with an explanation of their own."""
     path = tmp_path / "rows.jsonl"

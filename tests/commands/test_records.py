@@ -40,19 +40,6 @@ def explained(rows) -> Path:
     return path
 
 
-@pytest.fixture
-def refused(main, capsys):
-    """refused(module, *flags): what the command says as it ends with exit code 2."""
-
-    def run(module, *flags) -> str:
-        with pytest.raises(SystemExit) as stop:
-            main(module, *flags)
-        assert stop.value.code == 2
-        return capsys.readouterr().err
-
-    return run
-
-
 GENERATE = ("--max-prompt-length", 128, "--dtype", "float32", "--max-completion-length", 48)
 
 
